@@ -1,0 +1,41 @@
+# Every target does its own set-up: the environment is .venv in this checkout. `make` lists the targets.
+PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell command -v python$(version))) python3)
+BIN := .venv/bin
+
+.PHONY: help install test lint demo seeds compare notebook wheel clean
+
+help:  ## List the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv/.installed: setup.cfg pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[test,dev]'
+	touch $@
+
+install: .venv/.installed  ## Make .venv and install the package into it
+
+test: install  ## Run the tests
+	$(BIN)/python -m pytest
+
+lint: install  ## Check style with ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+demo: install  ## Distil a multilingual classifier, print it by language, export it: runs/demo
+	$(BIN)/keras-kd demo
+
+seeds: install  ## The demo over five seeds: the table of the README
+	$(BIN)/python benchmarks/five_seeds.py
+
+compare: install  ## Show each difference from keras.distillation
+	$(BIN)/python benchmarks/compare_keras_distillation.py
+
+notebook: install  ## Run the notebook and write its outputs into it
+	$(BIN)/python notebooks/run.py
+
+wheel: install  ## Build the wheel into dist/
+	$(BIN)/python -m build --wheel
+
+clean:  ## Remove what was built, not runs/
+	rm -rf .venv dist build *.egg-info .pytest_cache .ruff_cache

@@ -1,0 +1,79 @@
+"""Everything that keras_kd takes from Keras's insides, in one place: `tests/test_keras_private.py` pins each.
+
+Public Keras has no name for these: whether `call` takes `training`, the mask that travels with a tensor, the losses
+behind `compile(loss=...)`, the `tf.Variable` behind a variable.
+"""
+
+import keras
+from keras.src import backend
+from keras.src.losses.losses import LossFunctionWrapper
+from keras.src.models.functional import Functional
+
+
+def call_model(model, inputs, training):
+    """Call a model in training or inference mode, also one whose `call` has no `training` argument."""
+    if model._call_has_training_arg:
+        return model(inputs, training=training)
+    return model(inputs)
+
+
+def functional_graph(model):
+    """The functional model that a functional or built sequential model is, or None for any other model."""
+    if isinstance(model, keras.Sequential):
+        return model._functional
+    return model if isinstance(model, Functional) else None
+
+
+def get_mask(tensor):
+    """The Keras mask of a tensor, `(batch, length)` bool, or None."""
+    return backend.get_keras_mask(tensor)
+
+
+def set_mask(tensor, mask):
+    """Attach a Keras mask to a tensor and return the tensor."""
+    backend.set_keras_mask(tensor, mask)
+    return tensor
+
+
+def loss_argument(model):
+    """What the model was compiled with as `loss`, looked up if it is a name; None without a loss."""
+    if model._compile_loss is None:
+        return None
+    loss = model._compile_loss._user_loss
+    return keras.losses.get(loss) if isinstance(loss, str) else loss
+
+
+def replace_compiled_losses(model, wrap):
+    """Replace each loss of `compile(loss=...)` by `wrap(loss)`; does nothing where it is done already."""
+    compile_loss = model._compile_loss
+    if compile_loss is not None and compile_loss.built:
+        compile_loss._flat_losses = [entry._replace(loss=wrap(entry.loss)) for entry in compile_loss._flat_losses]
+
+
+def loss_function(loss):
+    """The function behind a loss and its keyword arguments, for Keras's own losses in any of their forms."""
+    if isinstance(loss, LossFunctionWrapper):
+        return loss.fn, loss._fn_kwargs
+    return loss, {}
+
+
+def sparse_label_options(loss):
+    """`(True, ignore_class)` if the loss is sparse categorical cross-entropy in any of its forms, else `(False, None)`."""
+    function, options = loss_function(loss)
+    return function is keras.losses.sparse_categorical_crossentropy, options.get("ignore_class")
+
+
+def backend_variable(variable):
+    """The backend's own variable, e.g. `tf.Variable`, of a `keras.Variable`."""
+    return variable._value
+
+
+def producer(tensor):
+    """The operation that made a symbolic tensor, the tensor's index among its outputs, and the operation's inputs."""
+    operation, node_index, tensor_index = tensor._keras_history
+    return operation, tensor_index, operation._inbound_nodes[node_index].input_tensors
+
+
+def build_symbolically(model, inputs):
+    """Build a model by running it on symbolic inputs, without a trace in its graph."""
+    backend.compute_output_spec(model, inputs)

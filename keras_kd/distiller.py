@@ -1,0 +1,323 @@
+"""Distiller: one teacher pass, one student pass, one sum."""
+
+import functools
+
+import keras
+
+from keras_kd import fit_checks
+from keras_kd._checks import require_model, require_number
+from keras_kd._keras_private import build_symbolically, functional_graph
+from keras_kd.objectives import Objective, SoftLabels
+from keras_kd.objectives.base import scalar_value, scalar_variable
+from keras_kd.signals import SignalReader, output_activations, output_names
+from keras_kd.steps import Step, replicas
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class Distiller(Step, keras.Model):
+    """Trains a student on labels and on what a teacher says: `L = hard_weight · L_raw + soft_weight · Σ wᵢ Lᵢ`.
+
+    `L_raw` is the loss given to `compile`, on the labels; each `Lᵢ` is an objective, for instance `SoftLabels`; wᵢ is the
+    objective's weight; `soft_weight` is the λ of the formula. Regularization losses of the student are added.
+    A step runs the teacher once, in inference mode and outside the gradient tape, and the student once.
+
+    Everything else is the student's: `distiller(x)`, `predict` and `evaluate` give what the student alone gives, and
+    `evaluate` never runs the teacher. The teacher comes out as it went in: weights, `trainable` flags and BatchNorm
+    statistics. It is no part of the distiller's weights, checkpoints or saved file; after
+    `keras.saving.load_model(path)`, hand it in again: `distiller.teacher = teacher`.
+
+    Works as `keras.Model.fit` does: sample and class weights, masks, several outputs, dict inputs, metrics,
+    `steps_per_execution`, `jit_compile`, gradient accumulation, mixed precision, `tf.distribute` strategies.
+    Unlabelled data: compile with `loss=None`, or leave `y` out; for partly labelled data, give the unlabelled
+    examples label -1 and `loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)`.
+
+    The logs of `fit` show `loss` (L), `hard_loss` (L_raw), each objective under its own name (Lᵢ, without its
+    weight) and, at the end of an epoch, `soft_weight`. Those of `evaluate` show `loss`, which is the student's own
+    (L_raw and regularization), and the metrics.
+
+    Probabilities taken for logits are the commonest mistake: where a model is known to end in softmax (functional and
+    sequential models), objectives over distributions take the log of its output. Subclassed models must give logits.
+
+    Args:
+        teacher: A built `keras.Model`, or None to hand it in before `fit`: `distiller.teacher = teacher`. Teacher and
+            student get the same `x`.
+        student: A `keras.Model`, the one that is trained. If it is not built yet, it is built for the teacher's input.
+        objectives: An `Objective` or a list of them; `SoftLabels()` if not given.
+        soft_weight: λ ≥ 0, kept in the variable `distiller.soft_weight`, which callbacks may change without retracing.
+        hard_weight: Factor ≥ 0 of `L_raw`, kept in the variable `distiller.hard_weight`.
+        name: Name of the model.
+
+    Raises:
+        TypeError: teacher or student is not a `keras.Model`, an objective is not an `Objective`, a weight not a number.
+        ValueError: A model is unbuilt and cannot be built; class counts or other shapes do not fit; an unknown layer;
+            a negative weight; a student made outside the active `tf.distribute` scope; two objectives of one name.
+
+    Example:
+
+    >>> teacher = keras.Sequential([keras.Input((8,)), keras.layers.Dense(64, "relu"), keras.layers.Dense(3)])
+    >>> student = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+    >>> distiller = keras_kd.Distiller(teacher, student, keras_kd.SoftLabels(temperature=4.0), soft_weight=0.5)
+    >>> distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
+    >>> history = distiller.fit(np.random.rand(64, 8), np.random.randint(0, 3, 64), verbose=0)
+    >>> sorted(history.history)
+    ['accuracy', 'hard_loss', 'loss', 'soft_labels', 'soft_weight']
+
+    Reference: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015
+    (https://arxiv.org/abs/1503.02531).
+    """
+
+    def __init__(self, teacher, student, objectives=None, *, soft_weight=1.0, hard_weight=1.0, name=None):
+        require_model(student, "student")
+        super().__init__(name=name, dtype=student.dtype_policy)
+        self.objectives = _objective_list(objectives)
+        self.soft_weight = scalar_variable(require_number(soft_weight, "soft_weight", at_least=0.0), "soft_weight")
+        self.hard_weight = scalar_variable(require_number(hard_weight, "hard_weight", at_least=0.0), "hard_weight")
+        self._objective_variables = [v for o in self.objectives for v in o.hyperparameters().values()]
+        self.projections = {}
+        if teacher is not None:
+            _require_built_teacher(teacher)
+        _build_student(student, teacher)
+        replicas.require_in_scope(student, self.distribute_strategy, "student")
+        self.student = student
+        self.output_names = output_names(student) or None
+        self._student_reader = SignalReader(student, self._layers_of("student_layer"), role="student")
+        self._teacher_reader = None
+        self._logged_knobs = {"soft_weight": None}
+        self.hard_loss_tracker = keras.metrics.Mean(name="hard_loss")
+        self.objective_trackers = [keras.metrics.Mean(name=objective.name) for objective in self.objectives]
+        self.built = student.built
+        if teacher is not None:
+            self.teacher = teacher
+
+    # The teacher -------------------------------------------------------------------------------------------------
+
+    @property
+    def teacher(self):
+        """The teacher, or None. Assign it after loading a saved distiller; it is checked against the student."""
+        return None if self._teacher_reader is None else self._teacher_reader.model
+
+    @teacher.setter
+    def teacher(self, teacher):
+        _require_built_teacher(teacher)
+        reader = SignalReader(teacher, self._layers_of("teacher_layer"), role="teacher")
+        self._check_objectives(reader)
+        self._teacher_reader = reader
+        self.train_function = None
+
+    def __setattr__(self, name, value):
+        # Keras tracks, and so trains and saves, every layer that is set on a model: the teacher goes round it.
+        if name == "teacher":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def __dir__(self):
+        # Keras saves what it finds in dir(model): the teacher is not ours to save.
+        return [name for name in super().__dir__() if name != "teacher"]
+
+    # The student's face ------------------------------------------------------------------------------------------
+
+    def call(self, inputs, training=None):
+        return self.student(inputs, training=training)
+
+    @functools.wraps(keras.Model.fit)
+    def fit(self, x=None, y=None, *args, **kwargs):
+        fit_checks.require_batches(x)
+        fit_checks.require_labels_in_range(self, y)
+        return super().fit(x, y, *args, **kwargs)
+
+    def build(self, input_shape):
+        if not self.student.built:
+            self.student.build(input_shape)
+        self.built = True
+
+    # Knobs, signals and losses -----------------------------------------------------------------------------------
+
+    @property
+    def knobs(self):
+        """Every variable that a callback may change while training, by name.
+
+        `{"soft_weight": λ, "hard_weight": …, "soft_labels_weight": w, "soft_labels_temperature": T, …}`
+        """
+        knobs = {"soft_weight": self.soft_weight, "hard_weight": self.hard_weight}
+        for objective in self.objectives:
+            knobs |= {f"{objective.name}_{name}": v for name, v in objective.hyperparameters().items()}
+        return knobs
+
+    def pair_signals(self, objective, teacher_signals, student_signals):
+        """The teacher's and the student's tensors that an objective compares: a list of pairs."""
+        teacher = _read(self._teacher_reader, teacher_signals, objective, objective.teacher_layer)
+        student = _read(self._student_reader, student_signals, objective, objective.student_layer)
+        if len(teacher) != len(student):
+            raise ValueError(
+                f"{objective.name} compares every output of the teacher with one of the student, but the teacher has "
+                f"{len(teacher)} and the student {len(student)}. Name one with output=."
+            )
+        return list(zip(teacher, student, strict=True))
+
+    def project(self, objective, student_tensor):
+        """The student's signal, widened by the objective's projection where it has one."""
+        projection = self.projections.get(objective.name)
+        return student_tensor if projection is None else projection(student_tensor)
+
+    def log_knob(self, name):
+        """Show a knob in the logs of each epoch, beside `soft_weight`, which is always there."""
+        if name not in self.knobs:
+            raise ValueError(f"{name!r} is not a knob of this distiller; its knobs are {sorted(self.knobs)}.")
+        self._logged_knobs = dict.fromkeys([*self._logged_knobs, name])
+
+    def knob_logs(self):
+        """The values of the logged knobs, by name."""
+        return {name: scalar_value(self.knobs[name]) for name in self._logged_knobs}
+
+    def read_teacher(self, x):
+        """The teacher's `Signals` for a batch, in inference mode."""
+        if self._teacher_reader is None:
+            raise ValueError("the distiller has no teacher. Hand it in before fit: distiller.teacher = teacher.")
+        return self._teacher_reader(x, training=False)
+
+    def read_student(self, x, training):
+        """The student's `Signals` for a batch."""
+        return self._student_reader(x, training=training)
+
+    def _layers_of(self, side):
+        names = [getattr(objective, side) for objective in self.objectives]
+        return [name for name in names if name is not None]
+
+    def _check_objectives(self, teacher_reader):
+        """Check every objective against static shapes, and make the projections that it asks for."""
+        teacher, student = teacher_reader.symbolic(), self._student_reader.symbolic()
+        if teacher is None or student is None:
+            return  # a subclassed model shows its shapes when the first batch is traced, where they are checked again
+        previous, self._teacher_reader = self._teacher_reader, teacher_reader
+        try:
+            for objective in self.objectives:
+                for teacher_tensor, student_tensor in self.pair_signals(objective, teacher, student):
+                    self._fit_projection(objective, teacher_tensor.shape, student_tensor.shape)
+                    objective.check_shapes(
+                        tuple(teacher_tensor.shape), tuple(self.project(objective, student_tensor).shape)
+                    )
+                if objective.of_logits:
+                    _require_no_sigmoid(teacher_reader.model, self.student, objective)
+        finally:
+            self._teacher_reader = previous
+
+    def _fit_projection(self, objective, teacher_shape, student_shape):
+        if objective.name in self.projections:
+            return
+        projection = objective.make_projection(tuple(teacher_shape), tuple(student_shape))
+        if projection is not None:
+            projection.build(tuple(student_shape))
+            self.projections[objective.name] = projection
+
+    # Saving ------------------------------------------------------------------------------------------------------
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "student": keras.saving.serialize_keras_object(self.student),
+            "objectives": [keras.saving.serialize_keras_object(objective) for objective in self.objectives],
+            "soft_weight": scalar_value(self.soft_weight),
+            "hard_weight": scalar_value(self.hard_weight),
+            "projections": {
+                name: keras.saving.serialize_keras_object(layer) for name, layer in self.projections.items()
+            },
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        """Rebuild a distiller without its teacher; assign `distiller.teacher` before `fit`."""
+        config = dict(config)
+        projections = config.pop("projections")
+        deserialize = keras.saving.deserialize_keras_object
+        student = deserialize(config.pop("student"), custom_objects=custom_objects)
+        objectives = [deserialize(o, custom_objects=custom_objects) for o in config.pop("objectives")]
+        distiller = cls(None, student, objectives, **config)
+        distiller.projections = {name: deserialize(layer) for name, layer in projections.items()}
+        return distiller
+
+
+def load_distiller(path, teacher, *, custom_objects=None):
+    """Load a distiller that `distiller.save(path)` wrote, and hand it its teacher again.
+
+    `fit` then goes on where it stopped: student, optimizer, λ, temperatures and step are as saved.
+
+    Args:
+        path: A `.keras` file.
+        teacher: The teacher, a built `keras.Model`; the file does not hold it.
+        custom_objects: As in `keras.saving.load_model`, for the student's own classes.
+
+    Raises:
+        TypeError: The file holds another kind of model.
+        ValueError: The teacher does not fit the student.
+    """
+    distiller = keras.saving.load_model(path, custom_objects=custom_objects)
+    if not isinstance(distiller, Distiller):
+        raise TypeError(f"path must hold a saved Distiller, but {path} holds a {type(distiller).__name__}.")
+    distiller.teacher = teacher
+    return distiller
+
+
+def _objective_list(objectives):
+    if objectives is None:
+        objectives = [SoftLabels()]
+    objectives = list(objectives) if isinstance(objectives, (list, tuple)) else [objectives]
+    for objective in objectives:
+        if not isinstance(objective, Objective):
+            raise TypeError(
+                "objectives must be a keras_kd.Objective or a list of them, got "
+                f"{type(objective).__name__}: {objective!r}. keras_kd.SoftLabels(temperature=4.0) is the usual one."
+            )
+    names = [objective.name for objective in objectives]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if not names or twice:
+        raise ValueError(
+            f"objectives must be at least one, each with its own name, got {names}. Give them names with name=."
+        )
+    return objectives
+
+
+def _require_built_teacher(teacher):
+    if not require_model(teacher, "teacher").built:
+        raise ValueError(
+            f"teacher {teacher.name!r} is not built, so it holds no trained weights. Call it once on a batch, or give "
+            "it a keras.Input, and load its weights first."
+        )
+
+
+def _build_student(student, teacher):
+    """Build an unbuilt student for the teacher's input, the only one that is known before `fit`."""
+    if student.built:
+        return
+    way_out = "Give the student a keras.Input, or call it once on a batch."
+    graph = None if teacher is None else functional_graph(teacher)
+    if graph is None:
+        shown_by = "no teacher is given" if teacher is None else f"the teacher, a {type(teacher).__name__}, shows none"
+        raise ValueError(
+            f"student {student.name!r} is not built, and there is no input to build it for: {shown_by}. {way_out}"
+        )
+    try:
+        build_symbolically(student, graph.input)
+    except Exception as error:
+        shapes = keras.tree.map_structure(lambda tensor: tensor.shape, graph.input)
+        raise ValueError(
+            f"student {student.name!r} is not built and could not be built for the teacher's input {shapes}: {error}. "
+            f"{way_out}"
+        ) from error
+
+
+def _read(reader, signals, objective, layer):
+    if layer is not None:
+        return [reader.layer(signals, layer)]
+    return (
+        reader.logits(signals, objective.output) if objective.of_logits else reader.outputs(signals, objective.output)
+    )
+
+
+def _require_no_sigmoid(teacher, student, objective):
+    for role, model in (("teacher", teacher), ("student", student)):
+        if "sigmoid" in output_activations(model):
+            raise ValueError(
+                f"{objective.name} compares distributions over classes, but the {role} ends in sigmoid, one "
+                "independent probability a unit. End it in a linear layer (logits) or a softmax."
+            )

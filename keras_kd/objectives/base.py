@@ -1,0 +1,90 @@
+"""The seam of every objective: one teacher signal, one student signal, one value per sample."""
+
+import re
+
+import keras
+
+from keras_kd._checks import require_number
+
+
+class Objective(keras.losses.Loss):
+    """Base class of the objectives: compares one signal of the teacher with one of the student.
+
+    A subclass implements `call(teacher, student)`, which returns one value per sample (per token for sequences), and,
+    where shapes can disagree, `check_shapes`. Keras then applies masks, sample weights, reduction and dtype, so that an
+    objective can also be called by itself: `objective(teacher, student, sample_weight=None)` is the mean over the batch.
+
+    Args:
+        weight: wᵢ ≥ 0 in `L = L_raw + λ Σ wᵢ Lᵢ`. Kept in a variable, `objective.weight`, which callbacks may assign.
+        output: Which model output is compared: its name, its key in a dict, or its index. `None`: every output with
+            its counterpart, values summed. Ignored where layers are named.
+        teacher_layer: Name of the teacher's layer whose output is the teacher signal; `None`: the model output.
+        student_layer: Likewise of the student.
+        reduction: As in `keras.losses.Loss`.
+        name: Name in the logs. Defaults to the class name in snake case, e.g. `"soft_labels"`.
+        dtype: Dtype of the computation, float32 unless given, whatever the policy of the models.
+
+    Attributes:
+        of_logits: True for objectives over distributions: their signals reach `call` as logits `(..., classes)`, also
+            from models that end in softmax (as the log of the probabilities).
+    """
+
+    of_logits = False
+
+    def __init__(
+        self,
+        *,
+        weight=1.0,
+        output=None,
+        teacher_layer=None,
+        student_layer=None,
+        reduction="sum_over_batch_size",
+        name=None,
+        dtype="float32",
+    ):
+        super().__init__(name=name or _snake_case(type(self).__name__), reduction=reduction, dtype=dtype)
+        self.output = output
+        self.teacher_layer = teacher_layer
+        self.student_layer = student_layer
+        self.weight = scalar_variable(require_number(weight, "weight", at_least=0.0), "weight")
+
+    def hyperparameters(self):
+        """The variables that a callback may change while training, by name: `{"weight": …, "temperature": …}`."""
+        return {"weight": self.weight}
+
+    def check_shapes(self, teacher_shape, student_shape):
+        """Raise ValueError, naming both shapes, if signals of these static shapes cannot be compared.
+
+        Shapes are tuples with the batch first; `None` stands for an unknown size.
+        """
+
+    def make_projection(self, teacher_shape, student_shape):
+        """Return a new layer that makes the student's signal as wide as the teacher's, or None if none is needed.
+
+        The distiller trains and saves the layer; it stays behind when the student is exported.
+        """
+        return None
+
+    def call(self, teacher, student):
+        """One value per sample, or per token."""
+        raise NotImplementedError(f"{type(self).__name__} must implement call(teacher, student).")
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            **{name: scalar_value(variable) for name, variable in self.hyperparameters().items()},
+        }
+
+
+def scalar_variable(value, name):
+    """A float32 scalar that training does not touch but callbacks may, without retracing."""
+    return keras.Variable(value, trainable=False, dtype="float32", name=name)
+
+
+def scalar_value(variable):
+    """The value of a scalar variable as a float, also of one that is mirrored over replicas."""
+    return float(variable.numpy())
+
+
+def _snake_case(name):
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()

@@ -1,0 +1,162 @@
+"""What a model has to say about a batch: its outputs and the layers that were asked for, from one forward pass."""
+
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from keras_kd._keras_private import call_model, functional_graph, get_mask, producer, set_mask
+
+_TINY = 1.1754944e-38  # the smallest normal float32: keeps log(0) finite
+
+
+class Signals(NamedTuple):
+    """The signals of one batch.
+
+    Attributes:
+        prediction: The model's output as the model gives it: a tensor, list or dict.
+        layers: Outputs of the tapped layers by name.
+    """
+
+    prediction: object
+    layers: dict
+
+
+class SignalReader:
+    """Reads the outputs of a model and of some of its layers in one forward pass.
+
+    Args:
+        model: A built `keras.Model`.
+        layers: Names of layers to read. Needs a functional or sequential model.
+        role: "teacher" or "student", for the messages.
+
+    Raises:
+        ValueError: A layer is unknown (the known ones are listed) or is used more than once.
+        TypeError: Layers are asked of a subclassed model, whose inner tensors have no names.
+    """
+
+    def __init__(self, model, layers=(), *, role):
+        self.model = model
+        self.role = role
+        self._taps = {name: _tapped_tensor(model, name, role) for name in dict.fromkeys(layers)}
+        self._softmax = ends_in_softmax(model)
+        self._names = output_names(model)
+        if self._taps:
+            graph = functional_graph(model)
+            self._tapped = keras.Model(graph.input, {"prediction": graph.output, "layers": self._taps})
+
+    def __call__(self, inputs, training):
+        """Run the model once; return its `Signals`."""
+        if not self._taps:
+            return Signals(call_model(self.model, inputs, training), {})
+        return Signals(**self._tapped(inputs, training=training))
+
+    def symbolic(self):
+        """The `Signals` without a batch, as symbolic tensors with static shapes; None for a subclassed model."""
+        graph = functional_graph(self.model)
+        return None if graph is None else Signals(graph.output, dict(self._taps))
+
+    def layer(self, signals, name):
+        """The output of the tapped layer `name`."""
+        return signals.layers[name]
+
+    def outputs(self, signals, output=None):
+        """The outputs that `output` (name, dict key, index) names, in a list; None names all of them."""
+        return [keras.tree.flatten(signals.prediction)[i] for i in self._positions(signals, output)]
+
+    def logits(self, signals, output=None):
+        """As `outputs`, but as logits: the log of an output where the model is known to end in softmax there."""
+        tensors = keras.tree.flatten(signals.prediction)
+        softmax = self._softmax or [False] * len(tensors)
+        return [_log_probabilities(tensors[i]) if softmax[i] else tensors[i] for i in self._positions(signals, output)]
+
+    def _positions(self, signals, output):
+        is_dict = isinstance(signals.prediction, dict)
+        keys = sorted(signals.prediction) if is_dict else self._names  # tree.flatten goes by sorted keys
+        count = len(keras.tree.flatten(signals.prediction))
+        if output is None:
+            return range(count)
+        if output in keys:
+            return [keys.index(output)]
+        if type(output) is int and 0 <= output < count:
+            return [output]
+        raise ValueError(f"output={output!r} is not an output of the {self.role}; it has {keys or list(range(count))}.")
+
+
+def output_names(model):
+    """Names of the outputs of a functional model: the keys of a dict output, else the layers they come from."""
+    graph = functional_graph(model)
+    if graph is None:
+        return []
+    return sorted(graph.output) if isinstance(graph.output, dict) else list(graph.output_names)
+
+
+def output_activations(model):
+    """Name of each output's last activation, e.g. "softmax", "linear", or "unknown", in the order of the outputs.
+
+    Functional and sequential models are followed back through nested models and layers that change nothing (linear
+    activations, dropout, identity, casts). Of a subclassed model nothing is known: an empty list.
+    """
+    graph = functional_graph(model)
+    return [] if graph is None else [_final_activation(tensor) for tensor in keras.tree.flatten(graph.output)]
+
+
+def ends_in_softmax(model):
+    """For each output of the model, whether its last layer or activation is known to be a softmax.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
+    >>> keras_kd.signals.ends_in_softmax(model)
+    [True]
+    """
+    return [activation == "softmax" for activation in output_activations(model)]
+
+
+def _final_activation(tensor):
+    operation, tensor_index, inputs = producer(tensor)
+    if isinstance(operation, keras.Model) and functional_graph(operation) is not None:
+        return _final_activation(keras.tree.flatten(functional_graph(operation).output)[tensor_index])
+    if isinstance(operation, keras.layers.Softmax) or type(operation).__name__ == "Softmax":
+        return "softmax"
+    if isinstance(operation, _UNCHANGING_LAYERS) or type(operation).__name__ == "Cast":
+        return _final_activation(inputs[0])
+    if not isinstance(operation, _LAYERS_WITH_ACTIVATION):
+        return "unknown"
+    if isinstance(operation, keras.layers.Activation) and operation.activation is keras.activations.linear:
+        return _final_activation(inputs[0])
+    return getattr(operation.activation, "__name__", "unknown")
+
+
+_UNCHANGING_LAYERS = (keras.layers.Dropout, keras.layers.Identity)
+_LAYERS_WITH_ACTIVATION = (
+    keras.layers.Activation,
+    keras.layers.Dense,
+    keras.layers.EinsumDense,
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+)
+
+
+def _log_probabilities(tensor):
+    logits = ops.log(ops.maximum(ops.cast(tensor, "float32"), _TINY))
+    return logits if isinstance(tensor, keras.KerasTensor) else set_mask(logits, get_mask(tensor))
+
+
+def _tapped_tensor(model, name, role):
+    if functional_graph(model) is None:
+        raise TypeError(
+            f"{role}_layer={name!r} needs a functional or sequential {role}: a {type(model).__name__} does not show "
+            "its inner tensors. Build it with keras.Model(inputs, outputs), or give the layer's output as an output."
+        )
+    known = [layer.name for layer in model.layers]
+    if name not in known:
+        raise ValueError(f"{role}_layer={name!r} is not a layer of the {role}; its layers are {known}.")
+    try:
+        return model.get_layer(name).output
+    except (AttributeError, ValueError) as error:
+        raise ValueError(
+            f"{role}_layer={name!r} has no single output: it is used more than once in the {role} or not at all. "
+            "Name a layer that is called once."
+        ) from error

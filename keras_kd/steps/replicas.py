@@ -1,0 +1,108 @@
+"""Exact means over all replicas of a `tf.distribute` strategy, whatever share of the batch each of them got."""
+
+import keras
+import tensorflow as tf
+from tensorflow.python.distribute.values import PerReplicaSpec
+
+from keras_kd._keras_private import backend_variable, get_mask, sparse_label_options
+
+
+def replica_count():
+    """Number of replicas that train together; 1 without a strategy."""
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
+def sum_over_replicas(value):
+    """The sum of a scalar over all replicas; the scalar itself where there is one, or where shapes are only traced."""
+    context = tf.distribute.get_replica_context()
+    if context is None or replica_count() == 1:
+        return value
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
+class GlobalMean:
+    """A loss whose per-replica values add up to the mean over the whole batch, also of an uneven one.
+
+    Keras divides by the examples (or unmasked tokens) of one replica and by the number of replicas, which is the
+    global mean only when all replicas hold equally many. This multiplies by `count · replicas / Σ count`, so that
+    the sum over replicas is `Σ loss / Σ count`.
+
+    Args:
+        loss: A `keras.losses.Loss`. One that is summed, not averaged, is left as it is.
+    """
+
+    def __init__(self, loss):
+        self.loss = loss.loss if isinstance(loss, GlobalMean) else loss
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        value = self.loss(y_true, y_pred, sample_weight)
+        if replica_count() == 1 or self.loss.reduction in ("sum", "none", None):
+            return value
+        count = tf.cast(self._count(y_true, y_pred, sample_weight), value.dtype)
+        return value * tf.math.divide_no_nan(count * replica_count(), sum_over_replicas(count))
+
+    def _count(self, y_true, y_pred, sample_weight):
+        """What this replica's mean is divided by, up to a factor that all replicas share."""
+        mask = get_mask(y_pred)
+        _, ignore_class = sparse_label_options(self.loss)
+        if ignore_class is not None:
+            labelled = tf.not_equal(tf.reshape(y_true, tf.shape(y_pred)[:-1]), tf.cast(ignore_class, y_true.dtype))
+            mask = labelled if mask is None else tf.logical_and(mask, labelled)
+        weighted = self.loss.reduction == "mean_with_sample_weight" and sample_weight is not None
+        counted = tf.cast(sample_weight, tf.float32) if weighted else None
+        if mask is not None:
+            mask = tf.cast(mask, tf.float32)
+            counted = mask if counted is None else mask * tf.reshape(counted, _broadcastable(counted, mask))
+        return tf.shape(y_pred)[0] if counted is None else tf.reduce_sum(counted)
+
+
+def require_in_scope(model, strategy, argument):
+    """Raise ValueError if the model's variables were not made under the strategy that is to train them."""
+    if strategy.num_replicas_in_sync == 1:
+        return
+    for variable in model.trainable_variables:
+        if not strategy.extended.variable_created_in_scope(backend_variable(variable)):
+            raise ValueError(
+                f"{argument} {model.name!r} was made outside the scope of the {type(strategy).__name__} that is to train "
+                f"it (variable {variable.path!r}). Make it inside: `with strategy.scope(): student = ...`. The "
+                "teacher may be made anywhere."
+            )
+
+
+def require_supported(strategy, steps_per_execution, jit_compile):
+    """Raise ValueError for settings that fail inside TensorFlow under a mirrored strategy."""
+    mirrored = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
+    if not isinstance(strategy, mirrored) or strategy.num_replicas_in_sync == 1:
+        return
+    for argument, value, usable in (
+        ("steps_per_execution", steps_per_execution, 1),
+        ("jit_compile", jit_compile, False),
+    ):
+        if value != usable:
+            raise ValueError(
+                f"{argument}={value} does not run under {type(strategy).__name__} with "
+                f"{strategy.num_replicas_in_sync} replicas, for any Keras 3 model. Use {argument}={usable}."
+            )
+
+
+def batch_spec(epoch_iterator):
+    """Shapes and dtypes of the batches that an epoch iterator hands to one replica, without drawing a batch."""
+
+    def on_one_replica(spec):
+        if isinstance(spec, tf.OptionalSpec):
+            return None
+        return spec._value_specs[0] if isinstance(spec, PerReplicaSpec) else spec
+
+    return keras.tree.map_structure(on_one_replica, epoch_iterator._distributed_dataset.element_spec)
+
+
+def worker_logs(logs, strategy):
+    """Logs in the shape that Keras reduces over several workers: rank 1; elsewhere as they are."""
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
+        return logs
+    return {name: tf.reshape(value, (1,)) for name, value in logs.items()}
+
+
+def _broadcastable(tensor, other):
+    """The tensor's shape with ones behind it, up to the rank of `other`."""
+    return tf.concat([tf.shape(tensor), tf.ones(len(other.shape) - len(tensor.shape), tf.int32)], 0)

@@ -1,0 +1,44 @@
+"""Shared by all tests: two logical CPU devices, fixed seeds, small models."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+tf.config.set_logical_device_configuration(
+    tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
+)
+
+
+@pytest.fixture(autouse=True)
+def fresh_state():
+    """Each test starts from the same seeds, the float32 policy and no left-over Keras names."""
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(1)
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def data():
+    """37 examples of 8 features in 3 classes, which a linear rule can tell apart."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(37, 8)).astype("float32")
+    y = (x @ rng.normal(size=(8, 3))).argmax(axis=-1)
+    return x, y
+
+
+def dense_model(*units, inputs=8, last=None, name=None, **options):
+    """A small sequential classifier: relu layers called `hidden_0`, … and a last layer called `logits`."""
+    layers = [keras.layers.Dense(n, "relu", name=f"hidden_{i}", **options) for i, n in enumerate(units[:-1])]
+    return keras.Sequential(
+        [keras.Input((inputs,)), *layers, keras.layers.Dense(units[-1], last, name="logits", **options)], name=name
+    )
+
+
+def crossentropy(**options):
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True, **options)

@@ -1,0 +1,500 @@
+"""The step: what it computes, and that everything `keras.Model.fit` offers works in it."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import crossentropy, dense_model
+
+import keras_kd
+
+TEMPERATURE = 3.0
+
+
+def log_softmax(logits):
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def soft_values(teacher_logits, student_logits, temperature=TEMPERATURE):
+    """T² KL by its formula in float64, one value per distribution."""
+    teacher, student = (
+        log_softmax(np.asarray(logits, "float64") / temperature) for logits in (teacher_logits, student_logits)
+    )
+    return temperature**2 * (np.exp(teacher) * (teacher - student)).sum(axis=-1)
+
+
+def hard_values(labels, student_logits):
+    """Cross-entropy by its formula in float64, one value per distribution."""
+    logs = log_softmax(np.asarray(student_logits, "float64"))
+    return -np.take_along_axis(logs, np.asarray(labels)[..., None], axis=-1)[..., 0]
+
+
+def make(soft_weight=0.5, objectives=None, student=None, teacher=None, **options):
+    teacher = teacher or dense_model(32, 3, name="teacher")
+    student = student or dense_model(6, 3, name="student")
+    objectives = objectives or keras_kd.SoftLabels(TEMPERATURE)
+    return keras_kd.Distiller(teacher, student, objectives, soft_weight=soft_weight, **options)
+
+
+def fitted_logs(distiller, *args, **options):
+    """Logs of one epoch without learning, so that expected values can be computed from the weights."""
+    distiller.compile(keras.optimizers.SGD(0.0), **{"loss": crossentropy(), **options.pop("compile", {})})
+    history = distiller.fit(*args, verbose=0, epochs=1, shuffle=False, **options)
+    return {name: values[0] for name, values in history.history.items()}
+
+
+# What is computed -------------------------------------------------------------------------------------------------
+
+
+def test_loss_is_the_sum_of_its_parts(data):
+    x, y = data
+    distiller = make(soft_weight=0.5, hard_weight=2.0, objectives=keras_kd.SoftLabels(TEMPERATURE, weight=3.0))
+    teacher_logits, student_logits = distiller.teacher.predict(x, verbose=0), distiller.predict(x, verbose=0)
+    hard, soft = hard_values(y, student_logits).mean(), soft_values(teacher_logits, student_logits).mean()
+    logs = fitted_logs(distiller, x, y)
+    assert logs["hard_loss"] == pytest.approx(hard, rel=1e-5)
+    assert logs["soft_labels"] == pytest.approx(soft, rel=1e-5)
+    assert logs["loss"] == pytest.approx(2.0 * hard + 0.5 * 3.0 * soft, rel=1e-5)
+    assert logs["soft_weight"] == 0.5
+
+
+def test_one_step_equals_a_step_written_by_hand(data):
+    x, y = data
+    distiller = make()
+    teacher, student = distiller.teacher, keras.models.clone_model(distiller.student)
+    student.set_weights(distiller.student.get_weights())
+    distiller.compile(keras.optimizers.SGD(0.1), crossentropy())
+    distiller.fit(x, y, batch_size=len(x), verbose=0)
+
+    with tf.GradientTape() as tape:
+        logits = student(x, training=True)
+        hard = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
+        p = tf.nn.softmax(teacher(x) / TEMPERATURE)
+        soft = tf.reduce_sum(p * (tf.math.log(p) - tf.nn.log_softmax(logits / TEMPERATURE)), axis=-1)
+        loss = tf.reduce_mean(hard) + 0.5 * TEMPERATURE**2 * tf.reduce_mean(soft)
+    for variable, gradient in zip(
+        student.trainable_variables, tape.gradient(loss, student.trainable_variables), strict=True
+    ):
+        variable.assign_sub(0.1 * gradient)
+    for ours, by_hand in zip(distiller.student.get_weights(), student.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, by_hand, atol=1e-6)
+
+
+def test_soft_weight_and_temperature_change_without_retracing(data):
+    traces = []
+
+    class Counting(keras_kd.SoftLabels):
+        def call(self, teacher, student):
+            traces.append(1)
+            return super().call(teacher, student)
+
+    x, y = data
+    objective = Counting(TEMPERATURE, name="soft_labels")
+    distiller = make(objectives=objective)
+    first = fitted_logs(distiller, x, y, batch_size=37)
+    traced = len(traces)
+    distiller.soft_weight.assign(2.0)
+    objective.temperature.assign(1.0)
+    logs = distiller.fit(x, y, verbose=0, batch_size=37).history
+    expected = soft_values(distiller.teacher.predict(x, verbose=0), distiller.predict(x, verbose=0), 1.0).mean()
+    assert len(traces) == traced
+    assert logs["soft_labels"][0] == pytest.approx(expected, rel=1e-5)
+    assert logs["loss"][0] == pytest.approx(first["hard_loss"] + 2.0 * expected, rel=1e-5)
+
+
+def test_predict_evaluate_and_call_are_the_students(data):
+    x, y = data
+    distiller = make()
+    distiller.compile("sgd", crossentropy(), metrics=["accuracy"])
+    distiller.fit(x, y, verbose=0)
+    student = distiller.student
+    student.compile("sgd", crossentropy(), metrics=["accuracy"])
+    np.testing.assert_array_equal(distiller.predict(x, verbose=0), student.predict(x, verbose=0))
+    np.testing.assert_array_equal(distiller(x), student(x))
+    assert distiller.evaluate(x, y, verbose=0, return_dict=True) == pytest.approx(
+        student.evaluate(x, y, verbose=0, return_dict=True)
+    )
+
+
+class CountingModel(keras.Model):
+    """A subclassed model that counts how often Keras or we run it."""
+
+    def __init__(self, units):
+        super().__init__()
+        self.dense = keras.layers.Dense(units)
+        self.calls = []
+
+    def call(self, inputs, training=None):
+        self.calls.append(training)
+        return self.dense(inputs)
+
+
+def test_teacher_and_student_run_once_a_step_and_evaluate_never_runs_the_teacher(data):
+    x, y = data
+    teacher, student = CountingModel(3), CountingModel(3)
+    teacher(x), student(x)
+    distiller = make(teacher=teacher, student=student)
+    distiller.compile("sgd", crossentropy(), run_eagerly=True)
+    teacher.calls.clear(), student.calls.clear()
+    distiller.fit(x, y, batch_size=37, verbose=0)
+    assert (teacher.calls, student.calls) == ([False], [True])
+    distiller.evaluate(x, y, verbose=0)
+    distiller.predict(x, verbose=0)
+    distiller(x)
+    assert teacher.calls == [False]
+
+
+def test_layers_are_read_from_the_same_single_pass(data):
+    """Each model is entered once a step, with layer signals too: BatchNorm moves once, by the batch's own statistics."""
+    x, y = data
+    teacher = dense_model(16, 3)
+    student = keras.Sequential(
+        [
+            keras.Input((8,)),
+            keras.layers.Dense(5, name="thin"),
+            keras.layers.BatchNormalization(momentum=0.9),
+            keras.layers.Dense(3),
+        ]
+    )
+    hint = keras_kd.Hint("hidden_0", "thin", weight=0.1)
+    distiller = make(teacher=teacher, student=student, objectives=[keras_kd.SoftLabels(), hint])
+    batch_mean = np.asarray(student.layers[0](x)).mean(axis=0)
+    logs = fitted_logs(distiller, x, y, batch_size=37)
+    assert {"soft_labels", "hint", "hard_loss"} <= set(logs)
+    np.testing.assert_allclose(student.layers[1].moving_mean, 0.1 * batch_mean, rtol=1e-4, atol=1e-6)
+
+
+def test_a_hints_projection_is_trained_and_stays_out_of_the_student(data):
+    x, y = data
+    distiller = make(objectives=[keras_kd.Hint("hidden_0", "hidden_0")])
+    projection = distiller.projections["hint"]
+    kernel = projection.kernel.numpy()
+    assert kernel.shape == (6, 32)
+    distiller.compile(keras.optimizers.SGD(0.1), crossentropy())
+    distiller.fit(x, y, verbose=0)
+    assert np.abs(projection.kernel.numpy() - kernel).max() > 1e-4
+    assert all("projection" not in variable.path for variable in distiller.student.variables)
+    assert any("projection" in variable.path for variable in distiller.variables)
+
+
+def test_a_hint_without_a_difference_in_width_needs_no_projection(data):
+    x, y = data
+    distiller = make(objectives=[keras_kd.Hint("logits", "logits")])
+    assert distiller.projections == {}
+    difference = distiller.teacher.predict(x, verbose=0) - distiller.predict(x, verbose=0)
+    assert fitted_logs(distiller, x, y)["hint"] == pytest.approx((difference**2).mean(), rel=1e-5)
+
+
+# What fit offers --------------------------------------------------------------------------------------------------
+
+
+def test_sample_weights_weigh_both_losses(data):
+    x, y = data
+    weights = np.linspace(0.0, 2.0, len(x))
+    distiller = make()
+    hard = hard_values(y, distiller.predict(x, verbose=0))
+    soft = soft_values(distiller.teacher.predict(x, verbose=0), distiller.predict(x, verbose=0))
+    logs = fitted_logs(distiller, x, y, sample_weight=weights, batch_size=37)
+    assert logs["hard_loss"] == pytest.approx((weights * hard).mean(), rel=1e-5)
+    assert logs["soft_labels"] == pytest.approx((weights * soft).mean(), rel=1e-5)
+
+
+def test_class_weights_weigh_both_losses(data):
+    x, y = data
+    distiller = make()
+    soft = soft_values(distiller.teacher.predict(x, verbose=0), distiller.predict(x, verbose=0))
+    logs = fitted_logs(distiller, x, y, class_weight={0: 0.0, 1: 1.0, 2: 3.0}, batch_size=37)
+    assert logs["soft_labels"] == pytest.approx((np.array([0.0, 1.0, 3.0])[y] * soft).mean(), rel=1e-5)
+
+
+def token_model(width):
+    return keras.Sequential(
+        [keras.Input((6,), dtype="int32"), keras.layers.Embedding(20, width, mask_zero=True), keras.layers.Dense(4)]
+    )
+
+
+@pytest.mark.parametrize("sample_weight", [None, np.linspace(0.5, 2.0, 5)[:, None]], ids=["mask", "mask and weights"])
+def test_masked_tokens_count_in_neither_loss(sample_weight):
+    rng = np.random.default_rng(0)
+    ids = rng.integers(1, 20, (5, 6))
+    ids[np.arange(6) >= np.array([6, 4, 2, 1, 5])[:, None]] = 0
+    labels, mask = rng.integers(0, 4, (5, 6)), ids != 0
+    distiller = make(teacher=token_model(9), student=token_model(3))
+    teacher_logits, student_logits = distiller.teacher.predict(ids, verbose=0), distiller.predict(ids, verbose=0)
+    weights = np.ones((5, 6)) * (1.0 if sample_weight is None else sample_weight)
+    logs = fitted_logs(distiller, ids, labels, sample_weight=sample_weight, batch_size=5)
+    hard, soft = hard_values(labels, student_logits), soft_values(teacher_logits, student_logits)
+    assert logs["hard_loss"] == pytest.approx((weights * hard)[mask].mean(), rel=1e-5)
+    assert logs["soft_labels"] == pytest.approx((weights * soft)[mask].mean(), rel=1e-5, abs=1e-6)
+
+
+def test_regularization_and_activity_losses_of_the_student_are_added(data):
+    x, y = data
+    student = dense_model(6, 3, kernel_regularizer=keras.regularizers.L2(0.1))
+    distiller = make(student=student, teacher=dense_model(32, 3, kernel_regularizer=keras.regularizers.L2(0.1)))
+    expected = 0.1 * sum(float((layer.kernel.numpy() ** 2).sum()) for layer in student.layers)
+    logs = fitted_logs(distiller, x, y)
+    assert logs["loss"] - logs["hard_loss"] - 0.5 * logs["soft_labels"] == pytest.approx(expected, rel=1e-4)
+    evaluated = distiller.evaluate(x, y, verbose=0, return_dict=True)["loss"]
+    assert evaluated == pytest.approx(logs["hard_loss"] + expected, rel=1e-5)
+
+
+def test_metrics_and_validation_data(data):
+    x, y = data
+    distiller = make()
+    distiller.compile("sgd", crossentropy(), metrics=["accuracy"], weighted_metrics=["accuracy"])
+    logs = distiller.fit(x, y, validation_data=(x, y), verbose=0, epochs=2).history
+    assert set(logs) == {
+        "loss", "hard_loss", "soft_labels", "soft_weight", "accuracy", "weighted_accuracy",
+        "val_loss", "val_accuracy", "val_weighted_accuracy",
+    }  # fmt: skip
+    accuracy = (distiller.predict(x, verbose=0).argmax(-1) == y).mean()
+    assert logs["val_accuracy"][-1] == pytest.approx(accuracy)
+
+
+def two_headed(width, structure):
+    inputs = keras.Input((8,))
+    hidden = keras.layers.Dense(width, "relu")(inputs)
+    topic, tone = keras.layers.Dense(3, name="topic")(hidden), keras.layers.Dense(4, name="tone")(hidden)
+    return keras.Model(inputs, {"topic": topic, "tone": tone} if structure is dict else [topic, tone])
+
+
+@pytest.mark.parametrize("structure", [dict, list])
+def test_several_outputs(data, structure):
+    x, topic = data
+    tone = np.arange(len(x)) % 4
+    distiller = make(
+        teacher=two_headed(16, structure),
+        student=two_headed(4, structure),
+        objectives=[
+            keras_kd.SoftLabels(TEMPERATURE),
+            keras_kd.SoftLabels(TEMPERATURE, output="tone", name="tone_only"),
+        ],
+    )
+    labels = {"topic": topic, "tone": tone} if structure is dict else [topic, tone]
+    losses = {"topic": crossentropy(), "tone": crossentropy()}
+    teacher_logits, student_logits = distiller.teacher.predict(x, verbose=0), distiller.predict(x, verbose=0)
+    topic_key, tone_key = ("topic", "tone") if structure is dict else (0, 1)
+    soft = {key: soft_values(teacher_logits[key], student_logits[key]).mean() for key in (topic_key, tone_key)}
+    hard = hard_values(topic, student_logits[topic_key]).mean() + hard_values(tone, student_logits[tone_key]).mean()
+    logs = fitted_logs(distiller, x, labels, compile={"loss": losses})
+    assert logs["hard_loss"] == pytest.approx(hard, rel=1e-5)
+    assert logs["soft_labels"] == pytest.approx(sum(soft.values()), rel=1e-5)
+    assert logs["tone_only"] == pytest.approx(soft[tone_key], rel=1e-5)
+    assert {"topic_loss", "tone_loss"} <= set(logs)
+
+
+def test_dict_inputs(data):
+    x, y = data
+
+    def model(width):
+        left, right = keras.Input((4,), name="left"), keras.Input((4,), name="right")
+        hidden = keras.layers.Dense(width, "relu", name="hidden")(keras.layers.Concatenate()([left, right]))
+        return keras.Model({"left": left, "right": right}, keras.layers.Dense(3)(hidden))
+
+    objectives = [keras_kd.SoftLabels(TEMPERATURE), keras_kd.Hint("hidden", "hidden")]
+    distiller = make(teacher=model(16), student=model(4), objectives=objectives)
+    inputs = {"right": x[:, 4:], "left": x[:, :4]}
+    expected = soft_values(distiller.teacher.predict(inputs, verbose=0), distiller.predict(inputs, verbose=0)).mean()
+    assert fitted_logs(distiller, inputs, y)["soft_labels"] == pytest.approx(expected, rel=1e-5)
+
+
+def weights_after_fit(data, epochs=2, optimizer=None, **options):
+    keras.utils.set_random_seed(3)
+    distiller = make()
+    distiller.compile(optimizer or keras.optimizers.SGD(0.1), crossentropy(), **options)
+    distiller.fit(*data, batch_size=8, epochs=epochs, shuffle=False, verbose=0)
+    return distiller.student.get_weights()
+
+
+@pytest.mark.parametrize(
+    "options", [{"steps_per_execution": 3}, {"jit_compile": True}, {"run_eagerly": True}], ids=lambda o: next(iter(o))
+)
+def test_execution_modes_give_the_same_weights(data, options):
+    for ours, plain in zip(weights_after_fit(data, **options), weights_after_fit(data), strict=True):
+        np.testing.assert_allclose(ours, plain, atol=1e-6)
+
+
+def test_gradient_accumulation_equals_a_larger_batch(data):
+    x, y = data[0][:32], data[1][:32]
+    accumulated = weights_after_fit(
+        (x, y), optimizer=keras.optimizers.SGD(0.1, gradient_accumulation_steps=4), epochs=1
+    )
+    keras.utils.set_random_seed(3)
+    distiller = make()
+    distiller.compile(keras.optimizers.SGD(0.1), crossentropy())
+    distiller.fit(x, y, batch_size=32, epochs=1, shuffle=False, verbose=0)
+    for ours, large in zip(accumulated, distiller.student.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, large, atol=1e-6)
+
+
+@pytest.mark.parametrize("teacher_policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("student_policy", ["mixed_float16", "mixed_bfloat16", "float32"])
+def test_dtype_policies_of_teacher_and_student_are_their_own(data, teacher_policy, student_policy):
+    x, y = data
+    keras.config.set_dtype_policy(teacher_policy)
+    teacher = dense_model(32, 3)
+    keras.config.set_dtype_policy(student_policy)
+    student = dense_model(6, 3)
+    keras.config.set_dtype_policy("float32")
+    distiller = make(teacher=teacher, student=student)
+    before = [variable.numpy() for variable in student.variables]
+    distiller.compile(keras.optimizers.SGD(0.1), crossentropy())
+    expected = soft_values(teacher.predict(x, verbose=0), student.predict(x, verbose=0)).mean()
+    logs = distiller.fit(x, y, batch_size=37, epochs=1, verbose=0).history
+    assert logs["soft_labels"][0] == pytest.approx(expected, rel=0.05, abs=0.02)
+    scaled = student_policy == "mixed_float16"
+    assert isinstance(distiller.optimizer, keras.optimizers.LossScaleOptimizer) == scaled
+    assert any(np.abs(v.numpy() - old).max() > 1e-3 for v, old in zip(student.variables, before, strict=True))
+    if student_policy == "float32" and teacher_policy == "float32":
+        return
+    assert all(variable.dtype == "float32" for variable in student.trainable_variables)
+
+
+def test_unlabelled_data_without_a_loss_or_without_labels(data):
+    x, y = data
+    for compiled, arguments in (({"loss": None}, (x,)), ({"loss": crossentropy(), "metrics": ["accuracy"]}, (x,))):
+        distiller = make()
+        expected = soft_values(distiller.teacher.predict(x, verbose=0), distiller.predict(x, verbose=0)).mean()
+        logs = fitted_logs(distiller, *arguments, compile=compiled)
+        assert logs["loss"] == pytest.approx(0.5 * expected, rel=1e-5)
+        assert "hard_loss" not in logs
+    distiller.compile("sgd", None)
+    dataset = tf.data.Dataset.from_tensor_slices(x).batch(8)
+    assert "soft_labels" in distiller.fit(dataset, verbose=0).history
+    assert distiller.evaluate(x, verbose=0, return_dict=True) == {"loss": 0.0}
+
+
+def test_partly_labelled_data(data):
+    x, y = data
+    partly = np.where(np.arange(len(y)) < 10, y, -1)
+    distiller = make()
+    hard = hard_values(y[:10], distiller.predict(x[:10], verbose=0)).mean()
+    soft = soft_values(distiller.teacher.predict(x, verbose=0), distiller.predict(x, verbose=0)).mean()
+    logs = fitted_logs(distiller, x, partly, batch_size=37, compile={"loss": crossentropy(ignore_class=-1)})
+    assert logs["hard_loss"] == pytest.approx(hard, rel=1e-5)
+    assert logs["soft_labels"] == pytest.approx(soft, rel=1e-5)
+
+
+def noisy_model(width):
+    """BatchNorm and Dropout, in which training and inference differ."""
+    return keras.Sequential(
+        [
+            keras.Input((8,)),
+            keras.layers.Dense(width, "relu"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dropout(0.5),
+            keras.layers.Dense(3),
+        ]
+    )
+
+
+def test_batchnorm_and_dropout_learn_in_the_student_and_rest_in_the_teacher(data):
+    x, y = data
+    teacher, student = noisy_model(32), noisy_model(6)
+    teacher.layers[0].trainable = False
+    flags = [layer.trainable for layer in teacher.layers]
+    weights, student_mean = teacher.get_weights(), student.layers[1].moving_mean.numpy()
+    distiller = make(teacher=teacher, student=student)
+    distiller.compile("adam", crossentropy())
+    logs = distiller.fit(x, y, epochs=2, verbose=0, validation_data=(x, y)).history
+    assert np.isfinite(logs["loss"]).all()
+    assert [layer.trainable for layer in teacher.layers] == flags
+    for before, after in zip(weights, teacher.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert np.abs(student.layers[1].moving_mean.numpy() - student_mean).max() > 0
+
+
+def test_the_teacher_is_as_it_was_when_fit_raises(data):
+    class Stop(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            raise RuntimeError("stopped by hand")
+
+    x, y = data
+    distiller = make(teacher=noisy_model(16))
+    weights, flags = distiller.teacher.get_weights(), [layer.trainable for layer in distiller.teacher.layers]
+    distiller.compile("adam", crossentropy())
+    with pytest.raises(RuntimeError, match="stopped by hand"):
+        distiller.fit(x, y, verbose=0, callbacks=[Stop()])
+    for before, after in zip(weights, distiller.teacher.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert [layer.trainable for layer in distiller.teacher.layers] == flags
+
+
+# Models that end in softmax ----------------------------------------------------------------------------------------
+
+
+def softmax_ended(ending, width):
+    """The same logits, ended in softmax in each of the ways that Keras offers."""
+    inputs = keras.Input((8,))
+    hidden = keras.layers.Dense(width, "relu")(inputs)
+    if ending == "dense":
+        outputs = keras.layers.Dense(3, "softmax")(hidden)
+    else:
+        logits = keras.layers.Dense(3)(hidden)
+        outputs = {
+            "activation": lambda: keras.layers.Activation("softmax")(logits),
+            "layer": lambda: keras.layers.Softmax()(logits),
+            "operation": lambda: keras.ops.softmax(logits),
+            "then dropout": lambda: keras.layers.Dropout(0.0)(keras.layers.Softmax()(logits)),
+            "then linear": lambda: keras.layers.Activation("linear", dtype="float32")(keras.layers.Softmax()(logits)),
+            "nested": lambda: keras.Sequential([keras.Input((3,)), keras.layers.Softmax()])(logits),
+            "logits": lambda: logits,
+        }[ending]()
+    return keras.Model(inputs, outputs)
+
+
+@pytest.mark.parametrize(
+    "ending", ["dense", "activation", "layer", "operation", "then dropout", "then linear", "nested"]
+)
+def test_a_model_that_ends_in_softmax_teaches_and_learns_as_its_logits_do(data, ending):
+    x, y = data
+    logs = {}
+    for kind in ("logits", ending):
+        keras.utils.set_random_seed(5)
+        teacher, student = softmax_ended(kind, 32), softmax_ended(kind, 6)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=kind == "logits")
+        logs[kind] = fitted_logs(make(teacher=teacher, student=student), x, y, compile={"loss": loss})
+    assert keras_kd.signals.ends_in_softmax(teacher) == [True]
+    assert logs[ending] == pytest.approx(logs["logits"], rel=1e-4)
+
+
+def test_an_unknown_ending_counts_as_logits():
+    assert keras_kd.signals.ends_in_softmax(softmax_ended("logits", 4)) == [False]
+    assert keras_kd.signals.ends_in_softmax(CountingModel(3)) == []
+
+
+def test_taking_logits_for_probabilities_or_the_reverse_is_warned_of():
+    distiller = make()
+    with pytest.warns(UserWarning, match=r"student ends in linear, so it gives logits.*from_logits=True"):
+        distiller.compile("sgd", "sparse_categorical_crossentropy")
+    distiller = make(student=dense_model(6, 3, last="softmax"))
+    with pytest.warns(UserWarning, match=r"student ends in softmax, so it gives probabilities.*from_logits=False"):
+        distiller.compile("sgd", crossentropy())
+
+
+# Kinds of data ----------------------------------------------------------------------------------------------------
+
+
+def test_generators_and_train_on_batch(data):
+    x, y = data
+    distiller = make()
+    distiller.compile("sgd", crossentropy(), metrics=["accuracy"])
+
+    def batches():
+        while True:
+            yield x, y
+
+    logs = distiller.fit(batches(), steps_per_epoch=3, epochs=2, verbose=0).history
+    assert len(logs["loss"]) == 2
+    by_batch = distiller.train_on_batch(x, y, return_dict=True)
+    assert by_batch["loss"] < logs["loss"][0]
+    assert distiller.test_on_batch(x, y, return_dict=True)["loss"] > 0
+
+
+def test_a_subclassed_student_is_built_for_the_teachers_input(data):
+    x, y = data
+    distiller = make(student=CountingModel(3))
+    assert distiller.student.built
+    assert np.isfinite(fitted_logs(distiller, x, y)["soft_labels"])
