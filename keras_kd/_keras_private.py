@@ -77,3 +77,14 @@ def producer(tensor):
 def build_symbolically(model, inputs):
     """Build a model by running it on symbolic inputs, without a trace in its graph."""
     backend.compute_output_spec(model, inputs)
+
+
+def outputs_in_graph(graph, layer_name):
+    """All tensors that the layer of this name gives in a functional model, in all its calls there."""
+    nodes = [node for nodes in graph._nodes_by_depth.values() for node in nodes if node.operation.name == layer_name]
+    return [tensor for node in nodes for tensor in node.output_tensors]
+
+
+def random_states(model):
+    """The states of the random generators of a model, those of Dropout for instance, which Keras does not save."""
+    return [generator.state for layer in model._flatten_layers() for generator in layer._seed_generators]

@@ -6,7 +6,7 @@ import keras
 
 from keras_kd import fit_checks
 from keras_kd._checks import require_model, require_number
-from keras_kd._keras_private import build_symbolically, functional_graph
+from keras_kd._keras_private import build_symbolically, functional_graph, random_states
 from keras_kd.objectives import Objective, SoftLabels
 from keras_kd.objectives.base import scalar_value, scalar_variable
 from keras_kd.signals import SignalReader, output_activations, output_names
@@ -223,6 +223,18 @@ class Distiller(Step, keras.Model):
                 name: keras.saving.serialize_keras_object(layer) for name, layer in self.projections.items()
             },
         }
+
+    def save_own_variables(self, store):
+        for index, variable in enumerate(self._own_state()):
+            store[str(index)] = variable.numpy()
+
+    def load_own_variables(self, store):
+        for index, variable in enumerate(self._own_state()):
+            variable.assign(store[str(index)])
+
+    def _own_state(self):
+        """What is saved beside the student, the optimizer and the projections: the knobs, and where Dropout stands."""
+        return [*self.knobs.values(), *random_states(self.student)]
 
     @classmethod
     def from_config(cls, config, custom_objects=None):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from keras_kd._keras_private import call_model, functional_graph, get_mask, producer, set_mask
+from keras_kd._keras_private import call_model, functional_graph, get_mask, outputs_in_graph, producer, set_mask
 
 _TINY = 1.1754944e-38  # the smallest normal float32: keeps log(0) finite
 
@@ -145,7 +145,8 @@ def _log_probabilities(tensor):
 
 
 def _tapped_tensor(model, name, role):
-    if functional_graph(model) is None:
+    graph = functional_graph(model)
+    if graph is None:
         raise TypeError(
             f"{role}_layer={name!r} needs a functional or sequential {role}: a {type(model).__name__} does not show "
             "its inner tensors. Build it with keras.Model(inputs, outputs), or give the layer's output as an output."
@@ -153,10 +154,10 @@ def _tapped_tensor(model, name, role):
     known = [layer.name for layer in model.layers]
     if name not in known:
         raise ValueError(f"{role}_layer={name!r} is not a layer of the {role}; its layers are {known}.")
-    try:
-        return model.get_layer(name).output
-    except (AttributeError, ValueError) as error:
+    outputs = outputs_in_graph(graph, name)
+    if len(outputs) != 1:
         raise ValueError(
-            f"{role}_layer={name!r} has no single output: it is used more than once in the {role} or not at all. "
-            "Name a layer that is called once."
-        ) from error
+            f"{role}_layer={name!r} has {len(outputs)} outputs in the {role}: it is called more than once, or gives "
+            "several tensors. Name a layer that is called once and gives one."
+        )
+    return outputs[0]

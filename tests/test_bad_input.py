@@ -1,0 +1,181 @@
+"""Each mistake gets an error that names the argument, what was expected, what came and the way out, before training."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import crossentropy, dense_model
+
+import keras_kd
+
+
+class Subclassed(keras.Model):
+    def __init__(self, units=3):
+        super().__init__()
+        self.dense = keras.layers.Dense(units)
+
+    def call(self, inputs):
+        return self.dense(inputs)
+
+
+def built(model):
+    model(np.zeros((1, 8), "float32"))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("teacher", "student", "argument"),
+    [(lambda x: x, dense_model(4, 3), "teacher"), (dense_model(4, 3), "student", "student")],
+)
+def test_models_must_be_keras_models(teacher, student, argument):
+    with pytest.raises(TypeError, match=f"{argument} must be a keras.Model, got (function|str)"):
+        keras_kd.Distiller(teacher, student)
+
+
+def test_an_unbuilt_teacher_is_refused():
+    with pytest.raises(ValueError, match=r"teacher .* is not built, so it holds no trained weights. Call it once"):
+        keras_kd.Distiller(Subclassed(), dense_model(4, 3))
+
+
+def test_an_unbuilt_student_that_cannot_be_built_is_refused():
+    with pytest.raises(ValueError, match=r"student .* is not built, .* the teacher, a Subclassed, shows none. Give"):
+        keras_kd.Distiller(built(Subclassed()), Subclassed())
+    with pytest.raises(ValueError, match=r"could not be built for the teacher's input \(None, 8\)"):
+        keras_kd.Distiller(dense_model(4, 3), keras.Sequential([keras.layers.Conv2D(4, 3), keras.layers.Dense(3)]))
+
+
+def test_class_counts_that_differ_are_refused():
+    with pytest.raises(ValueError, match=r"same number of classes.*\(None, 5\).*\(None, 3\)"):
+        keras_kd.Distiller(dense_model(4, 5), dense_model(4, 3))
+
+
+def test_class_counts_of_subclassed_models_are_checked_before_anything_is_learnt(data):
+    student = built(Subclassed())
+    distiller = keras_kd.Distiller(built(Subclassed(5)), student)
+    distiller.compile("sgd", crossentropy())
+    weights = student.get_weights()
+    with pytest.raises(ValueError, match="same number of classes"):
+        distiller.fit(*data, verbose=0)
+    np.testing.assert_array_equal(student.get_weights()[0], weights[0])
+
+
+@pytest.mark.parametrize(("side", "names"), [("teacher", ("nobody", "hidden_0")), ("student", ("hidden_0", "nobody"))])
+def test_unknown_layers_are_refused_and_the_known_ones_listed(side, names):
+    with pytest.raises(ValueError, match=rf"{side}_layer='nobody' is not a layer .* \['hidden_0', 'logits'\]"):
+        keras_kd.Distiller(dense_model(4, 3), dense_model(4, 3), keras_kd.Hint(*names))
+
+
+def test_layers_of_a_subclassed_model_are_refused():
+    with pytest.raises(TypeError, match="needs a functional or sequential teacher: a Subclassed does not show"):
+        keras_kd.Distiller(built(Subclassed()), dense_model(4, 3), keras_kd.Hint("dense", "hidden_0"))
+
+
+def test_a_layer_that_is_used_twice_is_refused():
+    inputs, shared = keras.Input((8,)), keras.layers.Dense(8, name="shared")
+    teacher = keras.Model(inputs, keras.layers.Dense(3)(shared(shared(inputs))))
+    with pytest.raises(ValueError, match="'shared' has 2 outputs in the teacher: it is called more than once"):
+        keras_kd.Distiller(teacher, dense_model(4, 3), keras_kd.Hint("shared", "hidden_0"))
+
+
+@pytest.mark.parametrize("argument", ["soft_weight", "hard_weight"])
+@pytest.mark.parametrize(("value", "error"), [(-1.0, ValueError), (float("nan"), ValueError), ("1", TypeError)])
+def test_weights_must_be_numbers_that_are_not_negative(argument, value, error):
+    with pytest.raises(error, match=f"{argument} must be >= 0.*got {value!r}"):
+        keras_kd.Distiller(dense_model(4, 3), dense_model(4, 3), **{argument: value})
+
+
+@pytest.mark.parametrize(
+    ("objectives", "error", "message"),
+    [
+        ("soft_labels", TypeError, "objectives must be a keras_kd.Objective or a list of them, got str"),
+        ([], ValueError, "objectives must be at least one"),
+        ([keras_kd.SoftLabels(), keras_kd.SoftLabels()], ValueError, "each with its own name.*name="),
+    ],
+)
+def test_objectives_must_be_objectives_with_names_of_their_own(objectives, error, message):
+    with pytest.raises(error, match=message):
+        keras_kd.Distiller(dense_model(4, 3), dense_model(4, 3), objectives)
+
+
+def test_sigmoid_endings_are_refused():
+    with pytest.raises(ValueError, match=r"soft_labels compares distributions over classes, but the teacher ends in sigm"):
+        keras_kd.Distiller(dense_model(4, 3, last="sigmoid"), dense_model(4, 3))
+
+
+def test_an_unknown_output_is_refused():
+    inputs = keras.Input((8,))
+    heads = {"topic": keras.layers.Dense(3)(inputs), "tone": keras.layers.Dense(3)(inputs)}
+    model = keras.Model(inputs, heads)
+    with pytest.raises(ValueError, match=r"output='style' is not an output of the teacher; it has \['tone', 'topic'\]"):
+        keras_kd.Distiller(model, model, keras_kd.SoftLabels(output="style"))
+
+
+def test_different_numbers_of_outputs_are_refused():
+    inputs = keras.Input((8,))
+    teacher = keras.Model(inputs, [keras.layers.Dense(3)(inputs), keras.layers.Dense(3)(inputs)])
+    with pytest.raises(ValueError, match=r"the teacher has 2 and the student 1. Name one with output="):
+        keras_kd.Distiller(teacher, dense_model(4, 3))
+
+
+def compiled(**options):
+    distiller = keras_kd.Distiller(dense_model(4, 3), dense_model(4, 3))
+    distiller.compile("adam", crossentropy(), **options)
+    return distiller
+
+
+@pytest.mark.parametrize("options", [{}, {"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 3}])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_teacher_that_gives_nan_or_inf_stops_at_the_batch_and_nothing_is_learnt_from_it(data, value, options):
+    """Batches of 8; the fourth, number 3, holds the example on which the teacher fails and the student does not."""
+
+    class FailsOnLargeValues(keras.layers.Layer):
+        def call(self, inputs):
+            return keras.ops.where(inputs > 90.0, value, inputs)
+
+    x, y = data
+    x = x.copy()
+    x[25, 0] = 100.0
+    inputs = keras.Input((8,))
+    teacher = keras.Model(inputs, keras.layers.Dense(3)(FailsOnLargeValues()(inputs)))
+
+    def student_after(rows, **options):
+        keras.utils.set_random_seed(2)
+        distiller = keras_kd.Distiller(teacher, dense_model(4, 3))
+        distiller.compile(keras.optimizers.SGD(0.1), crossentropy(), **options)
+        if rows == 24:
+            distiller.fit(x[:24], y[:24], batch_size=8, shuffle=False, verbose=0)
+            return distiller.student
+        with pytest.raises(ValueError, match=r"teacher's output holds NaN or infinite values in training batch 3 "):
+            distiller.fit(x, y, batch_size=8, shuffle=False, verbose=0)
+        return distiller.student
+
+    stopped, before = student_after(37, **options), student_after(24)
+    for ours, expected in zip(stopped.get_weights(), before.get_weights(), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-6)
+
+
+def test_labels_out_of_range_are_refused_before_training(data):
+    x, y = data
+    distiller = compiled()
+    weights = distiller.student.get_weights()
+    with pytest.raises(ValueError, match=r"y holds labels outside the student's 3 classes: \[-1, 7\].*ignore_class=-1"):
+        distiller.fit(x, np.where(y == 0, 7, np.where(y == 1, -1, y)), verbose=0)
+    dataset = tf.data.Dataset.from_tensor_slices((x, np.where(np.arange(37) == 20, 7, y))).batch(8)
+    with pytest.raises(ValueError, match=r"y holds a label outside the student's classes in training batch 2 "):
+        distiller.fit(dataset, verbose=0)
+    assert all(np.isfinite(weight).all() for weight in weights)
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [
+        lambda x, y: (x[:0], y[:0]),
+        lambda x, y: (tf.data.Dataset.from_tensor_slices((x[:0], y[:0])).batch(8),),
+        lambda x, y: (tf.data.Dataset.from_tensor_slices((x, y)).filter(lambda x, y: False).batch(8),),
+    ],
+    ids=["arrays", "dataset", "filtered dataset"],
+)
+@pytest.mark.parametrize("method", ["fit", "evaluate"])
+def test_an_empty_dataset_is_refused(data, empty, method):
+    with pytest.raises(ValueError, match=r"x is an empty dataset"):
+        getattr(compiled(), method)(*empty(*data), verbose=0)
