@@ -1,6 +1,7 @@
 # Every target does its own set-up: the environment is .venv in this checkout. `make` lists the targets.
 PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell command -v python$(version))) python3)
 BIN := .venv/bin
+export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: help install test lint demo seeds compare notebook wheel clean
 
