@@ -155,6 +155,15 @@ class Distiller(Step, keras.Model):
             )
         return list(zip(teacher, student, strict=True))
 
+    def sample_weights_of(self, objective, student_signals, sample_weight):
+        """The sample weights of each pair that an objective compares.
+
+        Weights that differ by output weigh the objectives over outputs; those over layers are then not weighted.
+        """
+        if objective.student_layer is None:
+            return self._student_reader.sample_weights(student_signals, sample_weight, objective.output)
+        return [None if keras.tree.is_nested(sample_weight) else sample_weight]
+
     def project(self, objective, student_tensor):
         """The student's signal, widened by the objective's projection where it has one."""
         projection = self.projections.get(objective.name)

@@ -70,6 +70,16 @@ class SignalReader:
         softmax = self._softmax or [False] * len(tensors)
         return [_log_probabilities(tensors[i]) if softmax[i] else tensors[i] for i in self._positions(signals, output)]
 
+    def sample_weights(self, signals, weights, output=None):
+        """The sample weights of the named outputs, in a list: one for all outputs, or a structure with one for each."""
+        positions = self._positions(signals, output)
+        if not keras.tree.is_nested(weights):
+            return [weights] * len(positions)
+        flat, count = keras.tree.flatten(weights), len(keras.tree.flatten(signals.prediction))
+        if len(flat) != count:
+            raise ValueError(f"sample_weight must be one array, or one for each of {count} outputs, got {len(flat)}.")
+        return [flat[i] for i in positions]
+
     def _positions(self, signals, output):
         is_dict = isinstance(signals.prediction, dict)
         keys = sorted(signals.prediction) if is_dict else self._names  # tree.flatten goes by sorted keys

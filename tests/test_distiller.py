@@ -284,6 +284,12 @@ def test_several_outputs(data, structure):
     assert logs["tone_only"] == pytest.approx(soft[tone_key], rel=1e-5)
     assert {"topic_loss", "tone_loss"} <= set(logs)
 
+    weights = {"topic": np.linspace(0.0, 2.0, 37), "tone": np.linspace(1.0, 0.0, 37)}
+    tone_soft = soft_values(teacher_logits[tone_key], student_logits[tone_key])
+    sample_weight = weights if structure is dict else list(weights.values())
+    logs = fitted_logs(distiller, x, labels, sample_weight=sample_weight, batch_size=37, compile={"loss": losses})
+    assert logs["tone_only"] == pytest.approx((weights["tone"] * tone_soft).mean(), rel=1e-5)
+
 
 def test_dict_inputs(data):
     x, y = data

@@ -143,6 +143,17 @@ def test_a_ramp_changes_lambda_on_every_replica(data):
     assert logs["loss"][2] == pytest.approx(logs["hard_loss"][2] + logs["soft_labels"][2], rel=1e-5)
 
 
+def test_objectives_may_be_made_outside_the_scope(data):
+    teacher, objective = dense_model(16, 3), keras_kd.SoftLabels(3.0)
+    with strategy_of(2).scope():
+        distiller = keras_kd.Distiller(teacher, dense_model(6, 3), objective)
+        distiller.compile("sgd", crossentropy())
+    ramp = keras_kd.LambdaRamp(4.0, 2.0, ramp_epochs=1, temperature_of="soft_labels")
+    logs = distiller.fit(dataset_of(*data, batch_size=16), epochs=2, verbose=0, callbacks=[ramp]).history
+    assert logs["soft_labels_temperature"] == [4.0, 2.0]
+    assert np.isfinite(logs["soft_labels"]).all()
+
+
 def test_a_student_made_outside_the_scope_is_refused():
     teacher, student = dense_model(16, 3), dense_model(6, 3, name="outsider")
     with strategy_of(2).scope(), pytest.raises(ValueError, match="student 'outsider' was made outside the scope"):

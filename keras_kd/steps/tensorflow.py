@@ -76,7 +76,7 @@ class TensorFlowStep:
         losses = []
         for objective in self.objectives:
             pairs = self.pair_signals(objective, teacher, student)
-            weights = _weights_of_outputs(sample_weight, len(pairs))
+            weights = self.sample_weights_of(objective, student, sample_weight)
             mean = replicas.GlobalMean(objective)
             values = [
                 mean(teacher_tensor, self.project(objective, student_tensor), _rank_matched(weight, student_tensor))
@@ -133,6 +133,7 @@ class TensorFlowStep:
     # What Keras asks for before the first step ---------------------------------------------------------------------
 
     def compile(self, *args, **kwargs):
+        self._compile_loss = self._compile_metrics = None  # else Keras keeps those of an earlier compile(loss=...)
         super().compile(*args, **kwargs)
         fit_checks.warn_of_mistaken_logits(self)
         replicas.require_supported(self.distribute_strategy, self.steps_per_execution, self.jit_compile)
@@ -199,14 +200,6 @@ class TensorFlowStep:
 def _rows(x):
     """Number of examples in the batch that this replica got."""
     return tf.shape(next(tensor for tensor in keras.tree.flatten(x) if tensor is not None))[0]
-
-
-def _weights_of_outputs(sample_weight, count):
-    """The sample weights of each of `count` outputs: one for all of them, or one each."""
-    if not keras.tree.is_nested(sample_weight):
-        return [sample_weight] * count
-    weights = [weight for weight in keras.tree.flatten(sample_weight)]
-    return weights if len(weights) == count else [None] * count
 
 
 def _rank_matched(weight, signal):
