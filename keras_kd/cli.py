@@ -34,3 +34,7 @@ def _demo(options):
 
     run_demo(options.output, seed=options.seed, quick=options.quick)
     return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,151 @@
+"""The examples that every model is measured on: read once, in order, and checked."""
+
+import numpy as np
+import tensorflow as tf
+
+
+def read_examples(data):
+    """Return `(x, y)` as NumPy arrays (`x` may be a dict of them) from arrays or from a batched `tf.data.Dataset`.
+
+    Raises:
+        TypeError: `data` is neither, or holds something else than arrays.
+        ValueError: there are no examples, no end of examples, or x and y differ in length.
+    """
+    x, y = _read_dataset(data) if isinstance(data, tf.data.Dataset) else _read_arrays(data)
+    inputs = {f"x[{name!r}]": array for name, array in x.items()} if isinstance(x, dict) else {"x": x}
+    for name, array in inputs.items():
+        if array.ndim == 0 or y.ndim == 0:
+            raise ValueError(f"data must hold arrays with one row per example, got a scalar in {name} or y.")
+        if len(array) != len(y):
+            raise ValueError(
+                f"data: {name} has {len(array)} examples, y has {len(y)}; both need the same number. "
+                "(Several inputs go into a dict, {input name: array}.)"
+            )
+    if len(y) == 0:
+        raise ValueError("data must hold at least one example, got none.")
+    return x, y
+
+
+def first_example(x):
+    """Return a batch of one: the first row of `x`, an array or a dict of arrays."""
+    return {name: array[:1] for name, array in x.items()} if isinstance(x, dict) else x[:1]
+
+
+def class_indices(y, classes):
+    """Return labels as integers (examples,), from integers (examples,) or (examples, 1) or one-hot (examples, classes).
+
+    Raises:
+        ValueError: another shape, fractions, soft labels, or a label outside 0 … classes - 1.
+    """
+    if y.dtype.kind not in "iubf":
+        raise TypeError(f"data: y must be integer labels or one-hot rows, got dtype {y.dtype}.")
+    if y.ndim == 2 and y.shape[1] == classes:
+        if not (np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()):
+            raise ValueError(
+                f"data: y of shape {y.shape} must be one-hot: a single 1 in each row, 0 elsewhere. "
+                "For soft labels, pass numpy.argmax(y, axis=1)."
+            )
+        return y.argmax(axis=1)
+    if not (y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1)):
+        raise ValueError(
+            f"data: y must be integer labels, (examples,), or one-hot, (examples, {classes}), got shape {y.shape}."
+        )
+    return _checked_labels(y.reshape(-1), classes)
+
+
+def language_rows(languages, examples):
+    """Return {language: row numbers}, languages sorted by name; {} for None.
+
+    Raises:
+        TypeError: something else than strings.
+        ValueError: not one language per example.
+    """
+    if languages is None:
+        return {}
+    if isinstance(languages, str):
+        raise TypeError(f"languages must hold one string per example, got the single string {languages!r}.")
+    names = [_text(name) for name in languages]
+    if len(names) != examples:
+        raise ValueError(f"languages has {len(names)} entries, data has {examples} examples; give one per example.")
+    distinct, number = np.unique(names, return_inverse=True)
+    return {str(name): np.flatnonzero(number == i) for i, name in enumerate(distinct)}
+
+
+def _checked_labels(labels, classes):
+    if not np.array_equal(labels, np.round(labels)):  # also where a label is NaN
+        raise ValueError("data: y must hold whole numbers (class indices), got fractions or NaN.")
+    smallest, largest = int(labels.min()), int(labels.max())
+    if smallest < 0 or largest >= classes:
+        wrong = smallest if smallest < 0 else largest
+        raise ValueError(
+            f"data: labels must lie in 0 … {classes - 1}, for the models give {classes} classes; "
+            f"got {wrong} (smallest {smallest}, largest {largest})."
+        )
+    return labels.astype(np.int64)
+
+
+def _text(name):
+    """A language name as str; TensorFlow and NumPy hand strings over as bytes and `numpy.str_`."""
+    if isinstance(name, tf.Tensor):
+        name = name.numpy()
+    if isinstance(name, bytes):
+        return name.decode("utf-8")
+    if not isinstance(name, str):
+        raise TypeError(f"languages must hold strings, got {type(name).__name__}: {name!r}.")
+    return str(name)
+
+
+def _read_arrays(data):
+    if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
+        raise TypeError(
+            "data must be a tuple (x, y) of arrays or a batched tf.data.Dataset of (x, y) or (x, y, weight), "
+            f"got {type(data).__name__}."
+        )
+    x, y = data[:2]
+    x = {name: _array(part, f"x[{name!r}]") for name, part in x.items()} if isinstance(x, dict) else _array(x, "x")
+    return x, _array(y, "y")
+
+
+def _array(values, name):
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise ValueError(f"data: {name} must be an array, got rows of different shapes; pad them first.") from error
+
+
+def _read_dataset(dataset):
+    spec = dataset.element_spec
+    if not isinstance(spec, tuple) or len(spec) not in (2, 3):
+        raise TypeError(f"data must be a dataset of (x, y) or (x, y, weight), got elements of {spec}.")
+    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise ValueError("data never ends: take(n) a number of batches from the dataset, or leave out repeat().")
+    _check_dense(spec[0], "x")
+    if not isinstance(spec[1], tf.TensorSpec):
+        raise TypeError(f"data: y must be one dense tensor, got {spec[1]}.")
+    if spec[1].shape.rank == 0:
+        raise ValueError("data must be a batched dataset, got single examples; call dataset.batch(256).")
+    batches = [element[:2] for element in dataset.as_numpy_iterator()]
+    if not batches:
+        raise ValueError("data must hold at least one example, got an empty dataset.")
+    inputs, labels = zip(*batches, strict=True)
+    if isinstance(spec[0], dict):
+        x = {name: _joined([batch[name] for batch in inputs], f"x[{name!r}]") for name in spec[0]}
+    else:
+        x = _joined(inputs, "x")
+    return x, _joined(labels, "y")
+
+
+def _check_dense(spec, name):
+    for part in spec.values() if isinstance(spec, dict) else [spec]:
+        if not isinstance(part, tf.TensorSpec):
+            raise TypeError(f"data: {name} must be a dense tensor or a dict of them, got {part}.")
+
+
+def _joined(batches, name):
+    """The batches of one array, end to end."""
+    shapes = {batch.shape[1:] for batch in batches}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"data: {name} has batches of different shapes, {sorted(shapes)}; pad them all to one length first."
+        )
+    return np.concatenate(batches)

@@ -1,0 +1,218 @@
+"""`evaluate`: every model on the same examples, scored overall and by language."""
+
+import contextlib
+import dataclasses
+import numbers
+import os
+
+import keras
+import numpy as np
+
+from keras_kd.evaluation.examples import class_indices, first_example, language_rows, read_examples
+from keras_kd.evaluation.outputs import Answers, answers, are_probabilities, checked_outputs
+from keras_kd.evaluation.result import Evaluation, ModelFacts
+from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES, METRICS, OVERALL, class_metric, group_mean
+from keras_kd.evaluation.summary import summarize
+from keras_kd.runtimes import open_runtime
+
+_DEFAULT_TEACHER = "teacher"
+
+
+def evaluate(
+    models,
+    data,
+    *,
+    languages=None,
+    groups=None,
+    class_names=None,
+    teacher=_DEFAULT_TEACHER,
+    bootstrap=1000,
+    seed=0,
+    batch_size=256,
+    latency=True,
+):
+    """Measure classifiers side by side on the same examples: teacher, students, exported files.
+
+    Scores, overall and for each language, each with a 95 % interval:
+
+    - `accuracy`: the share of examples whose largest output is the label's.
+    - `macro_f1`: scikit-learn's `f1_score(average="macro")`: the mean F1 of the classes that occur among the labels or
+      the predictions of the row at hand. A language without examples of a class is not marked down for it, but a
+      prediction of that class counts as a class with F1 = 0.
+    - `agreement`: the share of examples where model and teacher choose the same class.
+    - `kl`: the mean of KL(teacher || model) = Σ_c p_c (log p_c - log q_c), in nats. For this, outputs that all lie in
+      [0, 1] with rows that sum to 1 (as nearly as an 8-bit softmax does) are probabilities, all others logits;
+      `ModelFacts.outputs` says which. Probabilities below 1e-7 count as 1e-7, for a quantized softmax rounds small ones
+      to zero.
+
+    "mean over languages" (and "mean of <group>") average the languages' scores: each language weighs the same.
+
+    The intervals are percentiles (2.5, 97.5) of `bootstrap` resamples: each language's examples are drawn again with
+    replacement, as many as there were. Every model gets the same resamples, so `Evaluation.difference` compares in
+    pairs. The intervals tell how scores would move with other test examples, not with another training run.
+
+    Args:
+        models: {name: model}; a model is a `keras.Model` or the path of a SavedModel folder, a .tflite or a .keras
+            file. Each has one output, (batch, classes), the same classes for all.
+        data: `(x, y)`, arrays (x may be a dict of arrays), or a batched `tf.data.Dataset`, read once, in order. y holds
+            integer labels, (examples,), or one-hot rows, (examples, classes). A third member, sample weights, is not
+            used: every example counts the same.
+        languages: one string per example, in the order of the data; or None.
+        groups: {group name: languages}, for instance {"labelled": ["en", "de"], "unlabelled": ["sw"]}: adds a row
+            "mean of <group>" each.
+        class_names: one string per class: adds the F1 of each class, overall (metric "f1:<class name>"; 0 for a class
+            that occurs in neither labels nor predictions).
+        teacher: the name of the teacher among `models`. None, or no model called "teacher": no agreement, no KL.
+        bootstrap: how many resamples; 0 for no intervals.
+        seed: of the resamples; the same seed and data give the same intervals.
+        batch_size: examples per prediction.
+        latency: whether to time each model on the first example (median milliseconds).
+
+    Returns:
+        An `Evaluation`: print it, save it, plot it, ask it for differences.
+
+    Raises:
+        TypeError: an argument of the wrong type.
+        ValueError: lengths that differ, labels out of range, outputs that are not (batch, classes) or not finite,
+            models that disagree in the number of classes, no examples, unknown names.
+
+    Example:
+        >>> evaluation = keras_kd.evaluate(
+        ...     {"teacher": teacher, "student alone": baseline, "distilled": student, "int8": "student.tflite"},
+        ...     (x_test, y_test),
+        ...     languages=language_of_each_example,
+        ... )
+        >>> print(evaluation)
+        >>> evaluation.difference("distilled", "student alone", "macro_f1")
+    """
+    _check_arguments(models, teacher, {"bootstrap": (bootstrap, 0), "seed": (seed, 0), "batch_size": (batch_size, 1)})
+    teacher = teacher if teacher in models else None
+    runtimes = {}
+    for name, model in models.items():
+        with _errors_naming(name):
+            runtimes[name] = open_runtime(model)
+    x, y = read_examples(data)
+    rows_of = language_rows(languages, len(y))
+    groups = _checked_groups(groups, rows_of)
+
+    asked = _ask(runtimes, x, y, teacher, batch_size)
+    class_names = _checked_class_names(class_names, asked.classes)
+    one = first_example(x) if latency else None
+    facts = {name: _facts(runtime, one, asked.kinds[name]) for name, runtime in runtimes.items()}
+    scores, differences = summarize(
+        asked.answers,
+        asked.labels,
+        rows_of,
+        groups,
+        classes=asked.classes,
+        class_names=class_names,
+        bootstrap=bootstrap,
+        seed=seed,
+    )
+    return Evaluation(
+        models=facts,
+        teacher=teacher,
+        metrics=(*(METRICS if teacher is not None else METRICS[:2]), *map(class_metric, class_names)),
+        languages=tuple(rows_of),
+        groups=groups,
+        bootstrap=int(bootstrap),
+        seed=int(seed),
+        scores=scores,
+        differences=differences,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What came of asking every model: integer labels, the number of classes, answers and kinds of output by model."""
+
+    labels: np.ndarray
+    classes: int
+    answers: dict[str, Answers]
+    kinds: dict[str, str]
+
+
+def _ask(runtimes, x, y, teacher, batch_size):
+    """Let every model predict, the teacher first, for the others are compared with it."""
+    order = sorted(runtimes, key=lambda name: name != teacher)
+    first, labels, teacher_outputs, answer_of, kinds = order[0], None, None, {}, {}
+    for name in order:
+        with _errors_naming(name):
+            outputs = runtimes[name].predict(x, batch_size=batch_size)
+        outputs = checked_outputs(outputs, name, len(y))
+        if labels is None:
+            classes = outputs.shape[1]
+            labels = class_indices(y, classes)
+            teacher_outputs = outputs if teacher is not None else None
+        elif outputs.shape[1] != classes:
+            raise ValueError(
+                f"models must have the same classes, but models[{first!r}] gives {classes} "
+                f"and models[{name!r}] gives {outputs.shape[1]}."
+            )
+        answer_of[name] = answers(outputs, teacher_outputs)
+        kinds[name] = "probabilities" if are_probabilities(outputs) else "logits"
+    return _Asked(labels, classes, answer_of, kinds)
+
+
+@contextlib.contextmanager
+def _errors_naming(name):
+    """Say which of the models an error came from."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"This came from models[{name!r}].")
+        raise
+
+
+def _facts(runtime, one, kind):
+    """`ModelFacts`; `one` is the example to time, or None."""
+    parameters = None if runtime.parameters is None else int(runtime.parameters)
+    return ModelFacts(
+        parameters, int(runtime.size_bytes), None if one is None else float(runtime.latency_ms(one)), kind
+    )
+
+
+def _check_arguments(models, teacher, counts):
+    if not isinstance(models, dict):
+        raise TypeError(f"models must be a dict of name to model or path, got {type(models).__name__}.")
+    if not models:
+        raise ValueError("models must hold at least one model, got an empty dict.")
+    for name, model in models.items():
+        if not isinstance(name, str):
+            raise TypeError(f"models must have strings for names, got {name!r}.")
+        if not isinstance(model, (keras.Model, str, os.PathLike)):
+            raise TypeError(
+                f"models[{name!r}] must be a keras.Model or the path of a SavedModel folder, .tflite or .keras file, "
+                f"got {type(model).__name__}."
+            )
+    if teacher is not None and teacher != _DEFAULT_TEACHER and teacher not in models:
+        raise ValueError(f"teacher must be one of the models, {list(models)}, or None, got {teacher!r}.")
+    for argument, (count, least) in counts.items():
+        if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < least:
+            raise ValueError(f"{argument} must be a whole number >= {least}, got {count!r}.")
+
+
+def _checked_groups(groups, rows_of):
+    """Return {group: tuple of languages}, all of which occur."""
+    groups = {str(group): tuple(members) for group, members in (groups or {}).items()}
+    for group, members in groups.items():
+        unknown = [member for member in members if member not in rows_of]
+        if unknown or not members:
+            wrong = f"{unknown} does not occur among the languages" if unknown else "it is empty"
+            raise ValueError(f"groups[{group!r}] must list languages, out of {list(rows_of)}; {wrong}.")
+    rows = [*rows_of, *map(group_mean, groups), MEAN_OVER_LANGUAGES, OVERALL]
+    twice = {row for row in rows if rows.count(row) > 1}
+    if twice:
+        raise ValueError(f"languages must not be called {sorted(twice)}: the tables use that for other rows.")
+    return groups
+
+
+def _checked_class_names(class_names, classes):
+    if class_names is None:
+        return ()
+    names = (class_names,) if isinstance(class_names, str) else tuple(map(str, class_names))
+    if len(names) != classes or len(set(names)) != classes:
+        raise ValueError(
+            f"class_names must be {classes} different names, one per class the models give, got {len(names)}: {names}."
+        )
+    return names

@@ -1,0 +1,76 @@
+"""What a model answered: outputs checked, turned into classes and into distributions."""
+
+import dataclasses
+
+import numpy as np
+
+# A quantized softmax rounds small probabilities to zero, where the divergence would be infinite.
+SMALLEST_PROBABILITY = 1e-7
+_ROWS_AT_A_TIME = 4096  # float64 copies of all outputs at once would take gigabytes with many classes
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers:
+    """One model's answers, each (examples,): the class, whether the teacher agrees, KL(teacher || model) in nats."""
+
+    predicted: np.ndarray
+    agreed: np.ndarray | None = None
+    divergence: np.ndarray | None = None
+
+
+def checked_outputs(outputs, name, examples):
+    """Return `outputs` if they are finite, (examples, classes), with two classes or more; else raise ValueError."""
+    if not isinstance(outputs, np.ndarray) or outputs.ndim != 2 or outputs.shape[1] < 2:
+        came = f"shape {outputs.shape}" if isinstance(outputs, np.ndarray) else type(outputs).__name__
+        raise ValueError(
+            f"models[{name!r}] must be a classifier with one output of shape (batch, classes), two classes or more, "
+            f"got {came}. For one sigmoid unit p, evaluate a model that puts out [1 - p, p]."
+        )
+    if len(outputs) != examples:
+        raise ValueError(f"models[{name!r}] gave {len(outputs)} outputs for {examples} examples.")
+    spoilt = int((~np.isfinite(outputs)).any(axis=1).sum())
+    if spoilt:
+        raise ValueError(f"models[{name!r}] gave NaN or infinite outputs for {spoilt} of {examples} examples.")
+    return outputs
+
+
+def are_probabilities(outputs):
+    """Return whether outputs (examples, classes) are distributions: in [0, 1], and every row's sum near 1.
+
+    Near means within 0.001, and more by half a step of 1/256 per class (to at most 0.5), for an 8-bit softmax rounds
+    each probability to a multiple of 1/256. Anything else is taken for logits.
+    """
+    tolerance = 1e-3 + min(outputs.shape[1] / 512, 0.5)
+    inside = outputs.min() >= -1e-3 and outputs.max() <= 1 + 1e-3
+    return bool(inside and (np.abs(outputs.sum(axis=1, dtype=np.float64) - 1) <= tolerance).all())
+
+
+def answers(outputs, teacher_outputs=None):
+    """Return `Answers` from outputs (examples, classes), compared with the teacher's, where given."""
+    predicted = outputs.argmax(axis=1)
+    if teacher_outputs is None:
+        return Answers(predicted)
+    return Answers(predicted, predicted == teacher_outputs.argmax(axis=1), divergence(teacher_outputs, outputs))
+
+
+def divergence(teacher_outputs, outputs):
+    """Return KL(teacher || model) = Σ_c p_c (log p_c - log q_c) of each example, (examples,), float64, in nats.
+
+    Either side may be logits or probabilities (see `are_probabilities`).
+    """
+    sides = [(side, are_probabilities(side)) for side in (teacher_outputs, outputs)]
+    parts = []
+    for start in range(0, len(outputs), _ROWS_AT_A_TIME):
+        teacher, model = (_log_probabilities(side[start : start + _ROWS_AT_A_TIME], kind) for side, kind in sides)
+        parts.append((np.exp(teacher) * (teacher - model)).sum(axis=1))
+    return np.concatenate(parts)
+
+
+def _log_probabilities(outputs, probabilities):
+    from scipy.special import log_softmax
+
+    outputs = outputs.astype(np.float64)
+    if not probabilities:
+        return log_softmax(outputs, axis=1)
+    outputs = np.maximum(outputs, SMALLEST_PROBABILITY)
+    return np.log(outputs / outputs.sum(axis=1, keepdims=True))

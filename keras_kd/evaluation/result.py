@@ -1,0 +1,208 @@
+"""What `evaluate` found: look scores up, compare models, save, load, print, draw."""
+
+import csv
+import dataclasses
+import json
+import pathlib
+import typing
+
+from keras_kd.evaluation.files import written_whole
+from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES, OVERALL, group_mean
+
+_FORMAT = "keras_kd.Evaluation/1"
+
+
+class Estimate(typing.NamedTuple):
+    """A score or a difference of scores, its 95 % bootstrap interval (None without bootstrap), and the examples."""
+
+    value: float
+    low: float | None
+    high: float | None
+    examples: int
+
+    def __str__(self):
+        interval = "" if self.low is None else f" [{self.low:.4f}, {self.high:.4f}]"
+        return f"{self.value:.4f}{interval}"
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelFacts:
+    """What a model costs, and what its outputs were taken for.
+
+    Attributes:
+        parameters: the number of weights; None where the file does not tell.
+        size_bytes: bytes on disk; of the weights, for a live `keras.Model`.
+        latency_ms: median milliseconds for one example; None if not timed.
+        outputs: "logits" or "probabilities".
+    """
+
+    parameters: int | None
+    size_bytes: int
+    latency_ms: float | None
+    outputs: str
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Evaluation:
+    """Scores of several models on the same examples; made by `keras_kd.evaluate`. `print(evaluation)` shows the tables.
+
+    Rows (the argument `language` below) are "overall", each language, "mean over languages" and "mean of <group>".
+
+    Attributes:
+        models: {model name: ModelFacts}, in the order given.
+        teacher: the teacher's name among them, or None.
+        metrics: the metric names; "kl" is in nats, the others are shares from 0 to 1.
+        languages: sorted names; () if none were given.
+        groups: {group: tuple of languages}.
+        bootstrap, seed: the number of resamples and the seed behind the intervals.
+        scores: {(model, row, metric): Estimate}.
+        differences: {(model, other model, row, metric): Estimate}; each pair once, see `difference`.
+    """
+
+    models: dict[str, ModelFacts]
+    teacher: str | None
+    metrics: tuple[str, ...]
+    languages: tuple[str, ...]
+    groups: dict[str, tuple[str, ...]]
+    bootstrap: int
+    seed: int
+    scores: dict[tuple[str, str, str], Estimate]
+    differences: dict[tuple[str, str, str, str], Estimate]
+
+    @property
+    def rows(self):
+        """The rows that have scores: languages first, then means, "overall" last."""
+        means = [group_mean(group) for group in self.groups]
+        return [*self.languages, *means, *[MEAN_OVER_LANGUAGES] * bool(self.languages), OVERALL]
+
+    def score(self, model, metric="macro_f1", *, language=OVERALL):
+        """Return a model's `Estimate`.
+
+        Example:
+            >>> evaluation.score("distilled", "accuracy", language="de").value
+        """
+        self._check_names(metric, language, model=model)
+        return self.scores[model, language, metric]
+
+    def difference(self, model, other, metric="macro_f1", *, language=OVERALL):
+        """Return score(model) - score(other) with the 95 % interval of the paired bootstrap.
+
+        Both models are scored on the same resamples, so what makes examples hard for both cancels out. The interval is
+        therefore narrower than the two models' own intervals suggest: judge a difference by it, not by their overlap.
+        An interval without 0 is a difference that this test set can show.
+
+        Raises:
+            ValueError: an unknown model, metric or language.
+
+        Example:
+            >>> print(evaluation.difference("distilled", "student alone"))
+            0.0820 [0.0713, 0.0931]
+        """
+        self._check_names(metric, language, model=model, other=other)
+        if (model, other, language, metric) in self.differences:
+            return self.differences[model, other, language, metric]
+        if model == other:
+            examples = self.scores[model, language, metric].examples
+            return Estimate(0.0, *((0.0, 0.0) if self.bootstrap else (None, None)), examples)
+        value, low, high, examples = self.differences[other, model, language, metric]
+        bounds = (None, None) if low is None else (0.0 - high, 0.0 - low)  # 0.0 - x, for -x would make -0.0 of 0.0
+        return Estimate(0.0 - value, *bounds, examples)
+
+    def _check_names(self, metric, language, **models):
+        for argument, model in models.items():
+            if model not in self.models:
+                raise ValueError(f"{argument} must be one of {list(self.models)}, got {model!r}.")
+        if language not in self.rows:
+            raise ValueError(f"language must be one of {self.rows}, got {language!r}.")
+        known = [m for name, row, m in self.scores if name == next(iter(self.models)) and row == language]
+        if metric not in known:
+            why = ""
+            if metric in ("agreement", "kl"):
+                why = " There was no teacher to compare with: evaluate again with teacher=<its name among the models>."
+            raise ValueError(f"metric must be one of {known}, got {metric!r}.{why}")
+
+    def __repr__(self):
+        examples = self.scores[next(iter(self.models)), OVERALL, "accuracy"].examples
+        return f"Evaluation(models={list(self.models)}, languages={len(self.languages)}, examples={examples})"
+
+    def __str__(self):
+        from keras_kd.evaluation.report import plain_text
+
+        return plain_text(self)
+
+    def __rich__(self):
+        from keras_kd.evaluation.report import Report
+
+        return Report(self)
+
+    def print(self, metric="macro_f1", *, console=None):
+        """Print the tables; the one by language shows `metric`.
+
+        On a narrow console the intervals are left out; `str(evaluation)` always has them.
+
+        Args:
+            metric: one of `metrics` that every language has: not the F1 of a class.
+            console: a `rich.console.Console`; None for standard output.
+        """
+        import rich.console
+
+        from keras_kd.evaluation.report import Report
+
+        self._check_names(metric, self.rows[0])
+        (console or rich.console.Console()).print(Report(self, metric))
+
+    def plot(self, path=None, *, metric="macro_f1"):
+        """Draw `metric` by language, one dot a model with its interval; return the `matplotlib.figure.Figure`.
+
+        Languages are sorted by the teacher's score (by the first other model's where the teacher's says nothing, as in
+        agreement). With `path` (.png, .svg, .pdf) the figure is also written there.
+        """
+        from keras_kd.evaluation.figure import draw
+
+        self._check_names(metric, self.rows[0])
+        figure = draw(self, metric)
+        if path is not None:
+            with written_whole(path) as partial:
+                figure.savefig(partial, dpi=160)
+        return figure
+
+    def to_csv(self, path):
+        """Write one line a score: model, language, metric, value, low, high, examples (UTF-8)."""
+        with written_whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["model", "language", "metric", *Estimate._fields])
+            writer.writerows([*key, *estimate] for key, estimate in self.scores.items())
+
+    def to_json(self, path):
+        """Write everything as JSON; `Evaluation.from_json` reads it back, equal to this one."""
+        names = ["models", "teacher", "metrics", "languages", "groups", "bootstrap", "seed"]
+        content = {"format": _FORMAT, **{name: getattr(self, name) for name in names}}
+        content["models"] = {name: dataclasses.asdict(facts) for name, facts in self.models.items()}
+        content["scores"] = _records(self.scores, ["model", "language", "metric"])
+        content["differences"] = _records(self.differences, ["model", "other", "language", "metric"])
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+        with written_whole(path) as partial:
+            partial.write_text(text, encoding="utf-8")
+
+    @classmethod
+    def from_json(cls, path):
+        """Read what `to_json` wrote. Raises ValueError for any other file."""
+        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        found = content.pop("format", None) if isinstance(content, dict) else None
+        if found != _FORMAT:
+            raise ValueError(f"{path} must be a file written by Evaluation.to_json ({_FORMAT}), got format {found!r}.")
+        content["models"] = {name: ModelFacts(**facts) for name, facts in content["models"].items()}
+        content["metrics"], content["languages"] = tuple(content["metrics"]), tuple(content["languages"])
+        content["groups"] = {group: tuple(members) for group, members in content["groups"].items()}
+        content["scores"] = _estimates(content["scores"], ["model", "language", "metric"])
+        content["differences"] = _estimates(content["differences"], ["model", "other", "language", "metric"])
+        return cls(**content)
+
+
+def _records(estimates, names):
+    return [{**dict(zip(names, key, strict=True)), **e._asdict()} for key, e in estimates.items()]
+
+
+def _estimates(records, names):
+    fields = Estimate._fields
+    return {tuple(r[name] for name in names): Estimate(*(r[field] for field in fields)) for r in records}
