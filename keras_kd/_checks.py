@@ -41,3 +41,12 @@ def require_choice(value, argument, choices):
     if value not in choices:
         raise ValueError(f"{argument} must be one of {list(choices)}, got {value!r}.")
     return value
+
+
+def require_count(value, argument, *, at_least):
+    """Return `value` as an int if it is a whole number of at least `at_least`, else raise TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"{argument} must be a whole number >= {at_least}, got {value!r}.")
+    if value < at_least:
+        raise ValueError(f"{argument} must be >= {at_least}, got {value!r}.")
+    return int(value)

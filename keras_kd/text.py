@@ -1,0 +1,112 @@
+"""Text to ids through tensorflow-text, for every script, in `tf.data` or inside a model that takes strings."""
+
+import collections
+
+import keras
+import tensorflow as tf
+
+from keras_kd._checks import require_count
+
+PADDING, UNKNOWN = 0, 1
+_FIRST_CHARACTER = 2  # ids below are PADDING and UNKNOWN
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class CharacterEncoder(keras.layers.Layer):
+    """Turns text into ids of its characters: one vocabulary for all scripts, and no tokenizer to train.
+
+    Case is folded and Unicode is decomposed (NFKD), both by tensorflow-text: "É" counts as "e" and an accent, a Korean
+    syllable as its letters, so that a few hundred characters write most languages. Id 0 is padding and 1 an unknown
+    character; the vocabulary begins with 2, in the order of the code points.
+
+    It is a layer: call it on strings, map it over a `tf.data.Dataset`, or put it first into a model that is to take
+    strings. A SavedModel of such a model needs `import tensorflow_text` in the process that loads it. LiteRT has no such
+    operations: export the part behind it, which takes ids.
+
+    Args:
+        vocabulary: str, the characters to tell apart, in any order; repeats do not matter. `from_texts` collects them.
+        length: Ids per text ≥ 1; longer texts are cut, shorter ones padded.
+        name: Name of the layer.
+
+    Call arguments:
+        inputs: Strings, `(batch,)` or `(batch, 1)`: a tensor, an array or a list of str.
+
+    Returns:
+        int32 ids, `(batch, length)`.
+
+    Raises:
+        TypeError: `vocabulary` is no str, or `length` no int.
+        ValueError: `vocabulary` is empty; `length` < 1.
+
+    Example:
+
+    >>> encoder = keras_kd.text.CharacterEncoder("abc é", length=5)
+    >>> encoder(["Abba", "É?"]).numpy()
+    array([[3, 4, 4, 3, 0],
+           [6, 7, 1, 0, 0]], dtype=int32)
+    """
+
+    def __init__(self, vocabulary, length, *, name=None):
+        super().__init__(trainable=False, name=name, dtype="int32")
+        if not isinstance(vocabulary, str):
+            raise TypeError(f"vocabulary must be a str of characters, got {type(vocabulary).__name__}.")
+        self.length = require_count(length, "length", at_least=1)
+        self.vocabulary = "".join(sorted(set(_normalized(vocabulary))))
+        if not self.vocabulary:
+            raise ValueError("vocabulary must hold one character or more, got none.")
+        self.built = True
+
+    @classmethod
+    def from_texts(cls, texts, length, *, min_count=2, name=None):
+        """Return an encoder for the characters that occur at least `min_count` times in `texts`, a list of str.
+
+        Rare characters share the id of unknown ones, so that the model learns what to do with those.
+        """
+        require_count(min_count, "min_count", at_least=1)
+        counts = collections.Counter("".join(_normalized_each(texts)))
+        frequent = [character for character, count in counts.items() if count >= min_count]
+        if not frequent:
+            raise ValueError(f"texts must hold characters that occur min_count={min_count} times, got none.")
+        return cls("".join(frequent), length, name=name)
+
+    @property
+    def vocabulary_size(self):
+        """Number of different ids: the `input_dim` of the Embedding behind."""
+        return _FIRST_CHARACTER + len(self.vocabulary)
+
+    def __call__(self, inputs, **kwargs):
+        # Keras would turn str into float tensors.
+        return super().__call__(inputs if isinstance(inputs, keras.KerasTensor) else _string_tensor(inputs), **kwargs)
+
+    def call(self, inputs):
+        texts = tf.reshape(inputs, (-1,))
+        codes = tf.strings.unicode_decode(_normalize(texts), "UTF-8").to_tensor(PADDING, shape=(None, self.length))
+        known = tf.constant([ord(character) for character in self.vocabulary])
+        places = tf.minimum(tf.searchsorted(known, tf.reshape(codes, (-1,))), len(self.vocabulary) - 1)
+        places = tf.reshape(places, tf.shape(codes))
+        ids = tf.where(tf.gather(known, places) == codes, _FIRST_CHARACTER + places, UNKNOWN)
+        return tf.ensure_shape(tf.where(codes == PADDING, PADDING, ids), (None, self.length))
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor((inputs.shape[0], self.length), "int32")
+
+    def get_config(self):
+        return {"name": self.name, "vocabulary": self.vocabulary, "length": self.length}
+
+
+def _string_tensor(inputs):
+    return inputs if isinstance(inputs, tf.Tensor) else tf.constant(inputs, dtype=tf.string)
+
+
+def _normalize(texts):
+    import tensorflow_text
+
+    return tensorflow_text.normalize_utf8(tensorflow_text.case_fold_utf8(texts), "NFKD")
+
+
+def _normalized_each(texts):
+    return [text.decode() for text in _normalize(tf.constant(list(texts), dtype=tf.string)).numpy()]
+
+
+def _normalized(text):
+    return _normalized_each([text])[0]
