@@ -8,6 +8,8 @@ import keras
 from keras.src import backend
 from keras.src.losses.losses import LossFunctionWrapper
 from keras.src.models.functional import Functional
+from keras.src.trainers.trainer import model_supports_jit
+from keras.src.utils import naming
 
 
 def call_model(model, inputs, training):
@@ -18,7 +20,12 @@ def call_model(model, inputs, training):
 
 
 def functional_graph(model):
-    """The functional model that a functional or built sequential model is, or None for any other model."""
+    """The functional model that a functional or built sequential model is, or None for any other model.
+
+    A subclass with a `call` of its own is another model: its graph does not tell what it computes.
+    """
+    if type(model).call not in (Functional.call, keras.Sequential.call):
+        return None
     if isinstance(model, keras.Sequential):
         return model._functional
     return model if isinstance(model, Functional) else None
@@ -36,11 +43,12 @@ def set_mask(tensor, mask):
 
 
 def loss_argument(model):
-    """What the model was compiled with as `loss`, looked up if it is a name; None without a loss."""
+    """What the model was compiled with as `loss`, in its structure, names looked up; None without a loss."""
     if model._compile_loss is None:
         return None
-    loss = model._compile_loss._user_loss
-    return keras.losses.get(loss) if isinstance(loss, str) else loss
+    return keras.tree.map_structure(
+        lambda loss: keras.losses.get(loss) if isinstance(loss, str) else loss, model._compile_loss._user_loss
+    )
 
 
 def replace_compiled_losses(model, wrap):
@@ -74,6 +82,11 @@ def producer(tensor):
     return operation, tensor_index, operation._inbound_nodes[node_index].input_tensors
 
 
+def supports_jit(model):
+    """Whether XLA can compile every layer of a model."""
+    return model_supports_jit(model)
+
+
 def build_symbolically(model, inputs):
     """Build a model by running it on symbolic inputs, without a trace in its graph."""
     backend.compute_output_spec(model, inputs)
@@ -88,3 +101,18 @@ def outputs_in_graph(graph, layer_name):
 def random_states(model):
     """The states of the random generators of a model, those of Dropout for instance, which Keras does not save."""
     return [generator.state for layer in model._flatten_layers() for generator in layer._seed_generators]
+
+
+def sublayers(layer):
+    """The layers that a layer or model holds itself, in the order of their weights."""
+    return layer._flatten_layers(include_self=False, recursive=False)
+
+
+def learnable_variables(model):
+    """The variables that were made to be learnt, also those frozen now; not the statistics of BatchNormalization."""
+    return [variable for layer in model._flatten_layers() for variable in layer._trainable_variables]
+
+
+def automatic_name(layer):
+    """The name that Keras gives to the first layer of this class: "dense" for a Dense."""
+    return naming.to_snake_case(type(layer).__name__)

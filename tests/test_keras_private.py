@@ -84,3 +84,14 @@ def test_random_states_are_those_of_dropout():
     before = state.numpy().copy()
     model(np.ones((1, 2)), training=True)
     assert not np.array_equal(state.numpy(), before)
+
+
+def test_sublayers_learnable_variables_and_automatic_names():
+    normalization, dense = keras.layers.BatchNormalization(), keras.layers.Dense(3)
+    model = keras.Sequential([keras.Input((2,)), normalization, dense])
+    assert private.sublayers(model)[-2:] == [normalization, dense]
+    assert private.sublayers(dense) == []
+    model.trainable = False
+    assert [v.name for v in private.learnable_variables(model)] == ["gamma", "beta", "kernel", "bias"]
+    for layer in (normalization, dense, keras.layers.Conv2D(1, 1), keras.layers.MultiHeadAttention(1, 2)):
+        assert layer.name == private.automatic_name(layer)

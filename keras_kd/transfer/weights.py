@@ -1,0 +1,273 @@
+"""`transfer_weights`: check everything, then write the teacher's weights, plus Δw, into the student."""
+
+import warnings
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_kd._checks import require_count, require_number
+from keras_kd.transfer.layers import difference, find_node, layer_tree, walk
+from keras_kd.transfer.matching import SHARED, Match, Matching
+from keras_kd.transfer.noise import gaussian_noise, given_arrays
+from keras_kd.transfer.result import LayerTransfer, Transfer
+
+
+def transfer_weights(
+    teacher,
+    student,
+    *,
+    layers=None,
+    last=None,
+    noise=0.0,
+    delta=None,
+    seed=None,
+    freeze=False,
+    strict=False,
+    verbose=False,
+):
+    """Hand the teacher's weights straight to the student, layer by layer: w_S = w_T + Δw.
+
+    Layers of any kind match if they have the same class and their weights the same names and shapes: first those with
+    the same name (names that Keras makes itself, such as "dense_1", are no names), then, among the rest, the longest
+    sequence of layers that stand in the same order in both models, at the earliest teacher layers. Nested models are
+    walked into. A composite layer is handed over whole, or else in those parts that match; Keras's own layers, such as
+    MultiHeadAttention, only whole. All weights of a layer go along, also the mean and variance of BatchNormalization;
+    the random state of Dropout does not. Values are cast to the student's dtype. Layers with LoRA or quantized weights
+    are not matched.
+
+    The teacher stays as it is. If anything raises, the student does, too.
+
+    Args:
+        teacher: a built `keras.Model`.
+        student: another built `keras.Model`. Layers it shares with the teacher are left alone.
+        layers: the explicit map {student layer: teacher layer}: only these layers get weights. A layer is named by its
+            name, by its path if it is inside others ("encoder/block_0/ffn"), or given itself; it may be a composite
+            layer or a nested model. The classes may differ, the weights' shapes may not. `every_kth_block` makes such
+            a map.
+        last: hand over only the last `last` ≥ 1 matching layers, in the student's order. The longest common sequence
+            then ends at the latest teacher layers. Not together with `layers`.
+        noise: Δw is drawn from N(0, noise²), one draw a number. An absolute standard deviation ≥ 0, in the unit of the
+            weights: for comparison, Keras's default kernel of 128 inputs and 128 outputs starts with 0.088. The
+            statistics of BatchNormalization get no noise, since a variance must not be negative.
+        delta: Δw as arrays, {student layer: [one array a weight, in the order and shape of `layer.weights`]}. The
+            layers named must be among those that get weights. Not together with `noise`.
+        seed: a whole number ≥ 0 for `noise`; the same seed draws the same. None takes it from Python's `random`, which
+            `keras.utils.set_random_seed` sets. Several workers must share one seed.
+        freeze: set `trainable` to False on the layers that got weights, so that training leaves them as they are.
+            Compile the student, or the distiller it is in, afterwards. In Keras, a frozen BatchNormalization also
+            normalizes by its fixed mean and variance in training.
+        strict: raise if a student layer with weights gets none. With `last`: if one does from the first of those layers
+            on, that is, in between or after them.
+        verbose: print the table.
+
+    Returns:
+        A `Transfer`: a row for each student layer with weights, what it got and from where, or why nothing. `print` it.
+
+    Warns:
+        UserWarning: without `layers` and `last`, if student layers found no partner. It names them.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: an unbuilt model; an unknown layer (the known ones are listed) or shapes that do not fit (both are
+            shown), in `layers` or `delta`; fewer than `last` matches; values that the student's dtype cannot hold;
+            `strict`, with a list of what found no partner and why.
+
+    Example:
+
+    >>> layers = keras.layers
+    >>> teacher = keras.Sequential([keras.Input((8,)), layers.Dense(16, "relu", name="first"),
+    ...     layers.Dense(16, "relu", name="second"), layers.Dense(5, name="logits")])
+    >>> student = keras.Sequential([keras.Input((8,)), layers.Dense(16, "relu", name="first"),
+    ...     layers.Dense(3, name="logits")])  # of other classes
+    >>> transfer = keras_kd.transfer_weights(teacher, student, noise=0.01, seed=0)
+    UserWarning: 1 of the student's 2 layers with weights found no partner in the teacher and keeps its own: ['logits'].
+    The returned table says why; strict=True raises.
+    >>> print(transfer)
+    1 of 2 layers got the teacher's weights: 144 of 195 parameters
+    <BLANKLINE>
+      student layer   class   parameters   teacher layer   how, or why not
+     ────────────────────────────────────────────────────────────────────────────────────────────────────────────────────
+      first           Dense          144   first           by name
+      logits          Dense           51   –               shapes differ: student kernel (16, 3), teacher kernel (16, 5)
+    """
+    teacher_root, student_root = layer_tree(teacher, "teacher"), layer_tree(student, "student")
+    _check_options(teacher, student, layers, last, noise, delta, seed)
+    if layers is None:
+        matches, why_not = _matched(teacher_root, student_root, last)
+    else:
+        matches, why_not = _given_matches(teacher_root, student_root, layers), lambda node: "not in the given map"
+    rows = tuple(_rows(student_root, {match.student: match for match in matches}, why_not))
+    transfer = Transfer(rows, bool(freeze))
+    unmatched = _unmatched(transfer, last)
+    if strict and unmatched:
+        raise ValueError(_strict_message(transfer, unmatched))
+    matches = [match for match in matches if match.how != SHARED]
+    _check_nothing_is_the_teachers(matches, teacher)
+    if delta is not None:
+        changes = given_arrays(matches, student_root, delta)
+    else:
+        changes = gaussian_noise(matches, student, noise, seed) if noise else {}
+    values = _new_values(matches, changes)
+    if unmatched and layers is None and last is None:
+        warnings.warn(_partial_message(transfer, unmatched), stacklevel=2)  # first: it may be turned into an error
+    _assign(values)
+    if freeze:
+        _freeze(matches, student)
+    if verbose:
+        transfer.print()
+    return transfer
+
+
+def _check_options(teacher, student, layers, last, noise, delta, seed):
+    if teacher is student:
+        raise ValueError("student must be another model than the teacher. keras.models.clone_model makes a copy.")
+    if layers is not None and not isinstance(layers, dict):
+        raise TypeError(
+            f"layers must be a dict {{student layer: teacher layer}}, got {type(layers).__name__}: {layers!r}."
+        )
+    if layers is not None and not layers:
+        raise ValueError("layers must name at least one layer, got {}. Leave it out to match layers by name and shape.")
+    if layers is not None and last is not None:
+        raise ValueError("layers and last exclude each other: name in layers= just the layers that shall get weights.")
+    if last is not None:
+        require_count(last, "last", at_least=1)
+    require_number(noise, "noise", at_least=0.0, hint="It is the standard deviation of what is added to each weight.")
+    if seed is not None:
+        require_count(seed, "seed", at_least=0)
+    if noise and delta is not None:
+        raise ValueError("noise and delta exclude each other: add the noise to the arrays of delta=.")
+
+
+def _matched(teacher_root, student_root, last):
+    """The matches in the student's order, and a function that tells why a node has none."""
+    matching = Matching(student_root, teacher_root, from_back=last is not None)
+    matches = [matching.matches[node] for node in walk(student_root) if node in matching.matches]
+    if last is None:
+        return matches, matching.why_not
+    found = [match for match in matches if match.how != SHARED]
+    if len(found) < last:
+        paths = [match.student.path for match in found]
+        raise ValueError(f"last must be <= {len(found)}, the number of matching layers, got {last}; they are {paths}.")
+    before = {match.student for match in found[:-last]}
+
+    def why_not(node):
+        return f"matches, but stands before the last {last}" if node in before else matching.why_not(node)
+
+    return [match for match in matches if match.student not in before], why_not
+
+
+def _given_matches(teacher_root, student_root, layers):
+    matches, owners = [], {}
+    for student_layer, teacher_layer in layers.items():
+        ours = find_node(student_root, student_layer, "layers", "student")
+        theirs = find_node(teacher_root, teacher_layer, "layers", "teacher")
+        why = difference(ours, theirs)
+        if why:
+            raise ValueError(f"layers: {ours.path!r} cannot get the weights of {theirs.path!r}: {why}.")
+        for weight in ours.weights:
+            other = owners.setdefault(id(weight), ours)
+            if other is not ours or any(match.student is ours for match in matches):
+                raise ValueError(f"layers: {ours.path!r} would get weights twice, also by {other.path!r}. Leave one.")
+        matches.append(Match(ours, theirs, "by the given map"))
+    return matches
+
+
+def _rows(node, matches, why_not):
+    """A row for each layer: for the whole of it, unless it is a nested model or some of its parts got weights."""
+    match = matches.get(node)
+    is_model = isinstance(node.layer, keras.Model)
+    if match is None and node.children and (is_model or any(part in matches for part in walk(node))):
+        for child in node.children:
+            yield from _rows(child, matches, why_not)
+    else:
+        teacher, how = (match.teacher.path, match.how) if match else (None, why_not(node))
+        yield LayerTransfer(node.path, node.class_name, node.parameters, teacher, how)
+
+
+def _unmatched(transfer, last):
+    """The rows without weights that `strict` looks at."""
+    rows = transfer.rows
+    if last is not None:
+        rows = rows[min(i for i, row in enumerate(rows) if row.teacher is not None and row.how != SHARED) :]
+    return [row for row in rows if row.teacher is None]
+
+
+def _strict_message(transfer, unmatched):
+    lines = [f"  {row.student!r} ({row.layer_class}): {row.how}" for row in unmatched]
+    return "\n".join(
+        [
+            f"strict=True: {len(unmatched)} of the student's {len(transfer.rows)} layers with weights get none:",
+            *lines,
+            "Nothing was changed. Name their partners in layers=, or leave strict out to hand over the rest.",
+        ]
+    )
+
+
+def _partial_message(transfer, unmatched):
+    keeps = "keeps its own" if len(unmatched) == 1 else "keep their own"
+    return (
+        f"{len(unmatched)} of the student's {len(transfer.rows)} layers with weights found no partner in the teacher "
+        f"and {keeps}: {[row.student for row in unmatched]}. The returned table says why; strict=True raises."
+    )
+
+
+def _check_nothing_is_the_teachers(matches, teacher):
+    theirs = {id(weight) for weight in teacher.weights}
+    for match in matches:
+        if any(id(weight) in theirs for weight in match.student.weights):
+            raise ValueError(
+                f"the student's {match.student.path!r} holds weights of the teacher, which must stay as they are. Give "
+                "the student layers of its own, for instance with keras.models.clone_model."
+            )
+
+
+def _new_values(matches, changes):
+    """[(student variable, its new value)], all of them before any is assigned."""
+    values = []
+    for match in matches:
+        for ours, theirs in zip(match.student.weights, match.teacher.weights, strict=True):
+            source = _array(theirs)
+            if id(ours) in changes:
+                source = source.astype("float64") + changes[id(ours)]
+            value = ops.convert_to_numpy(ops.cast(source, ours.dtype))
+            _check_finite(value, source, match, ours)
+            values.append((ours, value))
+    return values
+
+
+def _array(variable):
+    return np.asarray(variable)  # np.array warns: Keras variables do not know its `copy`
+
+
+def _check_finite(value, source, match, variable):
+    value, source = np.asarray(value, "float64"), np.asarray(source, "float64")
+    if np.isnan(value).any() or (np.isinf(value) & np.isfinite(source)).any():
+        worst = "NaN" if np.isnan(value).any() else f"values up to {np.abs(source).max():.3g}"
+        raise ValueError(
+            f"the teacher's {match.teacher.path!r} would bring {worst} into the student's {match.student.path!r}, of "
+            f"dtype {variable.dtype}. Leave it out with layers=, or give the student a wider dtype."
+        )
+
+
+def _assign(values):
+    before = [(variable, _array(variable).copy()) for variable, _ in values]
+    try:
+        for variable, value in values:
+            variable.assign(value)
+    except BaseException:
+        for variable, value in before:
+            variable.assign(value)
+        raise
+
+
+def _freeze(matches, student):
+    for match in matches:
+        node = match.student
+        if len(node.weights) == len(node.layer.weights):
+            node.layer.trainable = False
+        else:  # the layer also holds weights that it did not get
+            for weight in node.weights:
+                weight.trainable = False
+    if student.compiled:
+        student.train_function = None  # a step that was traced before would go on moving them
