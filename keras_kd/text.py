@@ -20,8 +20,8 @@ class CharacterEncoder(keras.layers.Layer):
     character; the vocabulary begins with 2, in the order of the code points.
 
     It is a layer: call it on strings, map it over a `tf.data.Dataset`, or put it first into a model that is to take
-    strings. A SavedModel of such a model needs `import tensorflow_text` in the process that loads it. LiteRT has no such
-    operations: export the part behind it, which takes ids.
+    strings. A SavedModel of such a model needs `import tensorflow_text` in the process that loads it. LiteRT has no
+    such operations: export the part behind it, which takes ids.
 
     Args:
         vocabulary: str, the characters to tell apart, in any order; repeats do not matter. `from_texts` collects them.

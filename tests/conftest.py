@@ -17,7 +17,7 @@ tf.config.set_logical_device_configuration(
 @pytest.fixture(autouse=True)
 def fresh_state():
     """Each test starts from the same seeds, the float32 policy and no left-over Keras names."""
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(1)
     yield
     keras.config.set_dtype_policy("float32")

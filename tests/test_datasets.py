@@ -130,7 +130,8 @@ def test_another_process_gives_the_same():
         "print(hashlib.sha256(''.join(t.texts).encode() + t.labels.tobytes()).hexdigest())"
     )
     runs = {
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
     }
     assert len(runs) == 1
 

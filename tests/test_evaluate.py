@@ -13,7 +13,6 @@ import tensorflow as tf
 
 from keras_kd.evaluation import Estimate, Evaluation, evaluate
 from keras_kd.evaluation.examples import class_indices, language_rows
-from keras_kd.evaluation.files import written_whole
 from keras_kd.evaluation.outputs import answers, are_probabilities, divergence
 from keras_kd.evaluation.scores import OVERALL, bootstrap_scores, resampling_weights
 
@@ -521,16 +520,6 @@ def test_whoever_reads_the_older_file_reads_all_of_it(evaluation, tmp_path):
         evaluation.to_json(path)
         assert reader.read() == "old"
     assert Evaluation.from_json(path) == evaluation
-
-
-def test_a_failure_leaves_the_older_file(tmp_path):
-    path = tmp_path / "scores.json"
-    path.write_text("old")
-    with pytest.raises(RuntimeError), written_whole(path) as partial:
-        partial.write_text("ha")
-        raise RuntimeError("disk full")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,6 @@ from keras_kd.transfer import every_kth_block, transfer_weights
 from keras_kd.transfer.layers import layer_tree, walk
 
 
-@pytest.fixture(autouse=True)
-def fresh_state():
-    """As in conftest.py, but without the garbage collection, which takes longer than most of these small tests."""
-    keras.utils.clear_session(free_memory=False)
-    keras.utils.set_random_seed(1)
-
-
 def sequential(shape, *stack, name=None):
     return keras.Sequential([keras.Input(shape), *stack], name=name)
 

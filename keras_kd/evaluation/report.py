@@ -1,7 +1,5 @@
 """The tables of an `Evaluation`, drawn with rich."""
 
-import io
-
 from keras_kd.evaluation.scores import OVERALL, class_metric
 
 _TITLES = {"accuracy": "accuracy, %", "macro_f1": "macro-F1, %", "agreement": "agreement, %", "kl": "KL, nats"}
@@ -24,7 +22,7 @@ def tells_nothing_of_teacher(metric):
 
 
 class Report:
-    """The tables as one rich renderable. A table too wide for the console is drawn without intervals."""
+    """The tables as one rich renderable. A table too wide for the console is drawn without intervals and groups."""
 
     def __init__(self, evaluation, metric="macro_f1"):
         self.evaluation = evaluation
@@ -35,15 +33,6 @@ class Report:
         for full_table, short_table in zip(whole, short, strict=True):
             fits = console.measure(full_table, options=options.update(width=10_000)).maximum <= options.max_width
             yield full_table if fits else short_table
-
-
-def plain_text(evaluation):
-    """Return the tables as text without colours, as wide as they need to be."""
-    from rich.console import Console
-
-    page = io.StringIO()
-    Console(file=page, width=10_000, color_system=None, legacy_windows=False).print(Report(evaluation))
-    return "\n".join(line.rstrip() for line in page.getvalue().strip("\n").splitlines())
 
 
 def _tables(evaluation, metric, intervals):
@@ -83,7 +72,8 @@ def _model_table(evaluation, intervals):
 def _table_of_rows(evaluation, metric, intervals):
     table = _new_table(f"\n{metric_title(metric)}, by language", intervals)
     table.add_column("language", overflow="fold")
-    if evaluation.groups:
+    show_groups = bool(evaluation.groups) and intervals
+    if show_groups:
         table.add_column("group", overflow="fold")
     table.add_column("examples", justify="right")
     for name in evaluation.models:
@@ -94,7 +84,7 @@ def _table_of_rows(evaluation, metric, intervals):
         cells = [_cell(evaluation, name, metric, row, intervals) for name in evaluation.models]
         is_last_language = row == evaluation.languages[-1]
         style = None if row in evaluation.languages else "bold"
-        marks = [_plain(groups)] if evaluation.groups else []
+        marks = [_plain(groups)] if show_groups else []
         table.add_row(_plain(row), *marks, f"{examples:,}", *cells, style=style, end_section=is_last_language)
     return table
 

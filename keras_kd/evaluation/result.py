@@ -6,7 +6,8 @@ import json
 import pathlib
 import typing
 
-from keras_kd.evaluation.files import written_whole
+from keras_kd._files import written_whole
+from keras_kd._tables import plain_text
 from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES, OVERALL, group_mean
 
 _FORMAT = "keras_kd.Evaluation/1"
@@ -126,8 +127,6 @@ class Evaluation:
         return f"Evaluation(models={list(self.models)}, languages={len(self.languages)}, examples={examples})"
 
     def __str__(self):
-        from keras_kd.evaluation.report import plain_text
-
         return plain_text(self)
 
     def __rich__(self):

@@ -1,0 +1,64 @@
+"""Files and folders that appear whole or not at all, and their sizes."""
+
+import contextlib
+import os
+import pathlib
+import shutil
+import uuid
+
+
+@contextlib.contextmanager
+def written_whole(path):
+    """Yield a path beside `path` to write a file or folder to; move it to `path` at the end, remove it on failure.
+
+    A reader never sees half a file, and a failure leaves an older one as it was. A file replaces a file, a folder
+    replaces a folder. Missing parent folders are made, and removed again on failure.
+
+    Example:
+
+    >>> with written_whole("scores.json") as partial:
+    ...     partial.write_text("{}")
+    """
+    path = pathlib.Path(path)
+    missing = [folder for folder in path.parents if not folder.exists()]  # the innermost first
+    # The ending stays: matplotlib, for one, chooses the format by it.
+    partial = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        _move(partial, path)
+    except BaseException:
+        _remove(partial)
+        for folder in missing:
+            with contextlib.suppress(OSError):  # it was not made, or someone else has put something into it
+                folder.rmdir()
+        raise
+
+
+def bytes_on_disk(path):
+    """Return the bytes of a file, or of all files in a folder."""
+    path = pathlib.Path(path)
+    files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files)
+
+
+def _move(new, path):
+    if not (new.is_dir() and path.is_dir()):
+        os.replace(new, path)  # which refuses to put a file in a folder's place, and the other way round
+        return
+    # A folder that is not empty cannot be replaced in one step.
+    old = path.with_name(f"{new.name}.old")
+    os.replace(path, old)
+    try:
+        os.replace(new, path)
+    except BaseException:
+        os.replace(old, path)
+        raise
+    _remove(old)
+
+
+def _remove(path):
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

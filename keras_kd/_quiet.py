@@ -1,0 +1,44 @@
+"""Less noise from TensorFlow, whose C++ code writes to the standard error past Python."""
+
+import contextlib
+import logging
+import os
+import threading
+
+_ONE_AT_A_TIME = threading.RLock()  # two threads that redirect in turn would restore each other's redirection
+
+
+@contextlib.contextmanager
+def quiet():
+    """Keep the process's standard error, file descriptor 2, and TensorFlow's loggers off the terminal.
+
+    They are one for all threads: what others write meanwhile is lost too, and a second thread waits for the first.
+    """
+    with _ONE_AT_A_TIME, _errors_only("tensorflow"), _errors_only("absl"), open(os.devnull, "wb") as nowhere:
+        try:
+            terminal = os.dup(2)
+        except OSError:  # it is closed: there is nothing to keep quiet
+            yield
+            return
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+
+
+@contextlib.contextmanager
+def _errors_only(logger_name):
+    logger = logging.getLogger(logger_name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def first_line(error):
+    """The first line of an error's text, at most 300 characters: TensorFlow and Keras write whole pages."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
