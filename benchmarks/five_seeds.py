@@ -44,7 +44,9 @@ def gain_rows(reports, baseline="labels only"):
 def markdown(rows, seeds):
     lines = ["| | " + " | ".join(f"seed {seed}" for seed in seeds) + " | mean ± sd |", "|---" * (len(seeds) + 2) + "|"]
     for name, values, mean, spread in rows:
-        lines.append(f"| {name} | " + " | ".join(f"{value:.1f}" for value in values) + f" | {mean:.1f} ± {spread:.1f} |")
+        lines.append(
+            f"| {name} | " + " | ".join(f"{value:.1f}" for value in values) + f" | {mean:.1f} ± {spread:.1f} |"
+        )
     return "\n".join(lines)
 
 

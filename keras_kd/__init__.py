@@ -1,6 +1,27 @@
 """keras_kd: knowledge distillation for Keras 3. The public names, in the order the data flows."""
 
 from keras_kd._version import __version__
+from keras_kd import datasets, signals, text
+from keras_kd.transfer import every_kth_block, transfer_weights
 from keras_kd.objectives import Hint, Objective, SoftLabels
 from keras_kd.distiller import Distiller, load_distiller
 from keras_kd.callbacks import LambdaRamp
+from keras_kd.evaluation import evaluate
+from keras_kd.export import export
+
+__all__ = [
+    "Distiller",
+    "Hint",
+    "LambdaRamp",
+    "Objective",
+    "SoftLabels",
+    "__version__",
+    "datasets",
+    "evaluate",
+    "every_kth_block",
+    "export",
+    "load_distiller",
+    "signals",
+    "text",
+    "transfer_weights",
+]

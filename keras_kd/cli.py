@@ -23,16 +23,23 @@ def _parser():
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.add_argument("--seed", type=int, default=0, help="the same seed gives the same numbers")
-    demo.add_argument("--output", default="runs/demo", metavar="FOLDER", help="where report, table, figure and files go")
+    demo.add_argument(
+        "--output", default="runs/demo", metavar="FOLDER", help="where report, table, figure and files go"
+    )
     demo.add_argument("--quick", action="store_true", help="few languages and steps: shows that it runs, no figures")
     demo.set_defaults(run=_demo)
     return parser
 
 
 def _demo(options):
-    from keras_kd.demo import run_demo
+    import keras
+    import tensorflow as tf
 
-    run_demo(options.output, seed=options.seed, quick=options.quick)
+    from keras_kd.demo import FULL, QUICK, run_demo
+
+    tf.config.experimental.enable_op_determinism()
+    keras.utils.set_random_seed(options.seed)
+    run_demo(options.output, seed=options.seed, setting=QUICK if options.quick else FULL)
     return 0
 
 
