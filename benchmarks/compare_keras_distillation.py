@@ -71,7 +71,7 @@ def first_kernel(distiller, **fit_options):
     return distiller.student.layers[0].kernel.numpy()
 
 
-# Each point: a question, and for either side a function of its distiller maker that returns (is it right, what is seen).
+# Each point: a question, and a function of one side's distiller maker that returns (is it right, what is seen).
 
 
 def value(make):
@@ -112,7 +112,11 @@ def masks(make):
         keras.utils.set_random_seed(1)
         models = [
             keras.Sequential(
-                [keras.Input((None,), dtype="int32"), keras.layers.Embedding(9, w, mask_zero=True), keras.layers.Dense(2)]
+                [
+                    keras.Input((None,), dtype="int32"),
+                    keras.layers.Embedding(9, w, mask_zero=True),
+                    keras.layers.Dense(2),
+                ]
             )
             for w in (16, 8)
         ]
@@ -224,7 +228,8 @@ def saved_size(make):
         path = pathlib.Path(folder, "distiller.keras")
         distiller.save(path)
         size = path.stat().st_size
-    return size < 4 * teacher.count_params() / 2, f"{size / 1000:,.0f} kB (teacher {4 * teacher.count_params() / 1000:,.0f} kB)"
+    of_teacher = 4 * teacher.count_params()
+    return size < of_teacher / 2, f"{size / 1000:,.0f} kB (teacher {of_teacher / 1000:,.0f} kB)"
 
 
 def far_out(make):

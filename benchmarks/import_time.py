@@ -1,6 +1,6 @@
 """How much longer `import keras_kd` takes than Keras and TensorFlow by themselves: interleaved, fresh processes.
 
-    python benchmarks/import_time.py [runs]
+Run it as `python benchmarks/import_time.py [runs]`.
 """
 
 import statistics

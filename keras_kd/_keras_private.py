@@ -66,7 +66,7 @@ def loss_function(loss):
 
 
 def sparse_label_options(loss):
-    """`(True, ignore_class)` if the loss is sparse categorical cross-entropy in any of its forms, else `(False, None)`."""
+    """`(True, ignore_class)` if the loss is sparse categorical cross-entropy in any form, else `(False, None)`."""
     function, options = loss_function(loss)
     return function is keras.losses.sparse_categorical_crossentropy, options.get("ignore_class")
 

@@ -21,8 +21,8 @@ class LambdaRamp(keras.callbacks.Callback):
     (of each execution, with `steps_per_execution`), t being `optimizer.iterations`.
 
     λ is computed from the epoch or the step, never from how often the callback ran: resumed with
-    `keras.callbacks.BackupAndRestore` or `initial_epoch`, the sequence is that of an uninterrupted run. It is a variable
-    of the distiller, so that nothing is traced anew, and the logs of each epoch show it: `soft_weight`, or
+    `keras.callbacks.BackupAndRestore` or `initial_epoch`, the sequence is that of an uninterrupted run. It is a
+    variable of the distiller, so that nothing is traced anew, and the logs of each epoch show it: `soft_weight`, or
     `soft_labels_weight` and `soft_labels_temperature` for an objective called `soft_labels`.
 
     Args:

@@ -9,7 +9,7 @@ from keras_kd._checks import require_model, require_number
 from keras_kd._keras_private import build_symbolically, functional_graph, random_states
 from keras_kd.objectives import Objective, SoftLabels
 from keras_kd.objectives.base import scalar_value, scalar_variable
-from keras_kd.signals import SignalReader, output_activations, output_names
+from keras_kd.signals import SignalReader, output_names
 from keras_kd.steps import Step, replicas
 
 
@@ -17,14 +17,14 @@ from keras_kd.steps import Step, replicas
 class Distiller(Step, keras.Model):
     """Trains a student on labels and on what a teacher says: `L = hard_weight · L_raw + soft_weight · Σ wᵢ Lᵢ`.
 
-    `L_raw` is the loss given to `compile`, on the labels; each `Lᵢ` is an objective, for instance `SoftLabels`; wᵢ is the
-    objective's weight; `soft_weight` is the λ of the formula. Regularization losses of the student are added.
+    `L_raw` is the loss given to `compile`, on the labels; each `Lᵢ` is an objective, for instance `SoftLabels`; wᵢ is
+    the objective's weight; `soft_weight` is the λ of the formula. Regularization losses of the student are added.
     A step runs the teacher once, in inference mode and outside the gradient tape, and the student once.
 
-    Everything else is the student's: `distiller(x)`, `predict` and `evaluate` give what the student alone gives, and
-    `evaluate` never runs the teacher. The teacher comes out as it went in: weights, `trainable` flags and BatchNorm
-    statistics. It is no part of the distiller's weights, checkpoints or saved file; after
-    `keras.saving.load_model(path)`, hand it in again: `distiller.teacher = teacher`.
+    Everything else is the student's: `distiller(x)`, `predict` and `evaluate` give what the student alone gives,
+    `export` exports it, and `evaluate` never runs the teacher. The teacher comes out as it went in: weights,
+    `trainable` flags and BatchNorm statistics. It is no part of the distiller's weights, checkpoints, copies or saved
+    file; after `keras.saving.load_model(path)`, hand it in again: `distiller.teacher = teacher`.
 
     Works as `keras.Model.fit` does: sample and class weights, masks, several outputs, dict inputs, metrics,
     `steps_per_execution`, `jit_compile`, gradient accumulation, mixed precision, `tf.distribute` strategies.
@@ -35,8 +35,11 @@ class Distiller(Step, keras.Model):
     weight) and, at the end of an epoch, `soft_weight`. Those of `evaluate` show `loss`, which is the student's own
     (L_raw and regularization), and the metrics.
 
-    Probabilities taken for logits are the commonest mistake: where a model is known to end in softmax (functional and
-    sequential models), objectives over distributions take the log of its output. Subclassed models must give logits.
+    Probabilities taken for logits are the commonest mistake: where an output is known to end in softmax, objectives
+    over distributions take its log, which gives the same softened distributions. It is known of functional and
+    sequential models, from the last layer or activation; subclassed models must give logits, and so must a model that
+    hides its softmax in a `Lambda`. An output that ends in sigmoid, or in a softmax over another axis than the last, is
+    refused.
 
     Args:
         teacher: A built `keras.Model`, or None to hand it in before `fit`: `distiller.teacher = teacher`. Teacher and
@@ -51,6 +54,8 @@ class Distiller(Step, keras.Model):
         TypeError: teacher or student is not a `keras.Model`, an objective is not an `Objective`, a weight not a number.
         ValueError: A model is unbuilt and cannot be built; class counts or other shapes do not fit; an unknown layer;
             a negative weight; a student made outside the active `tf.distribute` scope; two objectives of one name.
+            `fit` raises it for an empty dataset, labels out of range, a teacher that shares trainable weights with the
+            student, and a batch on which the teacher gives NaN or infinite values.
 
     Example:
 
@@ -68,7 +73,7 @@ class Distiller(Step, keras.Model):
 
     def __init__(self, teacher, student, objectives=None, *, soft_weight=1.0, hard_weight=1.0, name=None):
         require_model(student, "student")
-        super().__init__(name=name, dtype=student.dtype_policy)
+        super().__init__(name=name, dtype=student.dtype_policy, autocast=False)  # the student casts its own inputs
         self.objectives = _objective_list(objectives)
         self.soft_weight = scalar_variable(require_number(soft_weight, "soft_weight", at_least=0.0), "soft_weight")
         self.hard_weight = scalar_variable(require_number(hard_weight, "hard_weight", at_least=0.0), "hard_weight")
@@ -77,7 +82,7 @@ class Distiller(Step, keras.Model):
         if teacher is not None:
             _require_built_teacher(teacher)
         _build_student(student, teacher)
-        replicas.require_in_scope(student, self.distribute_strategy, "student")
+        replicas.require_in_scope(student, self.distribute_strategy)
         self.student = student
         self.output_names = output_names(student) or None
         self._student_reader = SignalReader(student, self._layers_of("student_layer"), role="student")
@@ -125,6 +130,10 @@ class Distiller(Step, keras.Model):
         fit_checks.require_batches(x)
         fit_checks.require_labels_in_range(self, y)
         return super().fit(x, y, *args, **kwargs)
+
+    @functools.wraps(keras.Model.export)
+    def export(self, *args, **kwargs):
+        return self.student.export(*args, **kwargs)
 
     def build(self, input_shape):
         if not self.student.built:
@@ -181,8 +190,6 @@ class Distiller(Step, keras.Model):
 
     def read_teacher(self, x):
         """The teacher's `Signals` for a batch, in inference mode."""
-        if self._teacher_reader is None:
-            raise ValueError("the distiller has no teacher. Hand it in before fit: distiller.teacher = teacher.")
         return self._teacher_reader(x, training=False)
 
     def read_student(self, x, training):
@@ -195,6 +202,11 @@ class Distiller(Step, keras.Model):
 
     def _check_objectives(self, teacher_reader):
         """Check every objective against static shapes, and make the projections that it asks for."""
+        for objective in self.objectives:
+            if objective.of_logits and objective.teacher_layer is None:
+                _require_distributions(teacher_reader, objective)
+            if objective.of_logits and objective.student_layer is None:
+                _require_distributions(self._student_reader, objective)
         teacher, student = teacher_reader.symbolic(), self._student_reader.symbolic()
         if teacher is None or student is None:
             return  # a subclassed model shows its shapes when the first batch is traced, where they are checked again
@@ -206,8 +218,6 @@ class Distiller(Step, keras.Model):
                     objective.check_shapes(
                         tuple(teacher_tensor.shape), tuple(self.project(objective, student_tensor).shape)
                     )
-                if objective.of_logits:
-                    _require_no_sigmoid(teacher_reader.model, self.student, objective)
         finally:
             self._teacher_reader = previous
 
@@ -289,13 +299,28 @@ def _objective_list(objectives):
                 "objectives must be a keras_kd.Objective or a list of them, got "
                 f"{type(objective).__name__}: {objective!r}. keras_kd.SoftLabels(temperature=4.0) is the usual one."
             )
-    names = [objective.name for objective in objectives]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if not names or twice:
+    if not objectives:
+        raise ValueError("objectives must be at least one, got an empty list. keras_kd.SoftLabels() is the usual one.")
+    _require_distinct_names(objectives)
+    unreduced = [objective.name for objective in objectives if objective.reduction in ("none", None)]
+    if unreduced:
         raise ValueError(
-            f"objectives must be at least one, each with its own name, got {names}. Give them names with name=."
+            f"objectives must each give one number, but {unreduced} have reduction=None. Use 'sum_over_batch_size'."
         )
     return objectives
+
+
+def _require_distinct_names(objectives):
+    """Raise ValueError if two values would stand under one name in the logs or among the knobs."""
+    names = ["loss", "hard_loss", "soft_weight", "hard_weight"]
+    for objective in objectives:
+        names += [objective.name, *(f"{objective.name}_{name}" for name in objective.hyperparameters())]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"objectives must come each with its own name, but with {[objective.name for objective in objectives]} the "
+            f"logs would hold {twice[0]!r} twice. Give other names with name=."
+        )
 
 
 def _require_built_teacher(teacher):
@@ -335,10 +360,19 @@ def _read(reader, signals, objective, layer):
     )
 
 
-def _require_no_sigmoid(teacher, student, objective):
-    for role, model in (("teacher", teacher), ("student", student)):
-        if "sigmoid" in output_activations(model):
+def _require_distributions(reader, objective):
+    """Raise ValueError if the outputs that an objective compares are known not to be classes along the last axis."""
+    signals = reader.symbolic()
+    for activation in [] if signals is None else reader.activations(signals, objective.output):
+        if activation == "sigmoid":
             raise ValueError(
-                f"{objective.name} compares distributions over classes, but the {role} ends in sigmoid, one "
-                "independent probability a unit. End it in a linear layer (logits) or a softmax."
+                f"{objective.name} compares distributions over classes, but the {reader.role} ends in sigmoid, one "
+                "independent probability a unit. End it in a linear layer (logits) or a softmax, or name another "
+                "output with output=."
+            )
+        if activation.startswith("softmax over"):
+            raise ValueError(
+                f"{objective.name} compares distributions over the last axis, but the {reader.role} ends in "
+                f"{activation}. Move the classes to the last axis before the softmax, for instance with "
+                "keras.layers.Permute."
             )

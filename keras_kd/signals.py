@@ -39,7 +39,7 @@ class SignalReader:
         self.model = model
         self.role = role
         self._taps = {name: _tapped_tensor(model, name, role) for name in dict.fromkeys(layers)}
-        self._softmax = ends_in_softmax(model)
+        self._activations = output_activations(model)
         self._names = output_names(model)
         if self._taps:
             graph = functional_graph(model)
@@ -66,19 +66,25 @@ class SignalReader:
 
     def logits(self, signals, output=None):
         """As `outputs`, but as logits: the log of an output where the model is known to end in softmax there."""
-        tensors = keras.tree.flatten(signals.prediction)
-        softmax = self._softmax or [False] * len(tensors)
-        return [_log_probabilities(tensors[i]) if softmax[i] else tensors[i] for i in self._positions(signals, output)]
+        tensors, activations = self.outputs(signals, output), self.activations(signals, output)
+        return [
+            _log_probabilities(tensor) if activation == "softmax" else tensor
+            for tensor, activation in zip(tensors, activations, strict=True)
+        ]
+
+    def activations(self, signals, output=None):
+        """The last activations of the named outputs, as `output_activations` gives them; "unknown" if subclassed."""
+        positions = self._positions(signals, output)
+        return [self._activations[i] if self._activations else "unknown" for i in positions]
 
     def sample_weights(self, signals, weights, output=None):
         """The sample weights of the named outputs, in a list: one for all outputs, or a structure with one for each."""
         positions = self._positions(signals, output)
-        if not keras.tree.is_nested(weights):
-            return [weights] * len(positions)
-        flat, count = keras.tree.flatten(weights), len(keras.tree.flatten(signals.prediction))
-        if len(flat) != count:
-            raise ValueError(f"sample_weight must be one array, or one for each of {count} outputs, got {len(flat)}.")
-        return [flat[i] for i in positions]
+        given, count = len(keras.tree.flatten(weights)), len(keras.tree.flatten(signals.prediction))
+        if keras.tree.is_nested(weights) and given != count:
+            raise ValueError(f"sample_weight must be one array, or one for each of {count} outputs, got {given}.")
+        by_position = by_output(weights, signals.prediction, self._names)
+        return [by_position[i] for i in positions]
 
     def _positions(self, signals, output):
         is_dict = isinstance(signals.prediction, dict)
@@ -93,26 +99,51 @@ class SignalReader:
         raise ValueError(f"output={output!r} is not an output of the {self.role}; it has {keys or list(range(count))}.")
 
 
+def by_output(structure, prediction, names=None):
+    """The part of a structure that belongs to each output, in the order of `keras.tree.flatten(prediction)`.
+
+    Args:
+        structure: Losses, labels or sample weights as Keras takes them: one for all outputs, a list in their order, or
+            a dict by key or name. Where it holds nothing for an output, the part is None.
+        prediction: The outputs: a tensor, list or dict.
+        names: Names of the outputs that are not in a dict.
+    """
+    count = len(keras.tree.flatten(prediction))
+    if not keras.tree.is_nested(structure):
+        return [structure] * count
+    if isinstance(structure, dict):
+        keys = sorted(prediction) if isinstance(prediction, dict) else names or []
+        parts = [structure.get(key) for key in keys]
+    else:
+        parts = keras.tree.flatten(structure)
+    return parts if len(parts) == count else [None] * count
+
+
 def output_names(model):
-    """Names of the outputs of a functional model: the keys of a dict output, else the layers they come from."""
+    """Names of the outputs of a functional model: the keys of a dict output, else the layers they come from.
+
+    An empty list where there is no name for each output: for subclassed models and for nested outputs.
+    """
     graph = functional_graph(model)
     if graph is None:
         return []
-    return sorted(graph.output) if isinstance(graph.output, dict) else list(graph.output_names)
+    names = sorted(graph.output) if isinstance(graph.output, dict) else list(graph.output_names)
+    return names if len(names) == len(keras.tree.flatten(graph.output)) else []
 
 
 def output_activations(model):
     """Name of each output's last activation, e.g. "softmax", "linear", or "unknown", in the order of the outputs.
 
     Functional and sequential models are followed back through nested models and layers that change nothing (linear
-    activations, dropout, identity, casts). Of a subclassed model nothing is known: an empty list.
+    activations, dropout, identity, casts); an average of outputs that all end alike ends so too. A softmax over another
+    axis than the last is called "softmax over axis 1". Of a subclassed model nothing is known: an empty list.
     """
     graph = functional_graph(model)
     return [] if graph is None else [_final_activation(tensor) for tensor in keras.tree.flatten(graph.output)]
 
 
 def ends_in_softmax(model):
-    """For each output of the model, whether its last layer or activation is known to be a softmax.
+    """For each output of the model, whether its last layer or activation is known to be a softmax over the last axis.
 
     Example:
 
@@ -125,20 +156,40 @@ def ends_in_softmax(model):
 
 def _final_activation(tensor):
     operation, tensor_index, inputs = producer(tensor)
+    if isinstance(operation, keras.layers.TimeDistributed):
+        operation = operation.layer
     if isinstance(operation, keras.Model) and functional_graph(operation) is not None:
         return _final_activation(keras.tree.flatten(functional_graph(operation).output)[tensor_index])
-    if isinstance(operation, keras.layers.Softmax) or type(operation).__name__ == "Softmax":
-        return "softmax"
+    if type(operation).__name__ == "Softmax":  # the layer and the operation
+        return _softmax_over(operation.axis, len(tensor.shape))
     if isinstance(operation, _UNCHANGING_LAYERS) or type(operation).__name__ == "Cast":
         return _final_activation(inputs[0])
+    if isinstance(operation, keras.layers.Average):
+        endings = {_final_activation(averaged) for averaged in inputs}
+        return endings.pop() if len(endings) == 1 else "unknown"
     if not isinstance(operation, _LAYERS_WITH_ACTIVATION):
         return "unknown"
-    if isinstance(operation, keras.layers.Activation) and operation.activation is keras.activations.linear:
+    activation = operation.activation
+    if isinstance(activation, keras.layers.Softmax):
+        return _softmax_over(activation.axis, len(tensor.shape))
+    if isinstance(operation, keras.layers.Activation) and activation is keras.activations.linear:
         return _final_activation(inputs[0])
-    return getattr(operation.activation, "__name__", "unknown")
+    name = getattr(activation, "__name__", "unknown")
+    return "softmax" if name == "softmax_v2" else name  # so is tf.nn.softmax called
 
 
-_UNCHANGING_LAYERS = (keras.layers.Dropout, keras.layers.Identity)
+def _softmax_over(axis, rank):
+    axes = [axis] if isinstance(axis, int) else list(axis)
+    return "softmax" if axes in ([-1], [rank - 1]) else f"softmax over axis {axis}"
+
+
+_UNCHANGING_LAYERS = (
+    keras.layers.ActivityRegularization,
+    keras.layers.Dropout,
+    keras.layers.GaussianNoise,
+    keras.layers.Identity,
+    keras.layers.SpatialDropout1D,
+)
 _LAYERS_WITH_ACTIVATION = (
     keras.layers.Activation,
     keras.layers.Dense,
@@ -146,6 +197,11 @@ _LAYERS_WITH_ACTIVATION = (
     keras.layers.Conv1D,
     keras.layers.Conv2D,
     keras.layers.Conv3D,
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
 )
 
 

@@ -87,19 +87,67 @@ def test_weights_must_be_numbers_that_are_not_negative(argument, value, error):
 @pytest.mark.parametrize(
     ("objectives", "error", "message"),
     [
-        ("soft_labels", TypeError, "objectives must be a keras_kd.Objective or a list of them, got str"),
-        ([], ValueError, "objectives must be at least one"),
-        ([keras_kd.SoftLabels(), keras_kd.SoftLabels()], ValueError, "each with its own name.*name="),
+        ("soft_labels", TypeError, r"objectives must be a keras_kd.Objective or a list of them, got str"),
+        ([], ValueError, r"objectives must be at least one"),
+        ([keras_kd.SoftLabels(), keras_kd.SoftLabels()], ValueError, r"each with its own name.*name="),
+        (keras_kd.SoftLabels(name="loss"), ValueError, r"each with its own name.*hold 'loss' twice"),
+        (keras_kd.SoftLabels(name="soft"), ValueError, r"each with its own name.*hold 'soft_weight' twice"),
+        (keras_kd.SoftLabels(reduction="none"), ValueError, r"\['soft_labels'\] have reduction=None. Use 'sum_over"),
     ],
 )
 def test_objectives_must_be_objectives_with_names_of_their_own(objectives, error, message):
+    """Also where a name would hide what else stands in the logs: the loss, or λ (`soft_weight`)."""
     with pytest.raises(error, match=message):
         keras_kd.Distiller(dense_model(4, 3), dense_model(4, 3), objectives)
 
 
 def test_sigmoid_endings_are_refused():
-    with pytest.raises(ValueError, match=r"soft_labels compares distributions over classes, but the teacher ends in sigm"):
-        keras_kd.Distiller(dense_model(4, 3, last="sigmoid"), dense_model(4, 3))
+    message = r"soft_labels compares distributions over classes, but the teacher ends in sigm"
+    for student in (dense_model(4, 3), built(Subclassed())):
+        with pytest.raises(ValueError, match=message):
+            keras_kd.Distiller(dense_model(4, 3, last="sigmoid"), student)
+
+
+@pytest.mark.parametrize("softmax", [keras.layers.Softmax(axis=1), lambda logits: keras.ops.softmax(logits, axis=1)])
+def test_a_softmax_over_another_axis_is_refused(softmax):
+    inputs = keras.Input((4, 3))
+    teacher = keras.Model(inputs, softmax(keras.layers.Dense(3)(inputs)))
+    student = keras.Model(inputs, keras.layers.Dense(3)(inputs))
+    with pytest.raises(
+        ValueError, match=r"over the last axis, but the teacher ends in softmax over axis 1. Move the cl"
+    ):
+        keras_kd.Distiller(teacher, student)
+
+
+def test_a_teacher_that_the_student_would_train_is_refused(data):
+    """The model itself, or one that shares layers; shared layers that are frozen leave the teacher as it is."""
+    teacher = dense_model(4, 3)
+    student = keras.Model(teacher.inputs, keras.layers.Dense(3)(teacher.layers[0].output))
+    for shared, count in ((teacher, 4), (student, 2)):
+        distiller = keras_kd.Distiller(teacher, shared)
+        distiller.compile("sgd", crossentropy())
+        with pytest.raises(ValueError, match=rf"teacher and student share {count} trainable weights .*hidden_0/kernel"):
+            distiller.fit(*data, verbose=0)
+    teacher.layers[0].trainable = False
+    weights = teacher.get_weights()
+    distiller = keras_kd.Distiller(teacher, student)
+    distiller.compile("sgd", crossentropy())
+    distiller.fit(*data, verbose=0)
+    for before, after in zip(weights, teacher.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_a_missing_teacher_is_refused_and_can_still_be_handed_in(data):
+    """Also one that brings a projection, whose weights the optimizer has to know."""
+    distiller = keras_kd.Distiller(None, dense_model(6, 3), keras_kd.Hint("hidden_0", "hidden_0"))
+    distiller.compile("adam", crossentropy())
+    assert distiller.evaluate(*data, verbose=0) > 0
+    with pytest.raises(
+        ValueError, match=r"the distiller has no teacher. Hand it in before fit: distiller.teacher = te"
+    ):
+        distiller.fit(*data, verbose=0)
+    distiller.teacher = dense_model(9, 3)
+    assert np.isfinite(distiller.fit(*data, verbose=0).history["hint"][0])
 
 
 def test_an_unknown_output_is_refused():
@@ -123,10 +171,21 @@ def compiled(**options):
     return distiller
 
 
-@pytest.mark.parametrize("options", [{}, {"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 3}])
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+MODES = [
+    {},
+    {"jit_compile": True},
+    {"run_eagerly": True},
+    {"steps_per_execution": 3},
+    {"jit_compile": True, "steps_per_execution": 5},
+]
+
+
+@pytest.mark.parametrize(("options", "value"), [({}, np.inf), *((options, np.nan) for options in MODES)])
 def test_a_teacher_that_gives_nan_or_inf_stops_at_the_batch_and_nothing_is_learnt_from_it(data, value, options):
-    """Batches of 8; the fourth, number 3, holds the example on which the teacher fails and the student does not."""
+    """Batches of 8; the fourth, number 3, holds the example on which the teacher fails and the student does not.
+
+    Neither weights, which momentum and decay move without a gradient, nor BatchNorm statistics follow that example.
+    """
 
     class FailsOnLargeValues(keras.layers.Layer):
         def call(self, inputs):
@@ -140,8 +199,9 @@ def test_a_teacher_that_gives_nan_or_inf_stops_at_the_batch_and_nothing_is_learn
 
     def student_after(rows, **options):
         keras.utils.set_random_seed(2)
-        distiller = keras_kd.Distiller(teacher, dense_model(4, 3))
-        distiller.compile(keras.optimizers.SGD(0.1), crossentropy(), **options)
+        student = keras.Sequential([keras.Input((8,)), keras.layers.BatchNormalization(), keras.layers.Dense(3)])
+        distiller = keras_kd.Distiller(teacher, student)
+        distiller.compile(keras.optimizers.AdamW(0.1, weight_decay=0.1), crossentropy(), **options)
         if rows == 24:
             distiller.fit(x[:24], y[:24], batch_size=8, shuffle=False, verbose=0)
             return distiller.student
@@ -154,16 +214,53 @@ def test_a_teacher_that_gives_nan_or_inf_stops_at_the_batch_and_nothing_is_learn
         np.testing.assert_allclose(ours, expected, atol=1e-6)
 
 
-def test_labels_out_of_range_are_refused_before_training(data):
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+def test_labels_out_of_range_are_refused_before_training(data, shape):
     x, y = data
     distiller = compiled()
     weights = distiller.student.get_weights()
     with pytest.raises(ValueError, match=r"y holds labels outside the student's 3 classes: \[-1, 7\].*ignore_class=-1"):
-        distiller.fit(x, np.where(y == 0, 7, np.where(y == 1, -1, y)), verbose=0)
-    dataset = tf.data.Dataset.from_tensor_slices((x, np.where(np.arange(37) == 20, 7, y))).batch(8)
-    with pytest.raises(ValueError, match=r"y holds a label outside the student's classes in training batch 2 "):
-        distiller.fit(dataset, verbose=0)
-    assert all(np.isfinite(weight).all() for weight in weights)
+        distiller.fit(x, np.where(y == 0, 7, np.where(y == 1, -1, y)).reshape(shape), verbose=0)
+    for before, after in zip(weights, distiller.student.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+@pytest.mark.parametrize(("options", "kind"), [({}, tf.Tensor), *((options, tf.data.Dataset) for options in MODES)])
+def test_labels_out_of_range_in_a_batch_stop_there_and_train_no_weight(data, options, kind):
+    """Batches of 8; the third, number 2, holds label 7."""
+    x, y = data[0], np.where(np.arange(37) == 20, 7, data[1])[:, None]
+
+    def fit(rows):
+        keras.utils.set_random_seed(2)
+        distiller = compiled(**options)
+        if kind is tf.Tensor:
+            arguments, more = (tf.constant(x[:rows]), tf.constant(y[:rows])), {"batch_size": 8, "shuffle": False}
+        else:
+            arguments, more = (tf.data.Dataset.from_tensor_slices((x[:rows], y[:rows])).batch(8),), {}
+        if rows == 37:
+            with pytest.raises(ValueError, match=r"y holds a label outside the student's classes in training batch 2 "):
+                distiller.fit(*arguments, **more, verbose=0)
+        else:
+            distiller.fit(*arguments, **more, verbose=0)
+        return distiller.student.get_weights()
+
+    for stopped, before in zip(fit(rows=37), fit(rows=16), strict=True):
+        np.testing.assert_allclose(stopped, before, atol=1e-6)
+
+
+@pytest.mark.parametrize("structure", [dict, list])
+def test_labels_out_of_range_of_one_output_are_refused(data, structure):
+    x, y = data
+    inputs = keras.Input((8,))
+    heads = {"a": keras.layers.Dense(3, name="a")(inputs), "b": keras.layers.Dense(9, name="b")(inputs)}
+    outputs, wrong = (heads, {"a": y + 6, "b": y}) if structure is dict else (list(heads.values()), [y + 6, y])
+    distiller = keras_kd.Distiller(keras.models.clone_model(keras.Model(inputs, outputs)), keras.Model(inputs, outputs))
+    distiller.compile("sgd", {"a": crossentropy(), "b": crossentropy()})
+    with pytest.raises(ValueError, match=r"y holds labels outside the student's 3 classes: \[6, 7, 8\]"):
+        distiller.fit(x, wrong, verbose=0)
+    labels = wrong if structure is dict else tuple(wrong)
+    with pytest.raises(ValueError, match=r"y holds a label outside the student's classes in training batch 0 "):
+        distiller.fit(tf.data.Dataset.from_tensor_slices((x, labels)).batch(8), verbose=0)
 
 
 @pytest.mark.parametrize(

@@ -66,7 +66,8 @@ def test_lambda_by_epoch_is_in_the_logs_and_nothing_is_traced_anew(data, tmp_pat
     ramp = keras_kd.LambdaRamp(0.0, 1.0, hold_epochs=1, ramp_epochs=2)
     logs = distiller.fit(*data, batch_size=37, epochs=5, verbose=0, callbacks=[logger, ramp]).history
     assert logs["soft_weight"] == [0.0, 0.0, 0.5, 1.0, 1.0]
-    for loss, hard, soft, soft_weight in zip(*(logs[k] for k in ("loss", "hard_loss", "soft_labels", "soft_weight")), strict=True):
+    parts = (logs[name] for name in ("loss", "hard_loss", "soft_labels", "soft_weight"))
+    for loss, hard, soft, soft_weight in zip(*parts, strict=True):
         assert loss == pytest.approx(hard + soft_weight * soft, rel=1e-5)
     assert len(traces) == 1
     with open(tmp_path / "log.csv") as file:
@@ -74,28 +75,75 @@ def test_lambda_by_epoch_is_in_the_logs_and_nothing_is_traced_anew(data, tmp_pat
 
 
 def test_lambda_by_step_goes_on_across_epochs(data):
-    class Record(keras.callbacks.Callback):
-        seen = []
+    seen = []
 
+    class Record(keras.callbacks.Callback):
         def on_train_batch_end(self, batch, logs=None):
-            self.seen.append(float(self.model.soft_weight))
+            seen.append(float(self.model.soft_weight))
 
     distiller = make()
     ramp = keras_kd.LambdaRamp(0.0, 1.0, hold_steps=2, ramp_steps=4)
     distiller.fit(*data, batch_size=13, epochs=3, verbose=0, callbacks=[ramp, Record()])  # 3 steps an epoch
-    assert Record.seen == [0.0, 0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    assert seen == [0.0, 0.0, 0.0, 0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
+def test_lambda_by_step_is_set_once_an_execution(data):
+    seen = []
+
+    class Record(keras.callbacks.Callback):
+        def on_train_batch_end(self, batch, logs=None):
+            seen.append(float(self.model.soft_weight))
+
+    distiller = make()
+    distiller.compile("sgd", crossentropy(), steps_per_execution=2)
+    ramp = keras_kd.LambdaRamp(0.0, 1.0, ramp_steps=4)
+    distiller.fit(data[0][:32], data[1][:32], batch_size=8, epochs=2, verbose=0, callbacks=[ramp, Record()])
+    assert seen == [0.0, 0.5, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("knob", ["weight", "temperature"])
 def test_one_objectives_weight_or_temperature_is_ramped(data, knob):
-    soft, hint = keras_kd.SoftLabels(2.0, name="soft"), keras_kd.Hint("hidden_0", "hidden_0", weight=0.5)
+    soft, hint = keras_kd.SoftLabels(2.0, name="answers"), keras_kd.Hint("hidden_0", "hidden_0", weight=0.5)
     distiller = make(hint, soft)
-    ramp = keras_kd.LambdaRamp(1.0, 3.0, ramp_epochs=2, **{f"{knob}_of": "soft"})
+    ramp = keras_kd.LambdaRamp(1.0, 3.0, ramp_epochs=2, **{f"{knob}_of": "answers"})
     logs = distiller.fit(*data, epochs=3, verbose=0, callbacks=[ramp]).history
-    assert logs[f"soft_{knob}"] == [1.0, 2.0, 3.0]
-    assert logs["soft_weight"] == [1.0, 1.0, 1.0] if knob == "temperature" else [1.0, 2.0, 3.0]
+    assert logs[f"answers_{knob}"] == [1.0, 2.0, 3.0]
+    assert logs["soft_weight"] == [1.0, 1.0, 1.0]
     assert float(distiller.soft_weight) == 1.0
     assert float(hint.weight) == 0.5
+
+
+def test_callbacks_of_keras_work_as_in_plain_fit(data, tmp_path):
+    """Learning rate 0: the first epoch stays the best one, so that each of them has to act."""
+    distiller = make()
+    distiller.compile(keras.optimizers.SGD(0.0), crossentropy(), metrics=["accuracy"])
+    distiller.evaluate(*data, verbose=0)
+    whole, weights = tmp_path / "best.keras", tmp_path / "best.weights.h5"
+    callbacks = [
+        keras_kd.LambdaRamp(0.0, 1.0, ramp_epochs=4),
+        keras.callbacks.ModelCheckpoint(whole, save_best_only=True),
+        keras.callbacks.ModelCheckpoint(weights, save_best_only=True, save_weights_only=True),
+        keras.callbacks.EarlyStopping("loss", patience=3, restore_best_weights=True),
+        keras.callbacks.ReduceLROnPlateau(patience=1),
+        keras.callbacks.TerminateOnNaN(),
+    ]
+    logs = distiller.fit(*data, validation_data=data, epochs=9, verbose=0, callbacks=callbacks).history
+    assert logs["soft_weight"] == [0.0, 0.25, 0.5, 0.75]
+    assert logs["loss"] == sorted(logs["loss"])
+    assert "learning_rate" in logs
+    assert float(distiller.soft_weight) == 0.0
+    loaded = keras_kd.load_distiller(whole, distiller.teacher)
+    assert float(loaded.soft_weight) == 0.0
+    distiller.soft_weight.assign(5.0)
+    distiller.load_weights(weights)
+    assert float(distiller.soft_weight) == 0.0
+
+
+def test_a_loss_that_is_nan_terminates(data):
+    distiller = make()
+    distiller.compile(keras.optimizers.SGD(float("inf")), crossentropy())
+    distiller.fit(*data, batch_size=8, epochs=3, verbose=0, callbacks=[keras.callbacks.TerminateOnNaN()])
+    assert int(distiller.optimizer.iterations) == 2
 
 
 def test_tensorboard_records_lambda(data, tmp_path):

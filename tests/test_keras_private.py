@@ -33,6 +33,12 @@ def test_functional_graph_of_every_kind_of_model():
     assert private.functional_graph(keras.Sequential([keras.layers.Dense(3)])) is None
     assert private.functional_graph(Subclassed()) is None
 
+    class WithItsOwnCall(keras.Model):
+        def call(self, inputs, training=None, mask=None):
+            return -super().call(inputs)
+
+    assert private.functional_graph(WithItsOwnCall(functional.inputs, functional.outputs)) is None
+
 
 def test_masks_travel_with_tensors():
     embedded = keras.layers.Embedding(5, 2, mask_zero=True)(np.array([[1, 0]]))
@@ -58,9 +64,21 @@ def test_the_compiled_loss_can_be_seen_and_replaced():
     private.replace_compiled_losses(model, lambda loss: replaced.append(loss) or Zero())
     assert len(replaced) == 1 and isinstance(replaced[0], keras.losses.SparseCategoricalCrossentropy)
     assert float(model.compute_loss(y=np.zeros(4), y_pred=tf.ones((4, 3)))) == 0.0
+    model.compile("sgd", {"logits": "sparse_categorical_crossentropy", "other": None})
+    loss = private.loss_argument(model)
+    assert private.sparse_label_options(loss["logits"]) == (True, None)
+    assert private.sparse_label_options(loss["other"]) == (False, None)
     unlabelled = dense_model(4, 3)
     unlabelled.compile("sgd", None)
     assert private.loss_argument(unlabelled) is None
+
+
+def test_xla_support_is_asked_of_every_layer():
+    inner = dense_model(4, 3)
+    model = keras.Sequential([keras.Input((8,)), inner])
+    assert private.supports_jit(model)
+    inner.layers[0].supports_jit = False
+    assert not private.supports_jit(model)
 
 
 def test_the_backend_variable_is_tensorflows():

@@ -159,7 +159,7 @@ def test_refuses_shapes_that_do_not_fit(name):
 
 @pytest.mark.parametrize(("temperature", "expected"), [(1, 3.0153552029), (2, 4.4667952945), (4, 5.1712414437)])
 def test_soft_labels_equal_published_code(temperature, expected):
-    """Values of mdistiller's `distillers/KD.py` `kd_loss` in float64 on these logits: forward KL times T², batch mean."""
+    """Values of mdistiller's `distillers/KD.py` `kd_loss` on these logits, float64: forward KL times T², batch mean."""
     teacher, student = TEACHER.astype("float32"), STUDENT.astype("float32")
     assert float(keras_kd.SoftLabels(temperature)(teacher, student)) == pytest.approx(expected, rel=1e-6)
 

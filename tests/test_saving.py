@@ -1,5 +1,6 @@
 """Checkpoints and saved files: no teacher in them, and training goes on exactly where it stopped."""
 
+import copy
 import os
 import zipfile
 
@@ -78,7 +79,7 @@ def test_mixed_float16_goes_on_where_it_stopped(data, tmp_path):
 
 
 def test_no_file_holds_the_teacher(data, tmp_path):
-    """A 64 x 64 teacher beside a 6-unit student: its size would show, and so would its name."""
+    """A 512 x 512 teacher beside a 6-unit student: its size would show, and so would its name."""
     teacher = dense_model(512, 512, 3, name="giant")
     distiller = make(teacher)
     fit(distiller, data, epochs=1)
@@ -91,6 +92,83 @@ def test_no_file_holds_the_teacher(data, tmp_path):
     with zipfile.ZipFile(tmp_path / "distiller.keras") as archive:
         assert b"giant" not in archive.read("config.json")
     assert not {id(v) for v in teacher.variables} & {id(v) for v in distiller.variables}
+
+
+def test_weights_alone_bring_back_student_projection_and_knobs(data, tmp_path):
+    teacher = dense_model(64, 3)
+    trained, fresh = make(teacher), make(teacher)
+    fit(trained, data, epochs=3)
+    trained.save_weights(tmp_path / "distiller.weights.h5")
+    fresh.load_weights(tmp_path / "distiller.weights.h5")
+    assert [float(knob) for knob in fresh.knobs.values()] == [float(knob) for knob in trained.knobs.values()]
+    assert float(fresh.soft_weight) == pytest.approx(0.1 + 0.9 / 4)
+    for one, other in zip(trained.variables, fresh.variables, strict=True):
+        np.testing.assert_array_equal(one.numpy(), other.numpy())
+
+
+class Margin(keras_kd.Objective):
+    """An objective of a user's own, not registered with Keras."""
+
+    def __init__(self, power, **options):
+        super().__init__(**options)
+        self.power = power
+
+    def call(self, teacher, student):
+        return keras.ops.mean(keras.ops.abs(teacher - student) ** self.power, axis=-1)
+
+    def get_config(self):
+        return {**super().get_config(), "power": self.power}
+
+
+class Doubling(keras.layers.Layer):
+    """A layer of a user's own, likewise."""
+
+    def call(self, inputs):
+        return 2.0 * inputs
+
+
+def test_classes_of_ones_own_come_back_through_custom_objects(data, tmp_path):
+    """With the compiled state, and without it for a compilation of one's own; frozen layers stay frozen."""
+    teacher = dense_model(16, 3)
+    frozen = keras.layers.Dense(5, trainable=False, name="frozen")
+    student = keras.Sequential([keras.Input((8,)), frozen, Doubling(), keras.layers.Dense(3)])
+    distiller = keras_kd.Distiller(teacher, student, Margin(3.0))
+    distiller.compile("adam", crossentropy())
+    distiller.fit(*data, shuffle=False, verbose=0)
+    distiller.save(tmp_path / "distiller.keras")
+    own = {"Margin": Margin, "Doubling": Doubling}
+    loaded = keras_kd.load_distiller(tmp_path / "distiller.keras", teacher, custom_objects=own)
+    assert loaded.objectives[0].power == 3.0
+    assert not loaded.student.get_layer("frozen").trainable
+    expected = distiller.fit(*data, shuffle=False, verbose=0).history
+    assert loaded.fit(*data, shuffle=False, verbose=0).history == expected
+    uncompiled = keras.saving.load_model(tmp_path / "distiller.keras", custom_objects=own, compile=False)
+    uncompiled.teacher = teacher
+    with pytest.raises(ValueError, match=r"call `compile\(\)` before"):
+        uncompiled.fit(*data, verbose=0)
+    uncompiled.compile("sgd", crossentropy())
+    assert np.isfinite(uncompiled.fit(*data, verbose=0).history["margin"][0])
+
+
+@pytest.mark.parametrize("fitted", [False, True])
+def test_an_exported_distiller_is_the_student(data, tmp_path, fitted):
+    distiller = make(dense_model(64, 3))
+    if fitted:
+        fit(distiller, data, epochs=1)
+    distiller.export(tmp_path / "exported", verbose=False)
+    exported = tf.saved_model.load(tmp_path / "exported")
+    np.testing.assert_allclose(exported.serve(data[0]), distiller.student.predict(data[0], verbose=0), atol=1e-6)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, keras.models.clone_model], ids=["deepcopy", "clone_model"])
+def test_copies_leave_the_teacher_behind(data, copied):
+    distiller = make(dense_model(64, 3))
+    fit(distiller, data, epochs=1)
+    other = copied(distiller)
+    assert type(other) is keras_kd.Distiller and other.teacher is None
+    other.teacher = distiller.teacher
+    other.compile("sgd", crossentropy())
+    assert np.isfinite(other.fit(*data, verbose=0).history["hint"][0])
 
 
 def test_a_loaded_distiller_without_its_teacher_says_so(data, tmp_path):
@@ -107,7 +185,7 @@ def test_a_loaded_distiller_without_its_teacher_says_so(data, tmp_path):
 
 def test_another_kind_of_model_is_refused(tmp_path):
     dense_model(4, 3).save(tmp_path / "model.keras")
-    with pytest.raises(TypeError, match="must hold a saved Distiller, but .* holds a Sequential"):
+    with pytest.raises(TypeError, match=r"must hold a saved Distiller, but .* holds a Sequential"):
         keras_kd.load_distiller(tmp_path / "model.keras", dense_model(4, 3))
 
 

@@ -11,8 +11,9 @@ class Objective(keras.losses.Loss):
     """Base class of the objectives: compares one signal of the teacher with one of the student.
 
     A subclass implements `call(teacher, student)`, which returns one value per sample (per token for sequences), and,
-    where shapes can disagree, `check_shapes`. Keras then applies masks, sample weights, reduction and dtype, so that an
-    objective can also be called by itself: `objective(teacher, student, sample_weight=None)` is the mean over the batch.
+    where shapes can disagree, `check_shapes`. Keras then applies masks, sample weights, reduction and dtype, so that
+    an objective can also be called by itself: `objective(teacher, student, sample_weight=None)` is the mean over the
+    batch.
 
     Args:
         weight: wᵢ ≥ 0 in `L = L_raw + λ Σ wᵢ Lᵢ`. Kept in a variable, `objective.weight`, which callbacks may assign.

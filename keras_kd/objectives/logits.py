@@ -12,8 +12,8 @@ class SoftLabels(Objective):
     """Soft labels: KL divergence from the teacher's to the student's temperature-softened distribution, times T².
 
     `L = T² · Σ_c p_c (log p_c − log q_c)` with `p = softmax(teacher / T)` and `q = softmax(student / T)`, in nats. The
-    factor T² keeps the gradient's scale when T changes. Computed in log space and in float32, so that it is finite, with
-    a useful gradient, at logits of ±1e4.
+    factor T² keeps the gradient's scale when T changes. Computed in log space and in float32, so that it is finite,
+    with a useful gradient, at logits of ±1e4.
 
     A model that ends in softmax hands out probabilities, not logits. Inside a `Distiller` that is noticed where the
     model's last layer or activation tells (functional and sequential models), and the log of the probabilities is
@@ -38,7 +38,7 @@ class SoftLabels(Objective):
 
     >>> objective = keras_kd.SoftLabels(temperature=2.0)
     >>> float(objective(np.array([[2.0, 0.0, -1.0]]), np.array([[0.0, 0.0, 0.0]])))
-    0.5842...
+    0.7706...
 
     Reference: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015
     (https://arxiv.org/abs/1503.02531), section 2.

@@ -6,6 +6,8 @@ import re
 import keras
 import tensorflow as tf
 
+from keras_kd.steps import replicas
+
 _MARK = re.compile(r"keras_kd: (teacher|labels) at step (\d+)")
 _EXPLANATIONS = {
     "teacher": (
@@ -14,49 +16,67 @@ _EXPLANATIONS = {
     ),
     "labels": (
         "y holds a label outside the student's classes in training batch {step} (counted from 0 over all epochs); "
-        "nothing was learnt from that batch. Labels are integers from 0 to classes - 1; for unlabelled examples use "
+        "no weight was trained on that batch. Labels are integers from 0 to classes - 1; for unlabelled examples use "
         "-1 and SparseCategoricalCrossentropy(ignore_class=-1)."
     ),
 }
+_CHECKS = list(_EXPLANATIONS)
 
 
 def all_finite(tensors):
     """Whether every floating tensor of a structure is free of NaN and infinities, as a scalar bool tensor."""
     floating = [tensor for tensor in keras.tree.flatten(tensors) if tensor.dtype.is_floating]
-    return tf.reduce_all(tf.stack([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in floating]))
+    return _all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in floating])
 
 
-def require(condition, what, step, tensors):
-    """Return `tensors`, which can be used only where `condition` holds; else the step fails before it learns."""
-    mark = tf.strings.join(["keras_kd: ", what, " at step ", tf.strings.as_string(step)])
+def labels_in_range(targets):
+    """Whether all labels are in `[0, classes)` or equal to `ignore_class`, as a scalar bool tensor.
+
+    Args:
+        targets: `(labels, classes, ignore_class)` of each output.
+    """
+
+    def inside(labels, classes, ignore_class):
+        labels = tf.cast(labels, tf.int64)
+        valid = tf.logical_and(labels >= 0, labels < classes)
+        return valid if ignore_class is None else tf.logical_or(valid, tf.equal(labels, ignore_class))
+
+    return _all([tf.reduce_all(inside(*target)) for target in targets])
+
+
+def require(condition, check, step, tensors):
+    """Return `tensors`, which can be used only where `condition` holds on all replicas; else the step fails on all."""
+    condition = tf.equal(replicas.sum_over_replicas(tf.cast(tf.logical_not(condition), tf.int32)), 0)
+    mark = tf.strings.join(["keras_kd: ", check, " at step ", tf.strings.as_string(step)])
     with tf.control_dependencies([tf.debugging.Assert(condition, [mark])]):
-        return keras.tree.map_structure(tf.identity, tensors)
+        return keras.tree.map_structure(lambda tensor: None if tensor is None else tf.identity(tensor), tensors)
 
 
-def keep_where(condition, gradients):
-    """The gradients, or zeros where the scalar `condition` does not hold; `None` as condition keeps them."""
-    if condition is None:
-        return gradients
-    return tf.nest.map_structure(
-        lambda part: (
-            tf.where(condition, part, tf.zeros_like(part)) if part is not None and part.dtype.is_floating else part
-        ),
-        gradients,
-        expand_composites=True,
-    )
+class Note:
+    """The first failed check of steps that XLA compiles, where assertions are dropped.
 
+    From a failed check on, the steps are to leave everything as it is (`is_clean`); behind the call, `explain` raises.
+    """
 
-def labels_in_range(labels, classes, ignore_class):
-    """Whether all integer labels are in `[0, classes)` or equal to `ignore_class`, as a scalar bool tensor."""
-    inside = tf.logical_and(labels >= 0, labels < classes)
-    if ignore_class is not None:
-        inside = tf.logical_or(inside, tf.equal(labels, ignore_class))
-    return tf.reduce_all(inside)
+    def __init__(self):
+        self._step_and_check = tf.Variable([-1, -1], dtype=tf.int64, trainable=False)
 
+    def is_clean(self):
+        """Whether no check has failed, as a scalar bool tensor."""
+        return self._step_and_check[0] < 0
 
-def explain(what, step):
-    """The ValueError for a check that failed."""
-    return ValueError(_EXPLANATIONS[what].format(step=step))
+    def take(self, condition, check, step):
+        """Note the step if `condition` does not hold and nothing is noted yet."""
+        failed = tf.logical_and(tf.logical_not(condition), self.is_clean())
+        noted = tf.stack([tf.cast(step, tf.int64), _CHECKS.index(check)])
+        self._step_and_check.assign(tf.where(failed, noted, self._step_and_check))
+
+    def explain(self):
+        """Raise ValueError if a check has failed, and be clean again."""
+        step, check = self._step_and_check.numpy()
+        if step >= 0:
+            self._step_and_check.assign([-1, -1])
+            raise _error(_CHECKS[check], step)
 
 
 def raising_value_errors(function, check_after):
@@ -73,8 +93,16 @@ def raising_value_errors(function, check_after):
             mark = _MARK.search(str(error))
             if mark is None:
                 raise
-            raise explain(mark[1], mark[2]) from None
+            raise _error(mark[1], mark[2]) from None
         check_after()
         return logs
 
     return wrapped
+
+
+def _all(conditions):
+    return tf.reduce_all(tf.stack([tf.constant(True), *conditions]))
+
+
+def _error(check, step):
+    return ValueError(_EXPLANATIONS[check].format(step=step))

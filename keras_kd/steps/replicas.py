@@ -56,33 +56,40 @@ class GlobalMean:
         return tf.shape(y_pred)[0] if counted is None else tf.reduce_sum(counted)
 
 
-def require_in_scope(model, strategy, argument):
-    """Raise ValueError if the model's variables were not made under the strategy that is to train them."""
-    if strategy.num_replicas_in_sync == 1:
-        return
-    for variable in model.trainable_variables:
-        if not strategy.extended.variable_created_in_scope(backend_variable(variable)):
-            raise ValueError(
-                f"{argument} {model.name!r} was made outside the scope of the {type(strategy).__name__} that is to train "
-                f"it (variable {variable.path!r}). Make it inside: `with strategy.scope(): student = ...`. The "
-                "teacher may be made anywhere."
-            )
+def require_in_scope(student, strategy):
+    """Raise ValueError if the student's variables were not made under the strategy that is to train it."""
+    for variable in student.trainable_variables:
+        if strategy.extended.variable_created_in_scope(backend_variable(variable)):
+            continue
+        if not tf.distribute.has_strategy() and strategy is tf.distribute.get_strategy():
+            where = "inside the scope of a tf.distribute strategy, but the distiller outside of it"
+        else:
+            where = f"outside the scope of the {type(strategy).__name__} that is to train it"
+        raise ValueError(
+            f"student {student.name!r} was made {where} (variable {variable.path!r}). Make both inside: `with "
+            "strategy.scope(): student = ...; distiller = ...`. The teacher may be made anywhere."
+        )
 
 
-def require_supported(strategy, steps_per_execution, jit_compile):
-    """Raise ValueError for settings that fail inside TensorFlow under a mirrored strategy."""
-    mirrored = (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy)
-    if not isinstance(strategy, mirrored) or strategy.num_replicas_in_sync == 1:
+def require_supported(distiller):
+    """Raise ValueError for what the distiller was compiled with and a mirrored strategy cannot run."""
+    strategy, optimizer = distiller.distribute_strategy, distiller.optimizer
+    mirrored = isinstance(strategy, (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy))
+    if not mirrored or optimizer is None:
         return
-    for argument, value, usable in (
-        ("steps_per_execution", steps_per_execution, 1),
-        ("jit_compile", jit_compile, False),
-    ):
+    name, replicas = type(strategy).__name__, strategy.num_replicas_in_sync
+    accumulation = getattr(optimizer, "inner_optimizer", optimizer).gradient_accumulation_steps
+    settings = [("jit_compile", distiller.jit_compile, False), ("gradient_accumulation_steps", accumulation, None)]
+    if replicas > 1:
+        settings.append(("steps_per_execution", distiller.steps_per_execution, 1))
+    for argument, value, usable in settings:
         if value != usable:
-            raise ValueError(
-                f"{argument}={value} does not run under {type(strategy).__name__} with "
-                f"{strategy.num_replicas_in_sync} replicas, for any Keras 3 model. Use {argument}={usable}."
-            )
+            raise ValueError(f"{argument}={value} does not run under {name} with {replicas} replicas. Use {usable}.")
+    if not strategy.extended.variable_created_in_scope(backend_variable(optimizer.iterations)):
+        raise ValueError(
+            f"optimizer was made outside the scope of the {name} that is to use it. Compile inside: `with "
+            "strategy.scope(): distiller.compile(...)`."
+        )
 
 
 def batch_spec(epoch_iterator):

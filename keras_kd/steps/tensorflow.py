@@ -1,5 +1,7 @@
 """The step on the TensorFlow backend: train_step, test_step, and what `fit` builds and checks before the first one."""
 
+import warnings
+
 import keras
 import tensorflow as tf
 from keras import ops
@@ -12,12 +14,25 @@ class TensorFlowStep:
     """What a `Distiller` does with a batch. Mixed in before `keras.Model`.
 
     Relies on the distiller for its parts: `objectives`, `objective_trackers`, `hard_loss_tracker`, `soft_weight`,
-    `hard_weight`, `read_teacher`, `read_student`, `pair_signals` and `project`.
+    `hard_weight`, `read_teacher`, `read_student`, `pair_signals`, `sample_weights_of` and `project`.
     """
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        teacher, teacher_is_sound = self._sound_teacher_signals(x)
+        teacher = self.read_teacher(x)
+        finite = guards.all_finite(teacher)
+        if not self.jit_compile:
+            x, teacher = guards.require(finite, "teacher", self.optimizer.iterations, (x, teacher))
+            return self._learn(x, y, sample_weight, teacher)
+        self._note.take(finite, "teacher", self.optimizer.iterations)  # XLA drops assertions
+        return tf.cond(
+            self._note.is_clean(),
+            lambda: self._learn(x, y, sample_weight, teacher),
+            lambda: self._train_logs(self.get_metrics_result(), y),
+        )
+
+    def _learn(self, x, y, sample_weight, teacher):
+        """One step of the student on a batch of which the teacher's signals are known."""
         with tf.GradientTape() as tape:
             student = self.read_student(x, training=True)
             y = self._sound_labels(y, student.prediction)
@@ -25,23 +40,35 @@ class TensorFlowStep:
             soft_losses = self._soft_losses(teacher, student, sample_weight)
             loss = self._total(hard_loss, soft_losses, self._regularization(x))
             scaled_loss = self.optimizer.scale_loss(loss)
-        variables = self.trainable_variables
-        gradients = guards.keep_where(teacher_is_sound, tape.gradient(scaled_loss, variables))
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+        gradients = tape.gradient(scaled_loss, self.trainable_variables)
+        with tf.control_dependencies([scaled_loss]):  # weight decay and step counter wait for the checks, too
+            self._apply(gradients)
 
-        self._track(self._loss_tracker, loss, x)
-        for tracker, value in zip(self.objective_trackers, soft_losses, strict=True):
-            self._track(tracker, value, x)
+        trackers, values = [self._loss_tracker, *self.objective_trackers], [loss, *soft_losses]
         if hard_loss is not None:
-            self._track(self.hard_loss_tracker, hard_loss, x)
-        results = self.compute_metrics(x, y, student.prediction, sample_weight)
-        absent = {self.hard_loss_tracker.name} if hard_loss is None else set()
-        return self._logs(results, absent)
+            trackers, values = [*trackers, self.hard_loss_tracker], [*values, hard_loss]
+        self._track(trackers, values, x)
+        return self._train_logs(self.compute_metrics(x, y, student.prediction, sample_weight), y)
+
+    def _apply(self, gradients):
+        """Let the optimizer take its step, under XLA only if the labels were sound."""
+        variables = self.trainable_variables
+        if not variables:
+            warnings.warn("the student has no trainable weights: nothing is learnt.", stacklevel=2)
+            return
+
+        def apply():
+            self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+
+        if self.jit_compile:
+            tf.cond(self._note.is_clean(), apply, lambda: None)
+        else:
+            apply()
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         prediction = self.read_student(x, training=False).prediction
-        self._track(self._loss_tracker, self.compute_loss(x, y, prediction, sample_weight, training=False), x)
+        self._track([self._loss_tracker], [self.compute_loss(x, y, prediction, sample_weight, training=False)], x)
         results = self.compute_metrics(x, y, prediction, sample_weight)
         return self._logs(results, {self.hard_loss_tracker.name, *(t.name for t in self.objective_trackers)})
 
@@ -101,34 +128,16 @@ class TensorFlowStep:
 
     # Checks ------------------------------------------------------------------------------------------------------
 
-    def _sound_teacher_signals(self, x):
-        """The teacher's signals, and whether they are free of NaN and Inf.
-
-        Outside XLA a batch where they are not fails here. XLA drops assertions: there the batch's gradients are
-        dropped, and the step is noted in `_unsound_step`, which is looked at behind each call of the train function.
-        """
-        signals = self.read_teacher(x)
-        finite = guards.all_finite(signals)
-        step = tf.cast(self.optimizer.iterations, tf.int64)
-        if not self.jit_compile:
-            return guards.require(finite, "teacher", step, signals), None
-        first = tf.logical_and(tf.logical_not(finite), self._unsound_step < 0)
-        self._unsound_step.assign(tf.where(first, step, self._unsound_step))
-        return signals, finite
-
     def _sound_labels(self, y, prediction):
-        """The labels; where they are the integer classes of a single output, the step fails if one is out of range."""
-        is_sparse, ignore_class = _keras_private.sparse_label_options(_keras_private.loss_argument(self))
-        if (
-            not is_sparse
-            or y is None
-            or keras.tree.is_nested(y)
-            or keras.tree.is_nested(prediction)
-            or self.jit_compile
-        ):
+        """The labels; the step fails if an integer class of an output is out of range."""
+        targets = list(fit_checks.sparse_targets(self, y, prediction))
+        if not targets:
             return y
-        inside = guards.labels_in_range(tf.cast(y, tf.int64), prediction.shape[-1], ignore_class)
-        return guards.require(inside, "labels", self.optimizer.iterations, y)
+        inside = guards.labels_in_range(targets)
+        if not self.jit_compile:
+            return guards.require(inside, "labels", self.optimizer.iterations, y)
+        self._note.take(inside, "labels", self.optimizer.iterations)
+        return y
 
     # What Keras asks for before the first step ---------------------------------------------------------------------
 
@@ -136,42 +145,51 @@ class TensorFlowStep:
         self._compile_loss = self._compile_metrics = None  # else Keras keeps those of an earlier compile(loss=...)
         super().compile(*args, **kwargs)
         fit_checks.warn_of_mistaken_logits(self)
-        replicas.require_supported(self.distribute_strategy, self.steps_per_execution, self.jit_compile)
-        replicas.require_in_scope(self.student, self.distribute_strategy, "student")
-        self._unsound_step = tf.Variable(-1, dtype=tf.int64, trainable=False)
+        replicas.require_supported(self)
+        self._note = guards.Note()
+        self._first_labels = False
 
     def compile_from_config(self, config):
         """Compile a loaded distiller as it was, with its optimizer's variables ready to be restored."""
         self.compile(**keras.saving.deserialize_keras_object(config))
-        self.optimizer.build(self.trainable_variables)
+        self._build_optimizer()
 
     def make_train_function(self, force=False):
-        if self.train_function is not None and not force:
+        if self.train_function is not None and not (force or self._first_labels):
             return
-        super().make_train_function(force)
-        self.train_function = guards.raising_value_errors(self.train_function, self._raise_if_unsound)
+        fit_checks.require_teacher(self)
+        self._build_optimizer()
+        if self.jit_compile and not _keras_private.supports_jit(self.teacher):
+            warnings.warn("jit_compile is turned off: XLA cannot compile a layer of the teacher.", stacklevel=2)
+            self.jit_compile = False
+        super().make_train_function(force=True)
+        self.train_function = guards.raising_value_errors(
+            self.train_function, self._note.explain if self.jit_compile else lambda: None
+        )
 
-    def _raise_if_unsound(self):
-        """Under XLA: raise if the step met a teacher that gave NaN or Inf."""
-        if not self.jit_compile:
-            return
-        step = int(self._unsound_step)
-        if step >= 0:
-            self._unsound_step.assign(-1)
-            raise guards.explain("teacher", step)
+    def make_test_function(self, force=False):
+        super().make_test_function(force or self._first_labels)
+
+    def _build_optimizer(self):
+        with self.distribute_strategy.scope():
+            self.optimizer.build(self.trainable_variables)
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Build the optimizer; under a strategy also loss and metrics, from the data's shapes alone.
+        """Under a strategy, build loss and metrics from the data's shapes alone, before the first step.
 
         Keras builds them from the first batch, which it averages over replicas: that fails for an uneven batch and
-        for several workers.
+        for several workers. Without a strategy the first step that has labels builds them, as it is traced.
         """
-        self.optimizer.build(self.trainable_variables)
-        if self.distribute_strategy.num_replicas_in_sync == 1:
-            return
-        with self.distribute_strategy.scope():
-            self._symbolic_build(data_batch=data_batch if iterator is None else replicas.batch_spec(iterator))
-        _keras_private.replace_compiled_losses(self, replicas.GlobalMean)
+        strategy = self.distribute_strategy
+        replicas.require_in_scope(self.student, strategy)
+        batch = data_batch if iterator is None else replicas.batch_spec(iterator)
+        if strategy.num_replicas_in_sync > 1:
+            with strategy.scope():
+                self._symbolic_build(data_batch=batch)
+            _keras_private.replace_compiled_losses(self, replicas.GlobalMean)
+        unbuilt = [part for part in (self._compile_loss, self._compile_metrics) if part is not None and not part.built]
+        labelled = keras.utils.unpack_x_y_sample_weight(batch)[1] is not None
+        self._first_labels = labelled and bool(unbuilt)  # a step that was traced without labels cannot build them
 
     def _get_metrics_result_or_logs(self, logs):
         """The logs of an epoch: each metric over all replicas, and the knobs that a schedule may have turned."""
@@ -186,11 +204,16 @@ class TensorFlowStep:
 
     # Logs --------------------------------------------------------------------------------------------------------
 
-    def _track(self, tracker, value, x):
-        """Count a replica's part of a mean over the batch, so that the sum over replicas is that mean."""
+    def _track(self, trackers, values, x):
+        """Count a replica's part of each mean over the batch, so that the sum over replicas is that mean."""
         count = replicas.replica_count()
-        rows = replicas.sum_over_replicas(_rows(x))
-        tracker.update_state(value * count, sample_weight=ops.cast(rows, "float32") / count)
+        rows = ops.cast(replicas.sum_over_replicas(_rows(x)), "float32")
+        for tracker, value in zip(trackers, values, strict=True):
+            tracker.update_state(value * count, sample_weight=rows / count)
+
+    def _train_logs(self, results, y):
+        unlabelled = self._compile_loss is None or y is None
+        return self._logs(results, {self.hard_loss_tracker.name} if unlabelled else set())
 
     def _logs(self, results, absent):
         logs = {name: value for name, value in results.items() if name not in absent}
