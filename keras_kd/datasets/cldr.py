@@ -99,10 +99,10 @@ def cldr_names(*, languages=LANGUAGES, kinds=KINDS, labelled_languages=None, lab
 
     Example:
 
-    >>> train, validation, test, class_names = cldr_names(languages=["en", "el"], label_fraction=0.05)
-    >>> example = list(train.terms).index("currency/NZD")
-    >>> str(train.texts[example]), str(train.languages[example]), class_names[3]
-    ('New Zealand Dollar', 'en', 'currency')
+    >>> names = keras_kd.datasets.cldr_names(languages=["en", "el"], label_fraction=0.05)
+    >>> japan = names.train.where(names.train.terms == "territory/JP")
+    >>> dict(zip(japan.languages.tolist(), japan.texts.tolist()))
+    {'en': 'Japan', 'el': 'Ιαπωνία'}
 
     Source and licence: Unicode CLDR (https://cldr.unicode.org), © Unicode, Inc., Unicode License v3, as packaged by
     Babel (file `locale-data/LICENSE.unicode`).
