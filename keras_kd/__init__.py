@@ -3,17 +3,30 @@
 from keras_kd._version import __version__
 from keras_kd import datasets, signals, text
 from keras_kd.transfer import every_kth_block, transfer_weights
-from keras_kd.objectives import Hint, Objective, SoftLabels
+from keras_kd.objectives import Divergence, LabelledObjective, Objective
+from keras_kd.objectives import JensenShannon, ReverseKL, SkewKL, SkewReverseKL, SoftLabels
+from keras_kd.objectives import BinarySoftLabels, DecoupledKD, LogitsMSE, NormalizedKD
+from keras_kd.objectives import Hint
 from keras_kd.distiller import Distiller, load_distiller
 from keras_kd.callbacks import LambdaRamp
 from keras_kd.evaluation import evaluate
 from keras_kd.export import export
 
 __all__ = [
+    "BinarySoftLabels",
+    "DecoupledKD",
     "Distiller",
+    "Divergence",
     "Hint",
+    "JensenShannon",
+    "LabelledObjective",
     "LambdaRamp",
+    "LogitsMSE",
+    "NormalizedKD",
     "Objective",
+    "ReverseKL",
+    "SkewKL",
+    "SkewReverseKL",
     "SoftLabels",
     "__version__",
     "datasets",

@@ -4,17 +4,18 @@ import contextlib
 import logging
 import os
 import threading
+import warnings
 
 _ONE_AT_A_TIME = threading.RLock()  # two threads that redirect in turn would restore each other's redirection
 
 
 @contextlib.contextmanager
 def quiet():
-    """Keep the process's standard error, file descriptor 2, and TensorFlow's loggers off the terminal.
+    """Keep the standard error (file descriptor 2), Python's warnings and TensorFlow's loggers off the terminal.
 
     They are one for all threads: what others write meanwhile is lost too, and a second thread waits for the first.
     """
-    with _ONE_AT_A_TIME, _errors_only("tensorflow"), _errors_only("absl"), open(os.devnull, "wb") as nowhere:
+    with _ONE_AT_A_TIME, _without_warnings(), open(os.devnull, "wb") as nowhere:
         try:
             terminal = os.dup(2)
         except OSError:  # it is closed: there is nothing to keep quiet
@@ -29,14 +30,19 @@ def quiet():
 
 
 @contextlib.contextmanager
-def _errors_only(logger_name):
-    logger = logging.getLogger(logger_name)
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
+def _without_warnings():
+    """Python warns of TensorFlow's own deprecations; its loggers tell where files go."""
+    loggers = [logging.getLogger(name) for name in ("tensorflow", "absl")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 def first_line(error):

@@ -164,6 +164,12 @@ class Distiller(Step, keras.Model):
             )
         return list(zip(teacher, student, strict=True))
 
+    def labels_of(self, objective, student_signals, y):
+        """The labels of each pair that an objective compares, for one that needs labels."""
+        if objective.student_layer is None:
+            return self._student_reader.labels(student_signals, y, objective.output)
+        return [None if keras.tree.is_nested(y) else y]
+
     def sample_weights_of(self, objective, student_signals, sample_weight):
         """The sample weights of each pair that an objective compares.
 
@@ -203,10 +209,10 @@ class Distiller(Step, keras.Model):
     def _check_objectives(self, teacher_reader):
         """Check every objective against static shapes, and make the projections that it asks for."""
         for objective in self.objectives:
-            if objective.of_logits and objective.teacher_layer is None:
-                _require_distributions(teacher_reader, objective)
-            if objective.of_logits and objective.student_layer is None:
-                _require_distributions(self._student_reader, objective)
+            if objective.undoes and objective.teacher_layer is None:
+                _require_comparable(teacher_reader, objective)
+            if objective.undoes and objective.student_layer is None:
+                _require_comparable(self._student_reader, objective)
         teacher, student = teacher_reader.symbolic(), self._student_reader.symbolic()
         if teacher is None or student is None:
             return  # a subclassed model shows its shapes when the first batch is traced, where they are checked again
@@ -355,24 +361,26 @@ def _build_student(student, teacher):
 def _read(reader, signals, objective, layer):
     if layer is not None:
         return [reader.layer(signals, layer)]
-    return (
-        reader.logits(signals, objective.output) if objective.of_logits else reader.outputs(signals, objective.output)
-    )
+    return reader.outputs(signals, objective.output, undo=objective.undoes)
 
 
-def _require_distributions(reader, objective):
-    """Raise ValueError if the outputs that an objective compares are known not to be classes along the last axis."""
+def _require_comparable(reader, objective):
+    """Raise ValueError if outputs that an objective compares are known to end in an activation that it cannot undo."""
     signals = reader.symbolic()
     for activation in [] if signals is None else reader.activations(signals, objective.output):
-        if activation == "sigmoid":
-            raise ValueError(
-                f"{objective.name} compares distributions over classes, but the {reader.role} ends in sigmoid, one "
-                "independent probability a unit. End it in a linear layer (logits) or a softmax, or name another "
-                "output with output=."
-            )
+        if activation in ("softmax", "sigmoid") and activation != objective.undoes:
+            raise ValueError(f"{objective.name} compares {_ENDINGS[activation].format(role=reader.role)}")
         if activation.startswith("softmax over"):
             raise ValueError(
                 f"{objective.name} compares distributions over the last axis, but the {reader.role} ends in "
                 f"{activation}. Move the classes to the last axis before the softmax, for instance with "
                 "keras.layers.Permute."
             )
+
+
+_ENDINGS = {
+    "sigmoid": "distributions over classes, but the {role} ends in sigmoid, one independent probability a unit. End it "
+    "in a linear layer (logits) or a softmax, name another output with output=, or use keras_kd.BinarySoftLabels.",
+    "softmax": "independent probabilities, one a unit, but the {role} ends in softmax, a distribution over classes. "
+    "End it in a linear layer (logits) or a sigmoid, name another output with output=, or use keras_kd.SoftLabels.",
+}

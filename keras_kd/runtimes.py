@@ -7,7 +7,6 @@ import os
 import pathlib
 import statistics
 import time
-import warnings
 
 import keras
 import numpy as np
@@ -294,8 +293,7 @@ def _interpreter(path):
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
         Interpreter = tf.lite.Interpreter
-    with warnings.catch_warnings(), quiet(), _loading(path):
-        warnings.simplefilter("ignore")  # TensorFlow announces that its interpreter will move
+    with quiet(), _loading(path):
         interpreter = Interpreter(model_content=pathlib.Path(path).read_bytes())
         interpreter.allocate_tensors()  # the first time in a process, this announces a delegate
         return interpreter

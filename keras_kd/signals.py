@@ -8,6 +8,7 @@ from keras import ops
 from keras_kd._keras_private import call_model, functional_graph, get_mask, outputs_in_graph, producer, set_mask
 
 _TINY = 1.1754944e-38  # the smallest normal float32: keeps log(0) finite
+_LEAST_REST = 2.0**-25  # half the distance from 1 to the float32 below: what a probability of 1 may leave
 
 
 class Signals(NamedTuple):
@@ -60,15 +61,15 @@ class SignalReader:
         """The output of the tapped layer `name`."""
         return signals.layers[name]
 
-    def outputs(self, signals, output=None):
-        """The outputs that `output` (name, dict key, index) names, in a list; None names all of them."""
-        return [keras.tree.flatten(signals.prediction)[i] for i in self._positions(signals, output)]
+    def outputs(self, signals, output=None, *, undo=None):
+        """The outputs that `output` (name, dict key, index) names, in a list; None names all of them.
 
-    def logits(self, signals, output=None):
-        """As `outputs`, but as logits: the log of an output where the model is known to end in softmax there."""
-        tensors, activations = self.outputs(signals, output), self.activations(signals, output)
+        With `undo`, "softmax" or "sigmoid", as logits where the model is known to end in that activation.
+        """
+        tensors = [keras.tree.flatten(signals.prediction)[i] for i in self._positions(signals, output)]
+        activations = self.activations(signals, output)
         return [
-            _log_probabilities(tensor) if activation == "softmax" else tensor
+            _logits(tensor, activation) if undo is not None and activation == undo else tensor
             for tensor, activation in zip(tensors, activations, strict=True)
         ]
 
@@ -76,6 +77,11 @@ class SignalReader:
         """The last activations of the named outputs, as `output_activations` gives them; "unknown" if subclassed."""
         positions = self._positions(signals, output)
         return [self._activations[i] if self._activations else "unknown" for i in positions]
+
+    def labels(self, signals, labels, output=None):
+        """The labels of the named outputs, in a list; None where there are none."""
+        by_position = by_output(labels, signals.prediction, self._names)
+        return [by_position[i] for i in self._positions(signals, output)]
 
     def sample_weights(self, signals, weights, output=None):
         """The sample weights of the named outputs, in a list: one for all outputs, or a structure with one for each."""
@@ -205,8 +211,12 @@ _LAYERS_WITH_ACTIVATION = (
 )
 
 
-def _log_probabilities(tensor):
-    logits = ops.log(ops.maximum(ops.cast(tensor, "float32"), _TINY))
+def _logits(tensor, activation):
+    """What the activation was applied to, up to a constant: log p of a softmax, log p − log(1 − p) of a sigmoid."""
+    probabilities = ops.cast(tensor, "float32")
+    logits = ops.log(ops.maximum(probabilities, _TINY))
+    if activation == "sigmoid":
+        logits = logits - ops.log(ops.maximum(1.0 - probabilities, _LEAST_REST))
     return logits if isinstance(tensor, keras.KerasTensor) else set_mask(logits, get_mask(tensor))
 
 

@@ -467,6 +467,21 @@ def test_a_teacher_may_also_give_integers(data):
     assert fitted_logs(distiller, x, compile={"loss": None})["decision"] == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("structure", [dict, list])
+def test_an_objective_that_needs_labels_gets_those_of_its_output(data, structure):
+    x, topic = data
+    tone = np.arange(len(x)) % 4
+    teacher, student = two_headed(16, structure), two_headed(4, structure)
+    objective = keras_kd.DecoupledKD(temperature=2.0, output="tone")
+    key, labels = ("tone", {"topic": topic, "tone": tone}) if structure is dict else (1, [topic, tone])
+    logits = [model.predict(x, verbose=0)[key] for model in (teacher, student)]
+    expected = float(objective(*logits, labels=tone))
+    distiller = make(teacher=teacher, student=student, objectives=[objective])
+    losses = {"topic": crossentropy(), "tone": crossentropy()}
+    logs = fitted_logs(distiller, x, labels, batch_size=37, compile={"loss": losses})
+    assert logs["decoupled_kd"] == pytest.approx(expected, rel=1e-5)
+
+
 def test_dict_inputs(data):
     x, y = data
 

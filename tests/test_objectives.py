@@ -1,4 +1,8 @@
-"""Every objective through the same laws, and each against published values or float64 NumPy."""
+"""Every objective through the same laws, and each against published values and float64 NumPy."""
+
+import json
+import pathlib
+from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -10,158 +14,354 @@ import keras_kd
 ROWS, COLUMNS = np.arange(4)[:, None], np.arange(5)
 STUDENT = 2 * np.sin(1 + 5 * ROWS + COLUMNS)
 TEACHER = 3 * np.cos(2 + 5 * ROWS + COLUMNS)
+LABELS = np.array([0, 2, 4, 1])
 
-# One row an objective: how to make it. Every law below runs on each.
+
+# The formulas, in float64 NumPy: one value a row -----------------------------------------------------------------
+
+
+def log_softmax(logits):
+    shifted = logits - np.max(logits, axis=-1, keepdims=True)
+    return shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
+
+
+def softmax(logits):
+    return np.exp(log_softmax(logits))
+
+
+def kl(p, q):
+    """Σ p log(p / q), 0 log 0 being 0."""
+    return np.sum(np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0) / np.where(p > 0, q, 1.0)), 0.0), axis=-1)
+
+
+def soft_labels(teacher, student, temperature):
+    """In log space, so that it holds far out as well."""
+    teacher, student = log_softmax(teacher / temperature), log_softmax(student / temperature)
+    return temperature**2 * np.sum(np.exp(teacher) * (teacher - student), axis=-1)
+
+
+def standardized(logits):
+    return (logits - logits.mean(-1, keepdims=True)) / (logits.std(-1, ddof=1, keepdims=True) + 1e-7)
+
+
+def jensen_shannon(teacher, student, beta, temperature):
+    p, q = softmax(teacher / temperature), softmax(student / temperature)
+    m = beta * p + (1 - beta) * q
+    return temperature**2 * (beta * kl(p, m) + (1 - beta) * kl(q, m))
+
+
+def skewed(first, second, alpha, temperature):
+    p, q = softmax(first / temperature), softmax(second / temperature)
+    return temperature**2 * kl(p, alpha * p + (1 - alpha) * q)
+
+
+def split(probabilities, labels):
+    """(true class, rest) and the distribution over the rest, 0 at the true class."""
+    true = np.eye(probabilities.shape[-1], dtype=bool)[labels]
+    of_true = probabilities[true].reshape(labels.shape)
+    others = np.where(true, 0.0, probabilities)
+    return np.stack([of_true, 1 - of_true], axis=-1), others / others.sum(-1, keepdims=True)
+
+
+def decoupled_kd(teacher, student, labels, alpha, beta, temperature):
+    (p, p_others), (q, q_others) = (split(softmax(z / temperature), labels) for z in (teacher, student))
+    return temperature**2 * (alpha * kl(p, q) + beta * kl(p_others, q_others))
+
+
+def normalized_kd(teacher, student, labels, gamma, temperature):
+    p, q = split(softmax(teacher), labels)[0][..., 0], split(softmax(student), labels)[0][..., 0]
+    p_others, q_others = (split(softmax(z / temperature), labels)[1] for z in (teacher, student))
+    cross_entropy = -np.sum(p_others * np.log(np.where(q_others > 0, q_others, 1.0)), axis=-1)
+    return -p * np.log(q) + gamma * temperature**2 * cross_entropy
+
+
+def binary_soft_labels(teacher, student, temperature):
+    p, q = (1 / (1 + np.exp(-z / temperature)) for z in (teacher, student))
+    return temperature**2 * np.mean(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)), axis=-1)
+
+
+class Row(NamedTuple):
+    """One objective under test: how it is made, its formula, and which laws do not hold for it.
+
+    Attributes:
+        make: Called with the options that all objectives share.
+        formula: Of teacher and student (and labels, if `labelled`), one value a row.
+        labelled: It needs labels.
+        least_is_zero: It is 0 where teacher and student are equal; a cross-entropy is not.
+        saturates: Far out its gradient tends to 0, by its formula.
+    """
+
+    make: object
+    formula: object
+    labelled: bool = False
+    least_is_zero: bool = True
+    saturates: bool = False
+
+
+# One row an objective. Every law below runs on each.
 OBJECTIVES = {
-    "soft_labels": lambda **options: keras_kd.SoftLabels(temperature=3.0, **options),
-    "hint": lambda **options: keras_kd.Hint("teacher_layer", "student_layer", **options),
-}
-
-
-def numpy_soft_labels(teacher, student, temperature):
-    """T² Σ p (log p − log q) by the formula, float64: one value a row."""
-
-    def log_softmax(logits):
-        shifted = logits / temperature - np.max(logits / temperature, axis=-1, keepdims=True)
-        return shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
-
-    teacher_log, student_log = log_softmax(teacher), log_softmax(student)
-    return temperature**2 * np.sum(np.exp(teacher_log) * (teacher_log - student_log), axis=-1)
-
-
-def numpy_hint(teacher, student):
-    return np.mean((teacher - student) ** 2, axis=-1)
-
-
-FORMULAS = {
-    "soft_labels": lambda teacher, student: numpy_soft_labels(teacher, student, 3.0),
-    "hint": numpy_hint,
+    "soft_labels": Row(
+        lambda **o: keras_kd.SoftLabels(temperature=3.0, **o), lambda t, s: soft_labels(t, s, temperature=3.0)
+    ),
+    "soft_labels of standardized logits": Row(
+        lambda **o: keras_kd.SoftLabels(temperature=3.0, standardize=True, **o),
+        lambda t, s: soft_labels(standardized(t), standardized(s), temperature=3.0),
+        saturates=True,
+    ),
+    "reverse_kl": Row(
+        lambda **o: keras_kd.ReverseKL(temperature=3.0, **o),
+        lambda t, s: soft_labels(s, t, temperature=3.0),
+        saturates=True,
+    ),
+    "jensen_shannon": Row(
+        lambda **o: keras_kd.JensenShannon(beta=0.3, temperature=2.0, **o),
+        lambda t, s: jensen_shannon(t, s, beta=0.3, temperature=2.0),
+        saturates=True,
+    ),
+    "skew_kl": Row(
+        lambda **o: keras_kd.SkewKL(alpha=0.2, temperature=2.0, **o),
+        lambda t, s: skewed(t, s, alpha=0.2, temperature=2.0),
+        saturates=True,
+    ),
+    "skew_reverse_kl": Row(
+        lambda **o: keras_kd.SkewReverseKL(alpha=0.2, temperature=2.0, **o),
+        lambda t, s: skewed(s, t, alpha=0.2, temperature=2.0),
+        saturates=True,
+    ),
+    "decoupled_kd": Row(
+        lambda **o: keras_kd.DecoupledKD(alpha=0.5, beta=2.0, temperature=3.0, **o),
+        lambda t, s, labels: decoupled_kd(t, s, labels, alpha=0.5, beta=2.0, temperature=3.0),
+        labelled=True,
+    ),
+    "normalized_kd": Row(
+        lambda **o: keras_kd.NormalizedKD(gamma=1.5, temperature=2.0, **o),
+        lambda t, s, labels: normalized_kd(t, s, labels, gamma=1.5, temperature=2.0),
+        labelled=True,
+        least_is_zero=False,
+    ),
+    "logits_mse": Row(lambda **o: keras_kd.LogitsMSE(**o), lambda t, s: np.mean((t - s) ** 2, axis=-1)),
+    "binary_soft_labels": Row(
+        lambda **o: keras_kd.BinarySoftLabels(temperature=2.0, **o),
+        lambda t, s: binary_soft_labels(t, s, temperature=2.0),
+    ),
+    "hint": Row(
+        lambda **o: keras_kd.Hint("teacher_layer", "student_layer", **o), lambda t, s: np.mean((t - s) ** 2, axis=-1)
+    ),
 }
 
 
 @pytest.fixture(params=OBJECTIVES)
-def name(request):
-    return request.param
+def row(request):
+    return OBJECTIVES[request.param]
 
 
-def values_and_gradient(objective, teacher, student, jit_compile=False):
+def labels_for(row, labels=LABELS):
+    return {"labels": labels} if row.labelled else {}
+
+
+def expected_values(row, teacher, student, labels=LABELS):
+    return row.formula(teacher, student, **labels_for(row, labels))
+
+
+def values_and_gradient(objective, teacher, student, jit_compile=False, **labels):
     @tf.function(jit_compile=jit_compile)
     def run(teacher, student):
         with tf.GradientTape() as tape:
             tape.watch(student)
-            loss = objective(teacher, student)
+            loss = objective(teacher, student, **labels)
         return loss, tape.gradient(loss, student)
 
     loss, gradient = run(tf.constant(teacher), tf.constant(student))
     return float(loss), gradient.numpy()
 
 
+def numeric_gradient(function, student, step=1e-6):
+    gradient = np.zeros_like(student)
+    for index in np.ndindex(*student.shape):
+        for sign in (1, -1):
+            moved = student.copy()
+            moved[index] += sign * step
+            gradient[index] += sign * function(moved).mean() / (2 * step)
+    return gradient
+
+
 # Laws of every objective ------------------------------------------------------------------------------------------
 
 
-def test_equals_its_formula(name):
-    expected = FORMULAS[name](TEACHER, STUDENT)
-    objective = OBJECTIVES[name]()
-    np.testing.assert_allclose(objective.call(tf.constant(TEACHER), tf.constant(STUDENT)), expected, rtol=1e-12)
-    assert float(objective(TEACHER, STUDENT)) == pytest.approx(expected.mean(), rel=1e-6)
+def test_equals_its_formula(row):
+    expected = expected_values(row, TEACHER, STUDENT)
+    each = row.make(dtype="float64", reduction=None)(TEACHER, STUDENT, **labels_for(row))
+    np.testing.assert_allclose(each, expected, rtol=1e-6)
+    assert float(row.make()(TEACHER, STUDENT, **labels_for(row))) == pytest.approx(expected.mean(), rel=1e-6)
 
 
-def test_gradient_equals_the_formulas_derivative(name):
-    step, numeric = 1e-6, np.zeros_like(STUDENT)
-    for index in np.ndindex(*STUDENT.shape):
-        for sign in (1, -1):
-            moved = STUDENT.copy()
-            moved[index] += sign * step
-            numeric[index] += sign * FORMULAS[name](TEACHER, moved).mean() / (2 * step)
-    _, gradient = values_and_gradient(OBJECTIVES[name](dtype="float64"), TEACHER, STUDENT)
-    np.testing.assert_allclose(gradient, numeric, atol=1e-9)
-    _, gradient = values_and_gradient(OBJECTIVES[name](), TEACHER.astype("float32"), STUDENT.astype("float32"))
-    np.testing.assert_allclose(gradient, numeric, atol=1e-6)
+def test_gradient_equals_the_formulas_derivative(row):
+    numeric = numeric_gradient(lambda student: expected_values(row, TEACHER, student), STUDENT)
+    _, gradient = values_and_gradient(row.make(dtype="float64"), TEACHER, STUDENT, **labels_for(row))
+    np.testing.assert_allclose(gradient, numeric, atol=1e-7)
+    teacher, student = TEACHER.astype("float32"), STUDENT.astype("float32")
+    _, gradient = values_and_gradient(row.make(), teacher, student, **labels_for(row))
+    np.testing.assert_allclose(gradient, numeric, atol=2e-6)
 
 
-def test_is_zero_with_zero_gradient_at_equality(name):
-    loss, gradient = values_and_gradient(OBJECTIVES[name](), TEACHER, TEACHER)
-    assert loss == pytest.approx(0.0, abs=1e-6)
-    np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
+def test_has_no_gradient_at_equality_and_is_zero_there(row):
+    loss, gradient = values_and_gradient(row.make(), TEACHER, TEACHER, **labels_for(row))
+    if row.least_is_zero:
+        assert loss == pytest.approx(0.0, abs=1e-6)
+        np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
+    else:
+        numeric = numeric_gradient(lambda student: expected_values(row, TEACHER, student), TEACHER)
+        np.testing.assert_allclose(gradient, numeric, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e4, -1e4])
-def test_is_finite_with_a_useful_gradient_far_out(name, scale):
+def test_is_finite_with_a_useful_gradient_far_out(row, scale):
     teacher = np.array([[scale, 0.0, -scale]], "float32")
-    loss, gradient = values_and_gradient(OBJECTIVES[name](), teacher, -teacher)
+    loss, gradient = values_and_gradient(row.make(), teacher, -teacher, **labels_for(row, np.array([0])))
     assert np.isfinite(loss) and loss > 0
-    assert np.all(np.isfinite(gradient)) and np.abs(gradient).max() > 0.1
+    assert np.all(np.isfinite(gradient))
+    if not row.saturates:
+        assert np.abs(gradient).max() > 0.1
+
+
+def test_is_finite_where_all_logits_are_alike(row):
+    flat = np.zeros((4, 5), "float32")
+    loss, gradient = values_and_gradient(row.make(), flat, flat, **labels_for(row))
+    assert np.isfinite(loss) and np.all(np.isfinite(gradient))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_signals_are_compared_in_float32(name, dtype):
+def test_half_precision_signals_are_compared_in_float32(row, dtype):
     teacher, student = (tf.cast(logits, dtype) for logits in (TEACHER, STUDENT))
-    expected = FORMULAS[name](tf.cast(teacher, "float64").numpy(), tf.cast(student, "float64").numpy()).mean()
-    loss = OBJECTIVES[name]()(teacher, student)
+    rounded = (tf.cast(tensor, "float64").numpy() for tensor in (teacher, student))
+    loss = row.make()(teacher, student, **labels_for(row))
     assert loss.dtype == tf.float32
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert float(loss) == pytest.approx(expected_values(row, *rounded).mean(), rel=1e-5)
 
 
-def test_xla_gives_the_same(name):
+def test_xla_gives_the_same(row):
     teacher, student = TEACHER.astype("float32"), STUDENT.astype("float32")
-    loss, gradient = values_and_gradient(OBJECTIVES[name](), teacher, student)
-    xla_loss, xla_gradient = values_and_gradient(OBJECTIVES[name](), teacher, student, jit_compile=True)
+    loss, gradient = values_and_gradient(row.make(), teacher, student, **labels_for(row))
+    xla_loss, xla_gradient = values_and_gradient(row.make(), teacher, student, jit_compile=True, **labels_for(row))
     assert xla_loss == pytest.approx(loss, rel=1e-6)
     np.testing.assert_allclose(xla_gradient, gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_sample_weights_weigh_samples(name):
+def test_sample_weights_weigh_samples(row):
     weights = np.array([0.0, 1.0, 2.0, 0.5])
-    expected = np.mean(FORMULAS[name](TEACHER, STUDENT) * weights)  # Keras divides by the count, not by the weights
-    assert float(OBJECTIVES[name]()(TEACHER, STUDENT, weights)) == pytest.approx(expected, rel=1e-6)
+    expected = np.mean(expected_values(row, TEACHER, STUDENT) * weights)  # Keras divides by the count, not the weights
+    loss = row.make()(TEACHER, STUDENT, weights, **labels_for(row))
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
 
 
-def test_masked_tokens_of_sequences_are_left_out(name):
+def test_masked_tokens_of_sequences_are_left_out(row):
     teacher, student = (np.stack([logits, logits[::-1] * 0.5]) for logits in (TEACHER, STUDENT))
+    labels = np.stack([LABELS, LABELS[::-1]])
     mask = np.array([[True, True, False, False], [True, True, True, False]])
     masked = tf.constant(student)
     keras_kd._keras_private.set_mask(masked, tf.constant(mask))
-    expected = FORMULAS[name](teacher, student)[mask].mean()
-    assert float(OBJECTIVES[name]()(teacher, masked)) == pytest.approx(expected, rel=1e-6)
+    expected = expected_values(row, teacher, student, labels)[mask].mean()
+    assert float(row.make()(teacher, masked, **labels_for(row, labels))) == pytest.approx(expected, rel=1e-6)
 
 
-def test_survives_serialization_with_the_current_hyperparameters(name):
-    objective = OBJECTIVES[name](weight=0.25, name="mine")
+def test_survives_serialization_with_the_current_hyperparameters(row):
+    objective = row.make(weight=0.25, name="mine")
     for variable in objective.hyperparameters().values():
         variable.assign(float(variable) + 1.0)
     restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(objective))
     assert type(restored) is type(objective)
     assert restored.get_config() == objective.get_config()
     assert float(restored.weight) == 1.25
-    assert float(restored(TEACHER, STUDENT)) == float(objective(TEACHER, STUDENT))
+    values = [float(one(TEACHER, STUDENT, **labels_for(row))) for one in (restored, objective)]
+    assert values[0] == values[1]
 
 
-def test_is_named_after_its_class_unless_given_a_name(name):
-    assert OBJECTIVES[name]().name == name
-    assert OBJECTIVES[name](name="mine").name == "mine"
+def test_is_named_after_its_class_unless_given_a_name(row):
+    snake_case = next(name for name, other in OBJECTIVES.items() if other is row).split(" ")[0]
+    assert row.make().name == snake_case
+    assert row.make(name="mine").name == "mine"
 
 
 @pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
-def test_refuses_a_weight_out_of_range(name, weight):
+def test_refuses_a_weight_out_of_range(row, weight):
     with pytest.raises(ValueError, match=r"weight must be >= 0.*got"):
-        OBJECTIVES[name](weight=weight)
+        row.make(weight=weight)
 
 
-def test_refuses_shapes_that_do_not_fit(name):
+def test_refuses_shapes_that_do_not_fit(row):
     with pytest.raises(ValueError, match=r"\(4, 5\).*\(4, 1, 5\)"):
-        OBJECTIVES[name]()(TEACHER, STUDENT[:, None])
+        row.make()(TEACHER, STUDENT[:, None], **labels_for(row))
     with pytest.raises(ValueError, match=r"\(4, 5\).*\(4, 4\)"):
-        OBJECTIVES[name]()(TEACHER, STUDENT[:, :4])
+        row.make()(TEACHER, STUDENT[:, :4], **labels_for(row))
+
+
+def test_trains_inside_a_distiller_on_its_own_value(row):
+    """The value that `fit` logs before the first update is the formula's on the models' logits."""
+    from conftest import dense_model
+
+    if row is OBJECTIVES["hint"]:
+        pytest.skip("compares layers: tests/test_distiller.py")
+    teacher, student = dense_model(16, 5), dense_model(6, 5)
+    x = np.random.default_rng(0).normal(size=(12, 8)).astype("float32")
+    y = np.arange(12) % 5
+    expected = expected_values(row, *(m.predict(x, verbose=0).astype("float64") for m in (teacher, student)), y).mean()
+    distiller = keras_kd.Distiller(teacher, student, row.make(name="mine"))
+    distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    history = distiller.fit(x, y, batch_size=12, epochs=20, verbose=0).history["mine"]
+    assert history[0] == pytest.approx(expected, rel=1e-4)
+    assert history[-1] < history[0]
+
+
+# Published values -------------------------------------------------------------------------------------------------
+
+PUBLISHED = {
+    "mdistiller kd_loss, T=1": (lambda: keras_kd.SoftLabels(1.0), 3.0153552029),
+    "mdistiller kd_loss, T=2": (lambda: keras_kd.SoftLabels(2.0), 4.4667952945),
+    "mdistiller kd_loss, T=4": (lambda: keras_kd.SoftLabels(4.0), 5.1712414437),
+    "logit-standardization-KD, T=2": (lambda: keras_kd.SoftLabels(2.0, standardize=True), 1.423974538),
+    "logit-standardization-KD, T=4": (lambda: keras_kd.SoftLabels(4.0, standardize=True), 1.4605970807),
+    "TRL generalized_jsd_loss, beta=1": (lambda: keras_kd.ReverseKL(), 3.656431448),
+    "TRL generalized_jsd_loss, beta=0 of the mixture": (lambda: keras_kd.JensenShannon(0.0), 3.0153552029),
+    "TRL generalized_jsd_loss, beta=0.1": (lambda: keras_kd.JensenShannon(0.1), 0.2205717646),
+    "TRL generalized_jsd_loss, beta=0.5": (lambda: keras_kd.JensenShannon(0.5), 0.521504901),
+    "TRL generalized_jsd_loss, beta=0.9": (lambda: keras_kd.JensenShannon(0.9), 0.2337388565),
+    "TRL generalized_jsd_loss, beta=1 of the mixture": (lambda: keras_kd.JensenShannon(1.0), 3.656431448),
+    "DistiLLM skew KL with the teacher's entropy": (lambda: keras_kd.SkewKL(alpha=0.1), 1.7502323748),
+    "DistiLLM skewed_reverse_kl": (lambda: keras_kd.SkewReverseKL(alpha=0.1), 1.7708414842),
+    "mdistiller dkd_loss": (lambda: keras_kd.DecoupledKD(alpha=1.0, beta=8.0, temperature=4.0), 38.7887341721),
+    "mdistiller dkd_loss, tckd": (lambda: keras_kd.DecoupledKD(1.0, 0.0, temperature=4.0), 1.1396709001),
+    "mdistiller dkd_loss, nckd": (lambda: keras_kd.DecoupledKD(0.0, 1.0, temperature=4.0), 4.706132909),
+    "cls_KD nkd, T=1": (lambda: keras_kd.NormalizedKD(gamma=1.5, temperature=1.0), 5.2379145867),
+    "cls_KD nkd, T=2": (lambda: keras_kd.NormalizedKD(gamma=1.5, temperature=2.0), 12.4484287312),
+}
+
+
+@pytest.mark.parametrize("source", PUBLISHED)
+def test_equals_published_code(source):
+    """Values that published code gives in float64 on these logits and labels."""
+    make, expected = PUBLISHED[source]
+    objective, labels = make(), {"labels": LABELS} if make().needs_labels else {}
+    teacher, student = TEACHER.astype("float32"), STUDENT.astype("float32")
+    assert float(objective(teacher, student, **labels)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_published_values_are_those_of_the_reference_file():
+    path = pathlib.Path(__file__).parents[2] / "shared" / "reference" / "losses.json"
+    if not path.exists():
+        pytest.skip("the file of reference values is not beside this checkout")
+
+    def numbers(node):
+        if isinstance(node, float):
+            yield node
+        elif isinstance(node, (dict, list)):
+            for child in node.values() if isinstance(node, dict) else node:
+                yield from numbers(child)
+
+    known = set(numbers(json.loads(path.read_text())["values"]))
+    assert {expected for _, expected in PUBLISHED.values()} <= known
 
 
 # SoftLabels -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("temperature", "expected"), [(1, 3.0153552029), (2, 4.4667952945), (4, 5.1712414437)])
-def test_soft_labels_equal_published_code(temperature, expected):
-    """Values of mdistiller's `distillers/KD.py` `kd_loss` on these logits, float64: forward KL times T², batch mean."""
-    teacher, student = TEACHER.astype("float32"), STUDENT.astype("float32")
-    assert float(keras_kd.SoftLabels(temperature)(teacher, student)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_soft_labels_gradient_is_t_times_the_difference_of_the_distributions():
@@ -200,3 +400,101 @@ def test_soft_labels_refuse_a_temperature_that_is_no_number(temperature):
 def test_soft_labels_refuse_a_single_class():
     with pytest.raises(ValueError, match="at least 2 classes"):
         keras_kd.SoftLabels()(TEACHER[:, :1], STUDENT[:, :1])
+
+
+@pytest.mark.parametrize("standardize", ["yes", 1, None])
+def test_soft_labels_refuse_a_standardize_that_is_no_bool(standardize):
+    with pytest.raises(TypeError, match="standardize must be True or False, got"):
+        keras_kd.SoftLabels(standardize=standardize)
+
+
+# The others ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: keras_kd.JensenShannon(beta=1.2), r"beta must be >= 0 and <= 1, got 1.2"),
+        (lambda: keras_kd.SkewKL(alpha=-0.1), r"alpha must be >= 0 and <= 1, got -0.1"),
+        (lambda: keras_kd.SkewReverseKL(alpha=2), r"alpha must be >= 0 and <= 1, got 2"),
+        (lambda: keras_kd.DecoupledKD(beta=-1.0), r"beta must be >= 0, got -1.0"),
+        (lambda: keras_kd.NormalizedKD(gamma=float("nan")), r"gamma must be >= 0, got nan"),
+        (lambda: keras_kd.BinarySoftLabels(temperature=0.0), r"temperature must be > 0, got 0.0"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_skewed_divergences_end_where_they_should():
+    """α = 0: the plain divergence. α = 1: a distribution against itself."""
+    reverse = float(keras_kd.ReverseKL()(TEACHER, STUDENT))
+    assert float(keras_kd.SkewKL(alpha=0.0)(TEACHER, STUDENT)) == float(keras_kd.SoftLabels(1.0)(TEACHER, STUDENT))
+    assert float(keras_kd.SkewReverseKL(alpha=0.0)(TEACHER, STUDENT)) == reverse
+    assert float(keras_kd.SkewKL(alpha=1.0)(TEACHER, STUDENT)) == 0.0
+
+
+def test_skewed_divergence_is_bounded_by_minus_log_alpha():
+    far = np.array([[1e4, 0.0, -1e4]])
+    assert float(keras_kd.SkewKL(alpha=0.1)(far, -far)) == pytest.approx(-np.log(0.1), rel=1e-6)
+
+
+@pytest.mark.parametrize("make", [keras_kd.DecoupledKD, keras_kd.NormalizedKD])
+def test_labels_may_be_integers_columns_or_one_hot(make):
+    values = {float(make()(TEACHER, STUDENT, labels=y)) for y in (LABELS, LABELS[:, None], np.eye(5)[LABELS])}
+    assert len(values) == 1
+
+
+@pytest.mark.parametrize("make", [keras_kd.DecoupledKD, keras_kd.NormalizedKD])
+def test_unlabelled_examples_are_passed_over(make):
+    labels = np.where(np.arange(4) == 2, -1, LABELS)
+    values = np.array(make(reduction=None)(TEACHER, STUDENT, labels=LABELS))
+    partly = np.array(make(reduction=None)(TEACHER, STUDENT, labels=labels))
+    np.testing.assert_array_equal(partly, np.where(np.arange(4) == 2, 0.0, values))
+
+
+@pytest.mark.parametrize("make", [keras_kd.DecoupledKD, keras_kd.NormalizedKD])
+def test_missing_labels_are_refused(make):
+    from conftest import dense_model
+
+    with pytest.raises(ValueError, match=r"needs labels, got none\. Pass labels="):
+        make()(TEACHER, STUDENT)
+    distiller = keras_kd.Distiller(dense_model(16, 5), dense_model(6, 5), make())
+    distiller.compile("sgd", None)
+    with pytest.raises(ValueError, match="needs labels, got none"):
+        distiller.fit(np.zeros((4, 8), "float32"), verbose=0)
+
+
+def headed(activation, width):
+    """A model whose output is `activation` of its logits, and a model of the logits."""
+    inputs = keras.Input((8,))
+    logits = keras.layers.Dense(3)(keras.layers.Dense(width, "relu")(inputs))
+    return keras.Model(inputs, keras.layers.Activation(activation)(logits)), keras.Model(inputs, logits)
+
+
+def test_binary_soft_labels_take_a_sigmoid_ending_for_what_it_is():
+    x = np.random.default_rng(0).normal(size=(12, 8)).astype("float32")
+    (teacher, teacher_logits), (student, student_logits) = headed("sigmoid", 16), headed("sigmoid", 4)
+    expected = binary_soft_labels(*(m.predict(x, verbose=0) for m in (teacher_logits, student_logits)), 2.0).mean()
+    distiller = keras_kd.Distiller(teacher, student, keras_kd.BinarySoftLabels(temperature=2.0))
+    distiller.compile("sgd", "binary_crossentropy")
+    logs = distiller.fit(x, np.zeros((12, 3)), batch_size=12, verbose=0).history
+    assert logs["binary_soft_labels"][0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_binary_soft_labels_refuse_a_softmax_ending():
+    with pytest.raises(ValueError, match=r"compares independent probabilities.*the teacher ends in softmax"):
+        keras_kd.Distiller(headed("softmax", 16)[0], headed("linear", 4)[0], keras_kd.BinarySoftLabels())
+
+
+def test_logits_mse_serves_regression_heads_of_one_unit():
+    from conftest import dense_model
+
+    x = np.random.default_rng(0).normal(size=(12, 8)).astype("float32")
+    teacher, student = dense_model(16, 1), dense_model(4, 1)
+    expected = np.mean((teacher.predict(x, verbose=0) - student.predict(x, verbose=0)) ** 2)
+    distiller = keras_kd.Distiller(teacher, student, keras_kd.LogitsMSE())
+    distiller.compile("sgd", "mse")
+    logs = distiller.fit(x, np.zeros((12, 1)), batch_size=12, verbose=0).history
+    assert logs["logits_mse"][0] == pytest.approx(expected, rel=1e-5)

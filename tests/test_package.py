@@ -13,10 +13,20 @@ import keras_kd
 ROOT = pathlib.Path(keras_kd.__file__).parent
 
 PUBLIC_NAMES = [
+    "BinarySoftLabels",
+    "DecoupledKD",
     "Distiller",
+    "Divergence",
     "Hint",
+    "JensenShannon",
+    "LabelledObjective",
     "LambdaRamp",
+    "LogitsMSE",
+    "NormalizedKD",
     "Objective",
+    "ReverseKL",
+    "SkewKL",
+    "SkewReverseKL",
     "SoftLabels",
     "__version__",
     "datasets",

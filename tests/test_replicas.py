@@ -108,6 +108,14 @@ def test_a_layer_objective_with_a_projection(data):
     assert_replicas_agree(dataset_of(*data, batch_size=16), objectives=objectives)
 
 
+def test_objectives_that_need_labels(data):
+    x, y = data
+    partly = np.where(np.arange(len(y)) % 3 == 0, y, -1)
+    objectives = lambda: [keras_kd.DecoupledKD(temperature=2.0), keras_kd.SkewKL(alpha=0.1)]  # noqa: E731
+    loss = crossentropy(ignore_class=-1)
+    assert_replicas_agree(dataset_of(x, partly, batch_size=16), objectives=objectives, loss=loss, metrics=())
+
+
 def test_several_outputs(data):
     def two_headed(width):
         inputs = keras.Input((8,))

@@ -3,6 +3,7 @@
 import re
 
 import keras
+from keras import ops
 
 from keras_kd._checks import require_number
 
@@ -26,11 +27,14 @@ class Objective(keras.losses.Loss):
         dtype: Dtype of the computation, float32 unless given, whatever the policy of the models.
 
     Attributes:
-        of_logits: True for objectives over distributions: their signals reach `call` as logits `(..., classes)`, also
-            from models that end in softmax (as the log of the probabilities).
+        undoes: The output activation that is undone before `call`: `"softmax"` for objectives over distributions, which
+            get logits `(..., classes)` also from models that end in softmax (the log of the probabilities);
+            `"sigmoid"` likewise for independent units; None for outputs as they are.
+        needs_labels: True for a `LabelledObjective`.
     """
 
-    of_logits = False
+    undoes = None
+    needs_labels = False
 
     def __init__(
         self,
@@ -75,6 +79,50 @@ class Objective(keras.losses.Loss):
             **super().get_config(),
             **{name: scalar_value(variable) for name, variable in self.hyperparameters().items()},
         }
+
+
+class LabelledObjective(Objective):
+    """Base class of the objectives that tell the true class from the others: they get the labels as well.
+
+    A subclass implements `compare(teacher, student, true_class)`. By itself it is called with the labels:
+    `objective(teacher, student, labels=labels)`; inside a `Distiller` they are the labels of the compared output.
+    Examples (tokens) whose label is negative are passed over: their value is 0.
+    """
+
+    needs_labels = True
+
+    def __call__(self, teacher, student, sample_weight=None, *, labels=None):
+        """The mean over the batch.
+
+        Args:
+            teacher, student: Signals of one shape, `(batch, ..., classes)`.
+            sample_weight: As in `keras.losses.Loss`.
+            labels: Integers `(batch, ...)` or `(batch, ..., 1)`, or one-hot rows `(batch, ..., classes)`.
+        """
+        if labels is None:
+            raise ValueError(
+                f"{self.name} needs labels, got none. Pass labels=...; inside a Distiller, give fit the labels y, with "
+                "-1 for unlabelled examples."
+            )
+        return super().__call__((teacher, labels), student, sample_weight)
+
+    def call(self, teacher_and_labels, student):
+        # (batch, ..., classes), labels, (batch, ..., classes) -> (batch, ...)
+        teacher, labels = teacher_and_labels
+        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
+        classes = student.shape[-1]
+        if tuple(labels.shape[:-1]) == tuple(student.shape[:-1]) and labels.shape[-1] == classes:
+            labels = ops.argmax(labels, axis=-1)
+        elif len(labels.shape) == len(student.shape) and labels.shape[-1] == 1:
+            labels = ops.squeeze(labels, axis=-1)
+        labels = ops.cast(labels, "int32")
+        true_class = ops.expand_dims(labels, -1) == ops.arange(classes, dtype="int32")
+        values = self.compare(teacher, student, true_class)
+        return ops.where(labels >= 0, values, ops.zeros_like(values))
+
+    def compare(self, teacher, student, true_class):
+        """One value per sample; `true_class` is True at the label, `(batch, ..., classes)` bool."""
+        raise NotImplementedError(f"{type(self).__name__} must implement compare(teacher, student, true_class).")
 
 
 def scalar_variable(value, name):

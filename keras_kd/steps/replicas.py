@@ -34,8 +34,8 @@ class GlobalMean:
     def __init__(self, loss):
         self.loss = loss.loss if isinstance(loss, GlobalMean) else loss
 
-    def __call__(self, y_true, y_pred, sample_weight=None):
-        value = self.loss(y_true, y_pred, sample_weight)
+    def __call__(self, y_true, y_pred, sample_weight=None, **labels):
+        value = self.loss(y_true, y_pred, sample_weight, **labels)
         if replica_count() == 1 or self.loss.reduction in ("sum", "none", None):
             return value
         count = tf.cast(self._count(y_true, y_pred, sample_weight), value.dtype)

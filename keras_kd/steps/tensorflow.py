@@ -37,7 +37,7 @@ class TensorFlowStep:
             student = self.read_student(x, training=True)
             y = self._sound_labels(y, student.prediction)
             hard_loss = self._hard_loss(y, student.prediction, sample_weight)
-            soft_losses = self._soft_losses(teacher, student, sample_weight)
+            soft_losses = self._soft_losses(teacher, student, y, sample_weight)
             loss = self._total(hard_loss, soft_losses, self._regularization(x))
             scaled_loss = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled_loss, self.trainable_variables)
@@ -98,19 +98,23 @@ class TensorFlowStep:
             return None
         return ops.cast(self._compile_loss(y, prediction, sample_weight), "float32")
 
-    def _soft_losses(self, teacher, student, sample_weight):
+    def _soft_losses(self, teacher, student, y, sample_weight):
         """One value an objective, without its weight: the mean over the batch, summed over pairs of outputs."""
-        losses = []
-        for objective in self.objectives:
-            pairs = self.pair_signals(objective, teacher, student)
-            weights = self.sample_weights_of(objective, student, sample_weight)
-            mean = replicas.GlobalMean(objective)
-            values = [
-                mean(teacher_tensor, self.project(objective, student_tensor), _rank_matched(weight, student_tensor))
-                for (teacher_tensor, student_tensor), weight in zip(pairs, weights, strict=True)
-            ]
-            losses.append(ops.cast(sum(values), "float32"))
-        return losses
+        return [
+            ops.cast(sum(self._values(objective, teacher, student, y, sample_weight)), "float32")
+            for objective in self.objectives
+        ]
+
+    def _values(self, objective, teacher, student, y, sample_weight):
+        """The value of an objective for each pair of outputs that it compares."""
+        mean = replicas.GlobalMean(objective)
+        pairs = self.pair_signals(objective, teacher, student)
+        weights = self.sample_weights_of(objective, student, sample_weight)
+        labels = self.labels_of(objective, student, y)
+        for (teacher_tensor, student_tensor), weight, label in zip(pairs, weights, labels, strict=True):
+            weight = _rank_matched(weight, student_tensor)
+            options = {"labels": label} if objective.needs_labels else {}
+            yield mean(teacher_tensor, self.project(objective, student_tensor), weight, **options)
 
     def _regularization(self, x):
         """The student's regularization losses, each replica's part of them, as `keras.Model` adds them."""
