@@ -1,9 +1,9 @@
 # Every target does its own set-up: the environment is .venv in this checkout. `make` lists the targets.
-PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell command -v python$(version))) python3)
+PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell python$(version) -c '' 2>/dev/null && echo python$(version))) python3)
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help install test lint demo seeds compare notebook wheel clean
+.PHONY: help install test lint demo seeds objectives compare notebook wheel clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -28,6 +28,9 @@ demo: install  ## Distil a multilingual classifier, print it by language, export
 
 seeds: install  ## The demo over five seeds: the table of the README
 	$(BIN)/python benchmarks/five_seeds.py
+
+objectives: install  ## What each objective gains, over five seeds and two tasks: runs/objectives
+	$(BIN)/python benchmarks/objectives.py
 
 compare: install  ## Show each difference from keras.distillation
 	$(BIN)/python benchmarks/compare_keras_distillation.py

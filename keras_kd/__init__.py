@@ -6,7 +6,7 @@ from keras_kd.transfer import every_kth_block, transfer_weights
 from keras_kd.objectives import Divergence, LabelledObjective, Objective
 from keras_kd.objectives import JensenShannon, ReverseKL, SkewKL, SkewReverseKL, SoftLabels
 from keras_kd.objectives import BinarySoftLabels, DecoupledKD, LogitsMSE, NormalizedKD
-from keras_kd.objectives import Hint
+from keras_kd.objectives import Hint, KerasLoss
 from keras_kd.distiller import Distiller, load_distiller
 from keras_kd.callbacks import LambdaRamp
 from keras_kd.evaluation import evaluate
@@ -19,6 +19,7 @@ __all__ = [
     "Divergence",
     "Hint",
     "JensenShannon",
+    "KerasLoss",
     "LabelledObjective",
     "LambdaRamp",
     "LogitsMSE",

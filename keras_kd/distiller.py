@@ -7,7 +7,7 @@ import keras
 from keras_kd import fit_checks
 from keras_kd._checks import require_model, require_number
 from keras_kd._keras_private import build_symbolically, functional_graph, random_states
-from keras_kd.objectives import Objective, SoftLabels
+from keras_kd.objectives import KerasLoss, Objective, SoftLabels
 from keras_kd.objectives.base import scalar_value, scalar_variable
 from keras_kd.signals import SignalReader, output_names
 from keras_kd.steps import Step, replicas
@@ -45,7 +45,8 @@ class Distiller(Step, keras.Model):
         teacher: A built `keras.Model`, or None to hand it in before `fit`: `distiller.teacher = teacher`. Teacher and
             student get the same `x`.
         student: A `keras.Model`, the one that is trained. If it is not built yet, it is built for the teacher's input.
-        objectives: An `Objective` or a list of them; `SoftLabels()` if not given.
+        objectives: An `Objective` or a list of them; `SoftLabels()` if not given. A `keras.losses.Loss` or a
+            `keras.distillation.DistillationLoss` will do as well: see `KerasLoss`.
         soft_weight: λ ≥ 0, kept in the variable `distiller.soft_weight`, which callbacks may change without retracing.
         hard_weight: Factor ≥ 0 of `L_raw`, kept in the variable `distiller.hard_weight`.
         name: Name of the model.
@@ -299,12 +300,7 @@ def _objective_list(objectives):
     if objectives is None:
         objectives = [SoftLabels()]
     objectives = list(objectives) if isinstance(objectives, (list, tuple)) else [objectives]
-    for objective in objectives:
-        if not isinstance(objective, Objective):
-            raise TypeError(
-                "objectives must be a keras_kd.Objective or a list of them, got "
-                f"{type(objective).__name__}: {objective!r}. keras_kd.SoftLabels(temperature=4.0) is the usual one."
-            )
+    objectives = [_as_objective(objective) for objective in objectives]
     if not objectives:
         raise ValueError("objectives must be at least one, got an empty list. keras_kd.SoftLabels() is the usual one.")
     _require_distinct_names(objectives)
@@ -314,6 +310,18 @@ def _objective_list(objectives):
             f"objectives must each give one number, but {unreduced} have reduction=None. Use 'sum_over_batch_size'."
         )
     return objectives
+
+
+def _as_objective(objective):
+    """The objective, or a loss of Keras as one."""
+    if isinstance(objective, Objective):
+        return objective
+    if isinstance(objective, (keras.losses.Loss, keras.distillation.DistillationLoss)):
+        return KerasLoss(objective)
+    raise TypeError(
+        "objectives must be a keras_kd.Objective, a keras.losses.Loss or a list of them, got "
+        f"{type(objective).__name__}: {objective!r}. keras_kd.SoftLabels(temperature=4.0) is the usual one."
+    )
 
 
 def _require_distinct_names(objectives):

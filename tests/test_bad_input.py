@@ -87,7 +87,11 @@ def test_weights_must_be_numbers_that_are_not_negative(argument, value, error):
 @pytest.mark.parametrize(
     ("objectives", "error", "message"),
     [
-        ("soft_labels", TypeError, r"objectives must be a keras_kd.Objective or a list of them, got str"),
+        (
+            "soft_labels",
+            TypeError,
+            r"objectives must be a keras_kd.Objective, a keras.losses.Loss or a list of them, got str",
+        ),
         ([], ValueError, r"objectives must be at least one"),
         ([keras_kd.SoftLabels(), keras_kd.SoftLabels()], ValueError, r"each with its own name.*name="),
         (keras_kd.SoftLabels(name="loss"), ValueError, r"each with its own name.*hold 'loss' twice"),

@@ -19,6 +19,7 @@ PUBLIC_NAMES = [
     "Divergence",
     "Hint",
     "JensenShannon",
+    "KerasLoss",
     "LabelledObjective",
     "LambdaRamp",
     "LogitsMSE",

@@ -2,6 +2,7 @@
 
 from keras_kd.objectives.base import LabelledObjective, Objective
 from keras_kd.objectives.features import Hint
+from keras_kd.objectives.foreign import KerasLoss
 from keras_kd.objectives.logits import Divergence, JensenShannon, ReverseKL, SkewKL, SkewReverseKL, SoftLabels
 from keras_kd.objectives.scores import BinarySoftLabels, LogitsMSE
 from keras_kd.objectives.targets import DecoupledKD, NormalizedKD
@@ -12,6 +13,7 @@ __all__ = [
     "Divergence",
     "Hint",
     "JensenShannon",
+    "KerasLoss",
     "LabelledObjective",
     "LogitsMSE",
     "NormalizedKD",

@@ -8,7 +8,7 @@ from keras import ops
 from keras_kd._checks import require_number
 
 
-class Objective(keras.losses.Loss):
+class Objective(keras.losses.Loss, keras.distillation.DistillationLoss):
     """Base class of the objectives: compares one signal of the teacher with one of the student.
 
     A subclass implements `call(teacher, student)`, which returns one value per sample (per token for sequences), and,
@@ -47,11 +47,28 @@ class Objective(keras.losses.Loss):
         name=None,
         dtype="float32",
     ):
-        super().__init__(name=name or _snake_case(type(self).__name__), reduction=reduction, dtype=dtype)
+        super().__init__(name=name or snake_case(type(self).__name__), reduction=reduction, dtype=dtype)
         self.output = output
         self.teacher_layer = teacher_layer
         self.student_layer = student_layer
         self.weight = scalar_variable(require_number(weight, "weight", at_least=0.0), "weight")
+
+    # What keras.distillation.Distiller asks of a loss: any objective without labels works there as well.
+
+    @property
+    def teacher_layer_name(self):
+        return self.teacher_layer
+
+    @property
+    def student_layer_name(self):
+        return self.student_layer
+
+    def compute_loss(self, teacher_outputs, student_outputs, **kwargs):
+        """The mean over the batch, summed over pairs of outputs."""
+        pairs = zip(keras.tree.flatten(teacher_outputs), keras.tree.flatten(student_outputs), strict=True)
+        return sum(self(teacher, student) for teacher, student in pairs)
+
+    # What keras_kd.Distiller asks -----------------------------------------------------------------------------------
 
     def hyperparameters(self):
         """The variables that a callback may change while training, by name: `{"weight": …, "temperature": …}`."""
@@ -135,5 +152,6 @@ def scalar_value(variable):
     return float(variable.numpy())
 
 
-def _snake_case(name):
+def snake_case(name):
+    """`SoftLabels` as `soft_labels`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
