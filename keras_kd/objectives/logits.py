@@ -6,10 +6,10 @@ import keras
 from keras import ops
 
 from keras_kd._checks import require_number
-from keras_kd.objectives.base import Objective, scalar_variable
+from keras_kd.objectives.tempered import TemperedObjective
 
 
-class Divergence(Objective):
+class Divergence(TemperedObjective):
     """Base class of the divergences between temperature-softened distributions: `L = T² · D(p, q)`, in nats.
 
     `p = softmax(teacher / T)` and `q = softmax(student / T)`. The factor T² keeps the gradient's scale when T changes.
@@ -39,26 +39,6 @@ class Divergence(Objective):
 
     undoes = "softmax"
 
-    def __init__(
-        self,
-        temperature=1.0,
-        *,
-        weight=1.0,
-        output=None,
-        name=None,
-        reduction="sum_over_batch_size",
-        dtype="float32",
-    ):
-        super().__init__(weight=weight, output=output, name=name, reduction=reduction, dtype=dtype)
-        temperature = require_number(temperature, "temperature", above=0.0, hint="2 to 8 is usual.")
-        self.temperature = scalar_variable(temperature, "temperature")
-
-    def hyperparameters(self):
-        return {**super().hyperparameters(), "temperature": self.temperature}
-
-    def check_shapes(self, teacher_shape, student_shape):
-        require_same_classes(self.name, teacher_shape, student_shape)
-
     def divergence(self, teacher_log, student_log):
         """D of the log probabilities `(..., classes)` of both sides: `(...)` nats."""
         raise NotImplementedError(f"{type(self).__name__} must implement divergence(teacher_log, student_log).")
@@ -70,9 +50,6 @@ class Divergence(Objective):
         teacher_log = ops.log_softmax(teacher / temperature, axis=-1)
         student_log = ops.log_softmax(student / temperature, axis=-1)
         return ops.square(temperature) * self.divergence(teacher_log, student_log)
-
-    def get_config(self):
-        return {**super().get_config(), "output": self.output}
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -283,21 +260,3 @@ def _standardized(logits):
     centred = logits - ops.mean(logits, axis=-1, keepdims=True)
     variance = ops.sum(ops.square(centred), axis=-1, keepdims=True) / (logits.shape[-1] - 1)
     return centred / (ops.sqrt(ops.maximum(variance, 1e-14)) + 1e-7)  # the root has no derivative at 0
-
-
-def require_same_classes(objective_name, teacher_shape, student_shape, *, at_least=2):
-    """Raise ValueError unless both shapes have the same rank and the same number of classes, `at_least` so many."""
-    shapes = f"the teacher gives {teacher_shape}, the student {student_shape}"
-    if len(teacher_shape) != len(student_shape):
-        raise ValueError(f"{objective_name} compares logits of equal rank, but {shapes}.")
-    teacher_classes, student_classes = teacher_shape[-1], student_shape[-1]
-    if None not in (teacher_classes, student_classes) and teacher_classes != student_classes:
-        raise ValueError(
-            f"{objective_name} needs the same number of classes on both sides, but {shapes}. "
-            "Give the student a last layer of the teacher's width, or name the output to compare with output=."
-        )
-    if student_classes is not None and student_classes < at_least:
-        raise ValueError(
-            f"{objective_name} compares distributions over at least {at_least} classes, but {shapes}. "
-            "For one sigmoid unit, give both models two outputs and a softmax."
-        )

@@ -3,9 +3,8 @@
 import keras
 from keras import ops
 
-from keras_kd._checks import require_number
-from keras_kd.objectives.base import Objective, scalar_variable
-from keras_kd.objectives.logits import require_same_classes
+from keras_kd.objectives.base import Objective
+from keras_kd.objectives.tempered import TemperedObjective, require_same_classes
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -54,7 +53,7 @@ class LogitsMSE(Objective):
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class BinarySoftLabels(Objective):
+class BinarySoftLabels(TemperedObjective):
     """Soft labels for multi-label heads: the KL divergence of each unit's softened Bernoulli distribution, times T².
 
     `L = T² · mean_c [p_c log(p_c / q_c) + (1 − p_c) log((1 − p_c) / (1 − q_c))]` with `p = sigmoid(teacher / T)` and
@@ -87,26 +86,7 @@ class BinarySoftLabels(Objective):
     """
 
     undoes = "sigmoid"
-
-    def __init__(
-        self,
-        temperature=1.0,
-        *,
-        weight=1.0,
-        output=None,
-        name=None,
-        reduction="sum_over_batch_size",
-        dtype="float32",
-    ):
-        super().__init__(weight=weight, output=output, name=name, reduction=reduction, dtype=dtype)
-        temperature = require_number(temperature, "temperature", above=0.0, hint="1 to 4 is usual.")
-        self.temperature = scalar_variable(temperature, "temperature")
-
-    def hyperparameters(self):
-        return {**super().hyperparameters(), "temperature": self.temperature}
-
-    def check_shapes(self, teacher_shape, student_shape):
-        require_same_classes(self.name, teacher_shape, student_shape, at_least=1)
+    least_classes = 1
 
     def call(self, teacher, student):
         # (..., units) x2 -> (...) nats
@@ -118,6 +98,3 @@ class BinarySoftLabels(Objective):
             student_log = ops.log_sigmoid(sign * student / temperature)
             divergence = divergence + ops.exp(teacher_log) * (teacher_log - student_log)
         return ops.square(temperature) * ops.mean(divergence, axis=-1)
-
-    def get_config(self):
-        return {**super().get_config(), "output": self.output}

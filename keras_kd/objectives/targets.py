@@ -4,37 +4,15 @@ import keras
 from keras import ops
 
 from keras_kd._checks import require_number
-from keras_kd.objectives.base import LabelledObjective, scalar_variable
-from keras_kd.objectives.logits import kl_divergence, require_same_classes
+from keras_kd.objectives.base import LabelledObjective
+from keras_kd.objectives.logits import kl_divergence
+from keras_kd.objectives.tempered import TemperedObjective
 
 
-class TargetObjective(LabelledObjective):
-    """Base class: softened distributions, split into the true class and the rest. See `DecoupledKD`, `NormalizedKD`."""
+class TargetObjective(TemperedObjective, LabelledObjective):
+    """Base class: softened distributions, split into the true class and the rest."""
 
     undoes = "softmax"
-
-    def __init__(
-        self,
-        temperature,
-        *,
-        weight=1.0,
-        output=None,
-        name=None,
-        reduction="sum_over_batch_size",
-        dtype="float32",
-    ):
-        super().__init__(weight=weight, output=output, name=name, reduction=reduction, dtype=dtype)
-        temperature = require_number(temperature, "temperature", above=0.0, hint="2 to 8 is usual.")
-        self.temperature = scalar_variable(temperature, "temperature")
-
-    def hyperparameters(self):
-        return {**super().hyperparameters(), "temperature": self.temperature}
-
-    def check_shapes(self, teacher_shape, student_shape):
-        require_same_classes(self.name, teacher_shape, student_shape)
-
-    def get_config(self):
-        return {**super().get_config(), "output": self.output}
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
