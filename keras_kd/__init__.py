@@ -5,7 +5,7 @@ from keras_kd import datasets, signals, text
 from keras_kd.transfer import every_kth_block, transfer_weights
 from keras_kd.objectives import Divergence, LabelledObjective, Objective
 from keras_kd.objectives import JensenShannon, ReverseKL, SkewKL, SkewReverseKL, SoftLabels
-from keras_kd.objectives import BinarySoftLabels, DecoupledKD, LogitsMSE, NormalizedKD
+from keras_kd.objectives import BinarySoftLabels, DecoupledKD, DIST, LogitsMSE, NormalizedKD
 from keras_kd.objectives import Hint, KerasLoss
 from keras_kd.distiller import Distiller, load_distiller
 from keras_kd.callbacks import LambdaRamp
@@ -13,6 +13,7 @@ from keras_kd.evaluation import evaluate
 from keras_kd.export import export
 
 __all__ = [
+    "DIST",
     "BinarySoftLabels",
     "DecoupledKD",
     "Distiller",

@@ -80,6 +80,17 @@ def binary_soft_labels(teacher, student, temperature):
     return temperature**2 * np.mean(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)), axis=-1)
 
 
+def correlation(first, second, axis):
+    first, second = (x - x.mean(axis, keepdims=True) for x in (first, second))
+    return (first * second).sum(axis) / np.sqrt((first**2).sum(axis) * (second**2).sum(axis))
+
+
+def dist(teacher, student, beta, gamma, temperature):
+    p, q = softmax(teacher / temperature), softmax(student / temperature)
+    between_examples = 1 - correlation(p, q, axis=0).mean()
+    return temperature**2 * (beta * (1 - correlation(p, q, axis=-1)) + gamma * between_examples)
+
+
 class Row(NamedTuple):
     """One objective under test: how it is made, its formula, and which laws do not hold for it.
 
@@ -89,6 +100,7 @@ class Row(NamedTuple):
         labelled: It needs labels.
         least_is_zero: It is 0 where teacher and student are equal; a cross-entropy is not.
         saturates: Far out its gradient tends to 0, by its formula.
+        of_sequences: It takes sequences.
     """
 
     make: object
@@ -96,6 +108,7 @@ class Row(NamedTuple):
     labelled: bool = False
     least_is_zero: bool = True
     saturates: bool = False
+    of_sequences: bool = True
 
 
 # One row an objective. Every law below runs on each.
@@ -138,6 +151,12 @@ OBJECTIVES = {
         lambda t, s, labels: normalized_kd(t, s, labels, gamma=1.5, temperature=2.0),
         labelled=True,
         least_is_zero=False,
+    ),
+    "dist": Row(
+        lambda **o: keras_kd.DIST(beta=0.5, gamma=2.0, temperature=2.0, **o),
+        lambda t, s: dist(t, s, beta=0.5, gamma=2.0, temperature=2.0),
+        saturates=True,
+        of_sequences=False,
     ),
     "logits_mse": Row(lambda **o: keras_kd.LogitsMSE(**o), lambda t, s: np.mean((t - s) ** 2, axis=-1)),
     "binary_soft_labels": Row(
@@ -259,6 +278,10 @@ def test_masked_tokens_of_sequences_are_left_out(row):
     labels = np.stack([LABELS, LABELS[::-1]])
     mask = np.array([[True, True, False, False], [True, True, True, False]])
     masked = tf.constant(student)
+    if not row.of_sequences:
+        with pytest.raises(ValueError, match=r"\(batch, classes\), but the student gives \(2, 4, 5\)"):
+            row.make()(teacher, student)
+        return
     keras_kd._keras_private.set_mask(masked, tf.constant(mask))
     expected = expected_values(row, teacher, student, labels)[mask].mean()
     assert float(row.make()(teacher, masked, **labels_for(row, labels))) == pytest.approx(expected, rel=1e-6)
@@ -328,6 +351,10 @@ PUBLISHED = {
     "TRL generalized_jsd_loss, beta=1 of the mixture": (lambda: keras_kd.JensenShannon(1.0), 3.656431448),
     "DistiLLM skew KL with the teacher's entropy": (lambda: keras_kd.SkewKL(alpha=0.1), 1.7502323748),
     "DistiLLM skewed_reverse_kl": (lambda: keras_kd.SkewReverseKL(alpha=0.1), 1.7708414842),
+    "DIST_KD dist_kd, beta=gamma=1": (lambda: keras_kd.DIST(), 3.2319026274),
+    "DIST_KD dist_kd, inter": (lambda: keras_kd.DIST(beta=1.0, gamma=0.0), 1.5904751656),
+    "DIST_KD dist_kd, intra": (lambda: keras_kd.DIST(beta=0.0, gamma=1.0), 1.6414274618),
+    "DIST_KD dist_kd, tau=4, times tau squared": (lambda: keras_kd.DIST(temperature=4.0), 57.8163427805),
     "mdistiller dkd_loss": (lambda: keras_kd.DecoupledKD(alpha=1.0, beta=8.0, temperature=4.0), 38.7887341721),
     "mdistiller dkd_loss, tckd": (lambda: keras_kd.DecoupledKD(1.0, 0.0, temperature=4.0), 1.1396709001),
     "mdistiller dkd_loss, nckd": (lambda: keras_kd.DecoupledKD(0.0, 1.0, temperature=4.0), 4.706132909),
@@ -419,6 +446,7 @@ def test_soft_labels_refuse_a_standardize_that_is_no_bool(standardize):
         (lambda: keras_kd.SkewReverseKL(alpha=2), r"alpha must be >= 0 and <= 1, got 2"),
         (lambda: keras_kd.DecoupledKD(beta=-1.0), r"beta must be >= 0, got -1.0"),
         (lambda: keras_kd.NormalizedKD(gamma=float("nan")), r"gamma must be >= 0, got nan"),
+        (lambda: keras_kd.DIST(gamma=-0.5), r"gamma must be >= 0, got -0.5"),
         (lambda: keras_kd.BinarySoftLabels(temperature=0.0), r"temperature must be > 0, got 0.0"),
     ],
 )

@@ -13,6 +13,7 @@ import keras_kd
 ROOT = pathlib.Path(keras_kd.__file__).parent
 
 PUBLIC_NAMES = [
+    "DIST",
     "BinarySoftLabels",
     "DecoupledKD",
     "Distiller",
