@@ -101,6 +101,14 @@ def test_help_and_version(capsys):
     assert "--seed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("seed", ["-1", "1.5", str(2**32)])
+def test_a_seed_out_of_range_is_refused_before_any_work(seed, capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["demo", f"--seed={seed}"])
+    assert ended.value.code == 2
+    assert "--seed" in capsys.readouterr().err
+
+
 def test_a_command_is_required(capsys):
     with pytest.raises(SystemExit) as ended:
         cli.main([])
