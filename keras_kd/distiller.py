@@ -43,7 +43,7 @@ class Distiller(Step, keras.Model):
 
     Args:
         teacher: A built `keras.Model`, or None to hand it in before `fit`: `distiller.teacher = teacher`. Teacher and
-            student get the same `x`.
+            student get the same `x`; of a dict, each model reads the entries that have the names of its inputs.
         student: A `keras.Model`, the one that is trained. If it is not built yet, it is built for the teacher's input.
         objectives: An `Objective` or a list of them; `SoftLabels()` if not given. A `keras.losses.Loss` or a
             `keras.distillation.DistillationLoss` will do as well: see `KerasLoss`.
@@ -124,7 +124,7 @@ class Distiller(Step, keras.Model):
     # The student's face ------------------------------------------------------------------------------------------
 
     def call(self, inputs, training=None):
-        return self.student(inputs, training=training)
+        return self.student(self._student_reader.own_inputs(inputs), training=training)
 
     @functools.wraps(keras.Model.fit)
     def fit(self, x=None, y=None, *args, **kwargs):

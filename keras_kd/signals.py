@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_kd._keras_private import call_model, functional_graph, get_mask, outputs_in_graph, producer, set_mask
+from keras_kd.inputs import input_names
 
 _TINY = 1.1754944e-38  # the smallest normal float32: keeps log(0) finite
 _LEAST_REST = 2.0**-25  # half the distance from 1 to the float32 below: what a probability of 1 may leave
@@ -41,6 +42,7 @@ class SignalReader:
         self.role = role
         self._taps = {name: _tapped_tensor(model, name, role) for name in dict.fromkeys(layers)}
         self._activations = output_activations(model)
+        self._inputs = input_names(model)
         self._names = output_names(model)
         if self._taps:
             graph = functional_graph(model)
@@ -48,9 +50,28 @@ class SignalReader:
 
     def __call__(self, inputs, training):
         """Run the model once; return its `Signals`."""
+        inputs = self.own_inputs(inputs)
         if not self._taps:
             return Signals(call_model(self.model, inputs, training), {})
         return Signals(**self._tapped(inputs, training=training))
+
+    def own_inputs(self, x):
+        """Of a dict `x`, the entries that have the names of the model's inputs; anything else as it is.
+
+        So one batch serves a teacher and a student that read different things: two encodings of one text, or a sentence
+        and its translation. Keras alone would take the entries of a larger dict by their order.
+        """
+        if not isinstance(x, dict) or self._inputs is None:
+            return x
+        names = keras.tree.flatten(self._inputs)
+        if set(names) <= set(x):
+            return keras.tree.map_structure(lambda name: x[name], self._inputs)
+        if len(x) > len(names):
+            raise ValueError(
+                f"x must hold the {self.role}'s inputs {sorted(names)}, got the entries {sorted(x)}. Name the "
+                "keras.Input after its entry: keras.Input(shape, name=...)."
+            )
+        return x  # Keras takes them by position, or says what is missing
 
     def symbolic(self):
         """The `Signals` without a batch, as symbolic tensors with static shapes; None for a subclassed model."""

@@ -1,6 +1,7 @@
 """The step: what it computes, and that everything `keras.Model.fit` offers works in it."""
 
 import contextlib
+import warnings
 
 import keras
 import numpy as np
@@ -511,8 +512,44 @@ def test_teacher_and_student_may_read_other_parts_of_the_same_inputs(data):
     expected = soft_values(
         distiller.teacher.predict(inputs, verbose=0), distiller.student.predict(student_inputs, verbose=0)
     ).mean()
-    with pytest.warns(UserWarning, match="structure of `inputs`"):  # Keras's own, of the input that is left over
-        assert fitted_logs(distiller, inputs, y)["soft_labels"] == pytest.approx(expected, rel=1e-5)
+    assert fitted_logs(distiller, inputs, y)["soft_labels"] == pytest.approx(expected, rel=1e-5)
+
+
+def reader_of(kind, name, features):
+    """A classifier of `features` numbers whose input has a name, in each of the forms that Keras has."""
+    inputs = keras.Input((features,), name=name)
+    if kind == "sequential":
+        return keras.Sequential([inputs, keras.layers.Dense(3)])
+    logits = keras.layers.Dense(3, name="logits")(inputs)
+    return keras.Model({name: inputs} if kind == "dict" else inputs, logits)
+
+
+@pytest.mark.parametrize("student_kind", ["dict", "single", "sequential"])
+@pytest.mark.parametrize("teacher_kind", ["dict", "single", "sequential"])
+def test_teacher_and_student_read_different_entries_of_a_dict(data, teacher_kind, student_kind):
+    """ "a" stands before "b": taken by order, the student would read the teacher's entry. Both are equally wide."""
+    x, y = data
+    batch = {"a": x, "b": x[:, ::-1] * 2.0, "unused": x[:, :1]}
+    teacher, student = reader_of(teacher_kind, "a", 8), reader_of(student_kind, "b", 8)
+    read = {"dict": lambda name: {name: batch[name]}}
+    logits = [
+        model.predict(read.get(kind, batch.get)(name), verbose=0)
+        for model, kind, name in ((teacher, teacher_kind, "a"), (student, student_kind, "b"))
+    ]
+    distiller = make(teacher=teacher, student=student)
+    np.testing.assert_allclose(distiller.predict(batch, verbose=0), logits[1], atol=1e-6)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="The structure of `inputs` doesn't match")
+        logs = fitted_logs(distiller, batch, y, validation_data=(batch, y), batch_size=37)
+    assert logs["soft_labels"] == pytest.approx(soft_values(*logits).mean(), rel=1e-5)
+    assert logs["hard_loss"] == pytest.approx(hard_values(y, logits[1]).mean(), rel=1e-5)
+
+
+def test_a_dict_without_the_entry_that_a_model_reads_is_refused(data):
+    distiller = make(teacher=reader_of("single", "a", 8), student=reader_of("single", "b", 8))
+    distiller.compile("sgd", crossentropy())
+    with pytest.raises(ValueError, match=r"x must hold the teacher's inputs \['a'\], got the entries \['b', 'c'\]"):
+        distiller.fit({"b": data[0], "c": data[0]}, data[1], verbose=0)
 
 
 def weights_after_fit(data, epochs=2, optimizer=None, **options):

@@ -101,6 +101,16 @@ def test_every_language_equals_scikit_learn(noisy):
             assert evaluation.score(name, language=language).examples == rows.sum()
 
 
+def test_each_model_reads_the_entries_named_after_its_inputs():
+    """Two models of one input each on a dict that holds both, as teacher and student with inputs of their own do."""
+    right, wrong = np.eye(2, dtype="float32"), np.eye(2, dtype="float32")[::-1]
+    models = {"teacher": model_of("a", ["a"], 2), "student": model_of("b", ["b"], 2)}
+    evaluation = evaluate(models, ({"a": right, "b": wrong}, np.array([0, 1])), bootstrap=0)
+    assert evaluation.score("teacher", "accuracy").value == 1.0
+    assert evaluation.score("student", "accuracy").value == 0.0
+    assert evaluation.score("student", "agreement").value == 0.0
+
+
 def test_mean_over_languages_weighs_languages_alike():
     # "en" has three examples, all right; "sw" has one, wrong.
     right, wrong = [1.0, 0.0], [0.0, 1.0]

@@ -31,6 +31,14 @@ def first_example(x):
     return {name: array[:1] for name, array in x.items()} if isinstance(x, dict) else x[:1]
 
 
+def own_inputs(runtime, x):
+    """Of a dict `x` with more entries than the model has inputs, those that have the inputs' names."""
+    specs = runtime.specs()
+    if not isinstance(x, dict) or specs is None or not set(specs) < set(x):
+        return x
+    return {name: x[name] for name in specs}
+
+
 def class_indices(y, classes):
     """Return labels as integers (examples,), from integers (examples,) or (examples, 1) or one-hot (examples, classes).
 

@@ -8,7 +8,7 @@ import os
 import keras
 import numpy as np
 
-from keras_kd.evaluation.examples import class_indices, first_example, language_rows, read_examples
+from keras_kd.evaluation.examples import class_indices, first_example, language_rows, own_inputs, read_examples
 from keras_kd.evaluation.outputs import Answers, answers, are_probabilities, checked_outputs
 from keras_kd.evaluation.result import Evaluation, ModelFacts
 from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES, METRICS, OVERALL, class_metric, group_mean
@@ -54,9 +54,9 @@ def evaluate(
     Args:
         models: {name: model}; a model is a `keras.Model` or the path of a SavedModel folder, a .tflite or a .keras
             file. Each has one output, (batch, classes), the same classes for all.
-        data: `(x, y)`, arrays (x may be a dict of arrays), or a batched `tf.data.Dataset`, read once, in order. y holds
-            integer labels, (examples,), or one-hot rows, (examples, classes). A third member, sample weights, is not
-            used: every example counts the same.
+        data: `(x, y)`, arrays (x may be a dict of arrays, of which each model reads those named after its inputs), or a
+            batched `tf.data.Dataset`, read once, in order. y holds integer labels, (examples,), or one-hot rows,
+            (examples, classes). A third member, sample weights, is not used: every example counts the same.
         languages: one string per example, in the order of the data; or None.
         groups: {group name: languages}, for instance {"labelled": ["en", "de"], "unlabelled": ["sw"]}: adds a row
             "mean of <group>" each.
@@ -98,7 +98,10 @@ def evaluate(
     asked = _ask(runtimes, x, y, teacher, batch_size)
     class_names = _checked_class_names(class_names, asked.classes)
     one = first_example(x) if latency else None
-    facts = {name: _facts(runtime, one, asked.kinds[name]) for name, runtime in runtimes.items()}
+    facts = {
+        name: _facts(runtime, None if one is None else own_inputs(runtime, one), asked.kinds[name])
+        for name, runtime in runtimes.items()
+    }
     scores, differences = summarize(
         asked.answers,
         asked.labels,
@@ -138,7 +141,7 @@ def _ask(runtimes, x, y, teacher, batch_size):
     first, labels, teacher_outputs, answer_of, kinds = order[0], None, None, {}, {}
     for name in order:
         with _errors_naming(name):
-            outputs = runtimes[name].predict(x, batch_size=batch_size)
+            outputs = runtimes[name].predict(own_inputs(runtimes[name], x), batch_size=batch_size)
         outputs = checked_outputs(outputs, name, len(y))
         if labels is None:
             classes = outputs.shape[1]
