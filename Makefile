@@ -29,8 +29,8 @@ demo: install  ## Distil a multilingual classifier, print it by language, export
 seeds: install  ## The demo over five seeds: the table of the README
 	$(BIN)/python benchmarks/five_seeds.py
 
-objectives: install  ## What each objective gains, over five seeds and two tasks: runs/objectives
-	$(BIN)/python benchmarks/objectives.py
+objectives: install  ## What each objective gains over five seeds; DATA=folder for the tweets too: runs/objectives
+	$(BIN)/python benchmarks/objectives.py $(if $(DATA),--data $(DATA))
 
 compare: install  ## Show each difference from keras.distillation
 	$(BIN)/python benchmarks/compare_keras_distillation.py

@@ -216,19 +216,21 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--data", type=pathlib.Path, default=pathlib.Path("../shared/data"), help="holds umsab/")
+    parser.add_argument("--data", type=pathlib.Path, help="holds umsab/LANGUAGE/{train,val,test}_{text,labels}.txt")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/objectives"))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     results = {}
     for name in options.tasks:
-        if name == "umsab" and not (options.data / "umsab").is_dir():
-            print(f"umsab is left out: {options.data} has no folder umsab/. Pass --data.", flush=True)
+        if name == "umsab" and not (options.data and (options.data / "umsab").is_dir()):
+            print(f"umsab is left out: --data must name a folder that holds umsab/, got {options.data}.", flush=True)
             continue
         start = time.perf_counter()
         say = functools.partial(print, f"{name}:", flush=True)
         scores, lambdas = measure(TASKS[name], options.seeds, options.data, say)
         results[name] = {"scores": scores, "lambdas": lambdas, "seconds": time.perf_counter() - start}
+    if not results:
+        raise SystemExit("No task was left to measure.")
     versions = {module.__name__: module.__version__ for module in (keras_kd, keras, np, sklearn)}
     report = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "versions": versions}
     (options.output / "report.json").write_text(json.dumps({**report, "results": results}, indent=1))
