@@ -19,7 +19,7 @@ from keras_kd._version import __version__
 from keras_kd.callbacks import LambdaRamp
 from keras_kd.distiller import Distiller
 from keras_kd.evaluation import evaluate
-from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES, OVERALL
+from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES
 from keras_kd.export import export
 from keras_kd.objectives import SoftLabels
 from keras_kd.progress import Stages
@@ -272,13 +272,7 @@ def run_demo(folder, *, seed=0, setting=FULL, console=None):
 def gains(evaluation, baseline=LABELS_ONLY):
     """What each other student gains over `baseline` in macro-F1, mean over languages: {model: Estimate}."""
     students = [name for name in evaluation.models if name not in (TEACHER, baseline)]
-    return {
-        name: evaluation.difference(name, baseline, "macro_f1", language=_summary_row(evaluation)) for name in students
-    }
-
-
-def _summary_row(evaluation):
-    return MEAN_OVER_LANGUAGES if evaluation.languages else OVERALL
+    return {name: evaluation.difference(name, baseline, "macro_f1", language=MEAN_OVER_LANGUAGES) for name in students}
 
 
 def _print(console, evaluation, exports, transfer, folder):
@@ -299,14 +293,15 @@ def _write(folder, demo, evaluation, exports, transfer):
     evaluation.plot(folder / "languages.png")
     with written_whole(folder / "table.txt") as partial:
         partial.write_text(f"{evaluation}\n\n{transfer}\n", encoding="utf-8")
-    row = _summary_row(evaluation)
     report = {
         "seed": demo.seed,
         "setting": dataclasses.asdict(demo.setting),
         "versions": {"keras_kd": __version__, "keras": keras.__version__, "tensorflow": tf.__version__},
         "examples": {split: len(names) for split, names in demo.task.names._asdict().items() if split != "class_names"},
         "labelled": int(np.sum(demo.task.few_labels >= 0)),
-        "macro_f1": {name: evaluation.score(name, "macro_f1", language=row).value for name in evaluation.models},
+        "macro_f1": {
+            name: evaluation.score(name, "macro_f1", language=MEAN_OVER_LANGUAGES).value for name in evaluation.models
+        },
         "accuracy": {name: evaluation.score(name, "accuracy").value for name in evaluation.models},
         "gains": {name: gain._asdict() for name, gain in gains(evaluation).items()},
         "exports": {name: report.to_dict() for name, report in exports.items()},

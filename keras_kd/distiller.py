@@ -167,18 +167,14 @@ class Distiller(Step, keras.Model):
 
     def labels_of(self, objective, student_signals, y):
         """The labels of each pair that an objective compares, for one that needs labels."""
-        if objective.student_layer is None:
-            return self._student_reader.labels(student_signals, y, objective.output)
-        return [None if keras.tree.is_nested(y) else y]
+        return _by_pair(self._student_reader.labels, objective, student_signals, y)
 
     def sample_weights_of(self, objective, student_signals, sample_weight):
         """The sample weights of each pair that an objective compares.
 
         Weights that differ by output weigh the objectives over outputs; those over layers are then not weighted.
         """
-        if objective.student_layer is None:
-            return self._student_reader.sample_weights(student_signals, sample_weight, objective.output)
-        return [None if keras.tree.is_nested(sample_weight) else sample_weight]
+        return _by_pair(self._student_reader.sample_weights, objective, student_signals, sample_weight)
 
     def project(self, objective, student_tensor):
         """The student's signal, widened by the objective's projection where it has one."""
@@ -370,6 +366,13 @@ def _read(reader, signals, objective, layer):
     if layer is not None:
         return [reader.layer(signals, layer)]
     return reader.outputs(signals, objective.output, undo=objective.undoes)
+
+
+def _by_pair(read, objective, signals, structure):
+    """What belongs to each output that an objective compares; for one over layers, what holds for all outputs alike."""
+    if objective.student_layer is None:
+        return read(signals, structure, objective.output)
+    return [None if keras.tree.is_nested(structure) else structure]
 
 
 def _require_comparable(reader, objective):

@@ -101,17 +101,18 @@ class SignalReader:
 
     def labels(self, signals, labels, output=None):
         """The labels of the named outputs, in a list; None where there are none."""
-        by_position = by_output(labels, signals.prediction, self._names)
-        return [by_position[i] for i in self._positions(signals, output)]
+        return self._parts(signals, labels, output)
 
     def sample_weights(self, signals, weights, output=None):
         """The sample weights of the named outputs, in a list: one for all outputs, or a structure with one for each."""
-        positions = self._positions(signals, output)
         given, count = len(keras.tree.flatten(weights)), len(keras.tree.flatten(signals.prediction))
         if keras.tree.is_nested(weights) and given != count:
             raise ValueError(f"sample_weight must be one array, or one for each of {count} outputs, got {given}.")
-        by_position = by_output(weights, signals.prediction, self._names)
-        return [by_position[i] for i in positions]
+        return self._parts(signals, weights, output)
+
+    def _parts(self, signals, structure, output):
+        by_position = by_output(structure, signals.prediction, self._names)
+        return [by_position[i] for i in self._positions(signals, output)]
 
     def _positions(self, signals, output):
         is_dict = isinstance(signals.prediction, dict)

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import dense_model
 
 import keras_kd
 
@@ -320,8 +321,6 @@ def test_refuses_shapes_that_do_not_fit(row):
 
 def test_trains_inside_a_distiller_on_its_own_value(row):
     """The value that `fit` logs before the first update is the formula's on the models' logits."""
-    from conftest import dense_model
-
     if row is OBJECTIVES["hint"]:
         pytest.skip("compares layers: tests/test_distiller.py")
     teacher, student = dense_model(16, 5), dense_model(6, 5)
@@ -484,8 +483,6 @@ def test_unlabelled_examples_are_passed_over(make):
 
 @pytest.mark.parametrize("make", [keras_kd.DecoupledKD, keras_kd.NormalizedKD])
 def test_missing_labels_are_refused(make):
-    from conftest import dense_model
-
     with pytest.raises(ValueError, match=r"needs labels, got none\. Pass labels="):
         make()(TEACHER, STUDENT)
     distiller = keras_kd.Distiller(dense_model(16, 5), dense_model(6, 5), make())
@@ -517,8 +514,6 @@ def test_binary_soft_labels_refuse_a_softmax_ending():
 
 
 def test_logits_mse_serves_regression_heads_of_one_unit():
-    from conftest import dense_model
-
     x = np.random.default_rng(0).normal(size=(12, 8)).astype("float32")
     teacher, student = dense_model(16, 1), dense_model(4, 1)
     expected = np.mean((teacher.predict(x, verbose=0) - student.predict(x, verbose=0)) ** 2)
