@@ -1,0 +1,74 @@
+"""The formulas of the objectives in float64 NumPy, one value a row: nothing here is taken from the package."""
+
+import numpy as np
+
+
+def log_softmax(logits):
+    shifted = logits - np.max(logits, axis=-1, keepdims=True)
+    return shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
+
+
+def softmax(logits):
+    return np.exp(log_softmax(logits))
+
+
+def kl(p, q):
+    """Σ p log(p / q), 0 log 0 being 0."""
+    return np.sum(np.where(p > 0, p * np.log(np.where(p > 0, p, 1.0) / np.where(p > 0, q, 1.0)), 0.0), axis=-1)
+
+
+def soft_labels(teacher, student, temperature):
+    """In log space, so that it holds far out as well."""
+    teacher, student = log_softmax(teacher / temperature), log_softmax(student / temperature)
+    return temperature**2 * np.sum(np.exp(teacher) * (teacher - student), axis=-1)
+
+
+def standardized(logits):
+    return (logits - logits.mean(-1, keepdims=True)) / (logits.std(-1, ddof=1, keepdims=True) + 1e-7)
+
+
+def jensen_shannon(teacher, student, beta, temperature):
+    p, q = softmax(teacher / temperature), softmax(student / temperature)
+    m = beta * p + (1 - beta) * q
+    return temperature**2 * (beta * kl(p, m) + (1 - beta) * kl(q, m))
+
+
+def skewed(first, second, alpha, temperature):
+    p, q = softmax(first / temperature), softmax(second / temperature)
+    return temperature**2 * kl(p, alpha * p + (1 - alpha) * q)
+
+
+def split(probabilities, labels):
+    """(true class, rest) and the distribution over the rest, 0 at the true class."""
+    true = np.eye(probabilities.shape[-1], dtype=bool)[labels]
+    of_true = probabilities[true].reshape(labels.shape)
+    others = np.where(true, 0.0, probabilities)
+    return np.stack([of_true, 1 - of_true], axis=-1), others / others.sum(-1, keepdims=True)
+
+
+def decoupled_kd(teacher, student, labels, alpha, beta, temperature):
+    (p, p_others), (q, q_others) = (split(softmax(z / temperature), labels) for z in (teacher, student))
+    return temperature**2 * (alpha * kl(p, q) + beta * kl(p_others, q_others))
+
+
+def normalized_kd(teacher, student, labels, gamma, temperature):
+    p, q = split(softmax(teacher), labels)[0][..., 0], split(softmax(student), labels)[0][..., 0]
+    p_others, q_others = (split(softmax(z / temperature), labels)[1] for z in (teacher, student))
+    cross_entropy = -np.sum(p_others * np.log(np.where(q_others > 0, q_others, 1.0)), axis=-1)
+    return -p * np.log(q) + gamma * temperature**2 * cross_entropy
+
+
+def binary_soft_labels(teacher, student, temperature):
+    p, q = (1 / (1 + np.exp(-z / temperature)) for z in (teacher, student))
+    return temperature**2 * np.mean(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)), axis=-1)
+
+
+def correlation(first, second, axis):
+    first, second = (x - x.mean(axis, keepdims=True) for x in (first, second))
+    return (first * second).sum(axis) / np.sqrt((first**2).sum(axis) * (second**2).sum(axis))
+
+
+def dist(teacher, student, beta, gamma, temperature):
+    p, q = softmax(teacher / temperature), softmax(student / temperature)
+    between_examples = 1 - correlation(p, q, axis=0).mean()
+    return temperature**2 * (beta * (1 - correlation(p, q, axis=-1)) + gamma * between_examples)
