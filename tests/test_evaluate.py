@@ -13,8 +13,10 @@ import tensorflow as tf
 
 from keras_kd.evaluation import Estimate, Evaluation, evaluate
 from keras_kd.evaluation.examples import class_indices, language_rows
-from keras_kd.evaluation.outputs import answers, are_probabilities, divergence
+from keras_kd.evaluation.outputs import answers, are_probabilities, confidence, divergence
 from keras_kd.evaluation.scores import OVERALL, bootstrap_scores, resampling_weights
+from keras_kd.evaluation.summary import summarize
+from keras_kd.metrics import ExpectedCalibrationError
 
 CLASSES = 3
 
@@ -60,6 +62,17 @@ def softmax(logits):
     return e / e.sum(axis=1, keepdims=True)
 
 
+def calibration_error(labels, probabilities, bins=15):
+    """The formula of Guo et al. (2017), bin by bin, in float64."""
+    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    error = 0.0
+    for b in range(bins):
+        inside = (confidence > b / bins) & (confidence <= (b + 1) / bins)
+        if inside.any():
+            error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
+    return error
+
+
 # --- Values ---------------------------------------------------------------------------------------------------------
 
 
@@ -73,6 +86,9 @@ def test_four_examples_by_hand():
     # F1 of class 0: precision 1, recall 1/2 -> 2/3; of class 1: precision 2/3, recall 1 -> 4/5.
     assert evaluation.score("student", "macro_f1").value == pytest.approx((2 / 3 + 4 / 5) / 2)
     assert evaluation.score("student", "agreement").value == 0.75
+    # All confidences are 3/4, and so is the share that is right; the teacher is right every time.
+    assert evaluation.score("student", "ece").value == pytest.approx(0.0, abs=1e-7)
+    assert evaluation.score("teacher", "ece").value == pytest.approx(0.25)
     # One example of four with p = (3/4, 1/4), q = (1/4, 3/4): KL = (3/4 - 1/4) ln 3.
     assert evaluation.score("student", "kl").value == pytest.approx(0.5 * math.log(3) / 4, rel=1e-6)
     assert evaluation.score("student", "kl").examples == 4
@@ -93,6 +109,7 @@ def test_every_language_equals_scikit_learn(noisy):
             expected = {
                 "accuracy": sklearn.metrics.accuracy_score(labels[rows], predicted),
                 "macro_f1": sklearn.metrics.f1_score(labels[rows], predicted, average="macro"),
+                "ece": calibration_error(labels[rows], q),
                 "agreement": np.mean(predicted == p.argmax(axis=1)),
                 "kl": np.mean(np.sum(p * np.log(p / q), axis=1)),
             }
@@ -151,7 +168,8 @@ def test_probabilities_and_logits_give_the_same_divergence(noisy):
     assert {facts.outputs for facts in probabilities.models.values()} == {"probabilities"}
     assert [facts.outputs for facts in mixed.models.values()] == ["logits", "probabilities", "logits"]
     for other in (probabilities, mixed):
-        assert other.score("a", "kl").value == pytest.approx(logits.score("a", "kl").value, rel=1e-5)
+        for metric in ("kl", "ece"):
+            assert other.score("a", metric).value == pytest.approx(logits.score("a", metric).value, rel=1e-5)
 
 
 def test_quantized_softmax_counts_as_probabilities_and_stays_finite(noisy):
@@ -160,6 +178,29 @@ def test_quantized_softmax_counts_as_probabilities_and_stays_finite(noisy):
     assert (rounded == 0).any() and (np.abs(rounded.sum(axis=1) - 1) > 1e-3).any()
     assert are_probabilities(rounded)
     assert 0 <= divergence(probabilities, rounded).max() < 0.05
+
+
+@pytest.mark.parametrize("from_logits", [True, False])
+def test_the_calibration_error_is_that_of_the_metric(noisy, from_logits):
+    outputs, labels, languages = noisy
+    outputs = outputs if from_logits else {name: softmax(array) for name, array in outputs.items()}
+    evaluation = evaluate_outputs(outputs, labels, languages=languages, bootstrap=0)
+    for language in (OVERALL, "sw"):
+        rows = np.ones(len(labels), bool) if language == OVERALL else languages == language
+        metric = ExpectedCalibrationError(from_logits=from_logits)
+        metric.update_state(labels[rows], outputs["b"][rows])
+        assert evaluation.score("b", "ece", language=language).value == pytest.approx(float(metric.result()), abs=1e-6)
+
+
+def test_confidence_in_blocks_of_rows():
+    logits = np.random.default_rng(0).normal(size=(9000, 3)).astype("float32")
+    np.testing.assert_allclose(confidence(logits), softmax(logits.astype("float64")).max(axis=1), rtol=1e-12)
+
+
+def test_confidence_of_probabilities_is_taken_as_it_is():
+    """An 8-bit softmax drops small probabilities: what is left is what an application sees."""
+    rounded = np.array([[0.75, 0.123, 0.123], [0.5, 0.25, 0.25]], "float32")
+    np.testing.assert_array_equal(confidence(rounded), [0.75, 0.5])
 
 
 @pytest.mark.parametrize(
@@ -207,14 +248,17 @@ def test_bootstrap_equals_scikit_learn_on_explicit_resamples(noisy):
         for model, answer in enumerate(asked):
             for i, rows in enumerate(resamples):
                 found = {metric: values[model, i] for metric, values in scores[language].items()}
-                assert found == pytest.approx(explicit_scores(labels, answer, rows, language == OVERALL, names))
+                probabilities = softmax(outputs["ab"[model]].astype("float64"))
+                expected = explicit_scores(labels, answer, probabilities, rows, language == OVERALL, names)
+                assert found == pytest.approx(expected)
 
 
-def explicit_scores(labels, answer, rows, by_class, names):
+def explicit_scores(labels, answer, probabilities, rows, by_class, names):
     y, predicted = labels[rows], answer.predicted[rows]
     expected = {
         "accuracy": sklearn.metrics.accuracy_score(y, predicted),
         "macro_f1": sklearn.metrics.f1_score(y, predicted, average="macro"),
+        "ece": calibration_error(y, probabilities[rows]),
         "agreement": answer.agreed[rows].mean(),
         "kl": answer.divergence[rows].mean(),
     }
@@ -241,6 +285,46 @@ def test_accuracy_interval_is_the_binomial_one():
     assert score.value == pytest.approx(0.7)
     assert score.low == pytest.approx(0.7 - spread, abs=0.002)
     assert score.high == pytest.approx(0.7 + spread, abs=0.002)
+
+
+def test_intervals_of_the_calibration_error_are_mirrored_at_its_value(noisy):
+    """With the same seed the resamples are those of `bootstrap_scores`; only where they end up differs."""
+    outputs, labels, languages = noisy
+    evaluation = evaluate_outputs(outputs, labels, languages=languages, bootstrap=300, seed=4)
+    asked = [answers(outputs[name], outputs["teacher"]) for name in outputs]
+    rows_of = language_rows(languages, len(labels))
+    scores = bootstrap_scores(labels, asked, rows_of, CLASSES, resamples=300, seed=4)
+    for language in (OVERALL, "fi"):
+        for model, name in enumerate(outputs):
+            value, low, high, _ = evaluation.score(name, "ece", language=language)
+            bottom, top = np.percentile(scores[language]["ece"][model], [2.5, 97.5])
+            assert (low, high) == pytest.approx((max(0, 2 * value - top), max(0, 2 * value - bottom)))
+            assert evaluation.score(name, "accuracy", language=language)[1:3] == pytest.approx(
+                tuple(np.percentile(scores[language]["accuracy"][model], [2.5, 97.5]))
+            )
+        gap = evaluation.difference("a", "b", "ece", language=language)
+        bottom, top = np.percentile(scores[language]["ece"][1] - scores[language]["ece"][2], [2.5, 97.5])
+        assert gap[1:3] == pytest.approx((2 * gap.value - top, 2 * gap.value - bottom))
+
+
+def test_intervals_of_the_calibration_error_cover_the_true_one():
+    """Of 60 samples of 300 examples: percentiles of the resamples as they are cover it in about a third."""
+    rng = np.random.default_rng(0)
+
+    def sample(examples):
+        logits = 1.5 * rng.normal(size=(examples, CLASSES))
+        labels = (rng.random((examples, 1)) > softmax(logits).cumsum(axis=1)).sum(axis=1)
+        return 1.3 * logits, labels  # surer than it should be
+
+    logits, labels = sample(400_000)
+    truth, covered = calibration_error(labels, softmax(logits)), 0
+    for _ in range(60):
+        logits, labels = sample(300)
+        scores, _ = summarize(
+            {"m": answers(logits)}, labels, {}, {}, classes=CLASSES, class_names=(), bootstrap=200, seed=0
+        )
+        covered += scores["m", OVERALL, "ece"].low <= truth <= scores["m", OVERALL, "ece"].high
+    assert covered >= 45
 
 
 def test_blocks_of_resamples_are_all_different_and_as_wide(noisy, monkeypatch):
@@ -399,7 +483,7 @@ def test_without_a_teacher_there_is_no_agreement(two_models, data):
     for models, options in [({"student": two_models["student"]}, {}), (two_models, {"teacher": None})]:
         evaluation = evaluate(models, data, latency=False, bootstrap=10, **options)
         assert evaluation.teacher is None
-        assert evaluation.metrics == ("accuracy", "macro_f1")
+        assert evaluation.metrics == ("accuracy", "macro_f1", "ece")
         assert "agreement" not in str(evaluation)
         with pytest.raises(ValueError, match="There was no teacher to compare with"):
             evaluation.score("student", "kl")
@@ -455,8 +539,8 @@ def test_csv_is_long(evaluation, tmp_path):
     with (tmp_path / "scores.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["model", "language", "metric", "value", "low", "high", "examples"]
-    # 3 models x (4 languages + 2 means + overall) x 4 metrics, and 3 classes each overall.
-    assert len(rows) == 3 * 7 * 4 + 3 * 3
+    # 3 models x (4 languages + 2 means + overall) x 5 metrics, and 3 classes each overall.
+    assert len(rows) == 3 * 7 * 5 + 3 * 3
     found = [r for r in rows if (r["model"], r["language"], r["metric"]) == ("a", "sw", "kl")]
     score = evaluation.score("a", "kl", language="sw")
     assert [float(found[0][name]) for name in ("value", "low", "high")] == [score.value, score.low, score.high]
@@ -510,6 +594,31 @@ def test_plot_draws_every_row_and_model(evaluation, tmp_path):
     assert labelled == sorted(labelled, reverse=True)
 
 
+def test_the_table_of_scores_fits_a_console_of_120_columns(evaluation):
+    lines = str(evaluation).splitlines()
+    table = lines[: lines.index("size and latency")]
+    assert any("ECE" in line for line in table)
+    assert max(map(len, table)) <= 120
+
+
+def test_plot_of_calibration_puts_the_lowest_first(evaluation):
+    rows = [text.get_text() for text in evaluation.plot(metric="ece").figure.axes[0].get_yticklabels()]
+    errors = [evaluation.score("teacher", "ece", language=row).value for row in rows if row in ("de", "en")]
+    assert errors == sorted(errors)
+
+
+def test_a_file_from_before_the_calibration_error_can_still_be_read(evaluation, tmp_path):
+    evaluation.to_json(tmp_path / "new.json")
+    content = json.loads((tmp_path / "new.json").read_text())
+    content["metrics"].remove("ece")
+    for records in ("scores", "differences"):
+        content[records] = [record for record in content[records] if record["metric"] != "ece"]
+    (tmp_path / "old.json").write_text(json.dumps(content))
+    old = Evaluation.from_json(tmp_path / "old.json")
+    assert "ECE" not in str(old) and "macro-F1" in str(old)
+    assert old.score("a") == evaluation.score("a")
+
+
 def test_plot_of_agreement_leaves_the_teacher_out(evaluation, tmp_path):
     figure = evaluation.plot(tmp_path / "agreement.svg", metric="agreement")
     assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == ["a", "b"]
@@ -536,7 +645,7 @@ def test_whoever_reads_the_older_file_reads_all_of_it(evaluation, tmp_path):
     ("arguments", "message"),
     [
         ({"model": "c"}, r"model must be one of \['teacher', 'a', 'b'\], got 'c'"),
-        ({"metric": "f1"}, r"metric must be one of \['accuracy', 'macro_f1', 'agreement', 'kl', 'f1:place'"),
+        ({"metric": "f1"}, r"metric must be one of \['accuracy', 'macro_f1', 'ece', 'agreement', 'kl', 'f1:place'"),
         ({"language": "xx"}, r"language must be one of \['de', 'en', 'fi', 'sw', 'mean of labelled \[1\]'"),
         ({"metric": "f1:place", "language": "de"}, r"metric must be one of \['accuracy', .*'kl'\], got 'f1:place'"),
     ],

@@ -1,7 +1,7 @@
 """The picture of an `Evaluation`: scores by language, one dot a model with its interval."""
 
 from keras_kd.evaluation.report import in_display_units, metric_title, tells_nothing_of_teacher
-from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES, OVERALL, group_mean
+from keras_kd.evaluation.scores import LOWER_IS_BETTER, MEAN_OVER_LANGUAGES, OVERALL, group_mean
 
 _TEACHER_COLOUR = "#444444"
 # Okabe and Ito's colours, which colour-blind readers tell apart; shapes differ as well, for print without colour.
@@ -45,7 +45,7 @@ def _sections(evaluation, metric):
     best_first = sorted(
         evaluation.languages,
         key=lambda language: evaluation.score(reference, metric, language=language).value,
-        reverse=metric != "kl",
+        reverse=metric not in LOWER_IS_BETTER,
     )
     sections, placed = [], set()
     for group, members in evaluation.groups.items():

@@ -11,7 +11,7 @@ import numpy as np
 from keras_kd.evaluation.examples import class_indices, first_example, language_rows, own_inputs, read_examples
 from keras_kd.evaluation.outputs import Answers, answers, are_probabilities, checked_outputs
 from keras_kd.evaluation.result import Evaluation, ModelFacts
-from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES, METRICS, OVERALL, class_metric, group_mean
+from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES, METRICS, OF_TEACHER, OVERALL, class_metric, group_mean
 from keras_kd.evaluation.summary import summarize
 from keras_kd.runtimes import open_runtime
 
@@ -39,17 +39,25 @@ def evaluate(
     - `macro_f1`: scikit-learn's `f1_score(average="macro")`: the mean F1 of the classes that occur among the labels or
       the predictions of the row at hand. A language without examples of a class is not marked down for it, but a
       prediction of that class counts as a class with F1 = 0.
+    - `ece`: the expected calibration error, in [0, 1], lower is better: how far the confidence (the largest
+      probability) is from the share of right answers, in 15 bins of confidence of equal width, averaged by the
+      examples in each; `keras_kd.metrics.ExpectedCalibrationError` has the formula. Chance makes it too large where
+      there are few examples, and makes it larger again in each resample. So its interval is that of the resamples
+      mirrored at the value (the basic bootstrap): it shows where the error of many examples would be, which is lower
+      than the value, and for a well calibrated model may lie below it.
     - `agreement`: the share of examples where model and teacher choose the same class.
-    - `kl`: the mean of KL(teacher || model) = Σ_c p_c (log p_c - log q_c), in nats. For this, outputs that all lie in
-      [0, 1] with rows that sum to 1 (as nearly as an 8-bit softmax does) are probabilities, all others logits;
-      `ModelFacts.outputs` says which. Probabilities below 1e-7 count as 1e-7, for a quantized softmax rounds small ones
-      to zero.
+    - `kl`: the mean of KL(teacher || model) = Σ_c p_c (log p_c - log q_c), in nats, lower is better. Probabilities
+      below 1e-7 count as 1e-7, for a quantized softmax rounds small ones to zero.
+
+    For `ece` and `kl`, outputs that all lie in [0, 1] with rows that sum to 1 (as nearly as an 8-bit softmax does) are
+    probabilities, all others logits; `ModelFacts.outputs` says which.
 
     "mean over languages" (and "mean of <group>") average the languages' scores: each language weighs the same.
 
-    The intervals are percentiles (2.5, 97.5) of `bootstrap` resamples: each language's examples are drawn again with
-    replacement, as many as there were. Every model gets the same resamples, so `Evaluation.difference` compares in
-    pairs. The intervals tell how scores would move with other test examples, not with another training run.
+    The intervals are percentiles (2.5, 97.5) of `bootstrap` resamples (for `ece` mirrored): each language's examples
+    are drawn again with replacement, as many as there were. Every model gets the same resamples, so
+    `Evaluation.difference` compares in pairs. The intervals tell how scores would move with other test examples, not
+    with another training run.
 
     Args:
         models: {name: model}; a model is a `keras.Model` or the path of a SavedModel folder, a .tflite or a .keras
@@ -102,6 +110,7 @@ def evaluate(
         name: _facts(runtime, None if one is None else own_inputs(runtime, one), asked.kinds[name])
         for name, runtime in runtimes.items()
     }
+    known = METRICS if teacher is not None else [metric for metric in METRICS if metric not in OF_TEACHER]
     scores, differences = summarize(
         asked.answers,
         asked.labels,
@@ -115,7 +124,7 @@ def evaluate(
     return Evaluation(
         models=facts,
         teacher=teacher,
-        metrics=(*(METRICS if teacher is not None else METRICS[:2]), *map(class_metric, class_names)),
+        metrics=(*known, *map(class_metric, class_names)),
         languages=tuple(rows_of),
         groups=groups,
         bootstrap=int(bootstrap),

@@ -3,7 +3,11 @@
 import dataclasses
 
 import numpy as np
+from keras import ops
 
+from keras_kd.metrics.calibration import confidence_bin
+
+CALIBRATION_BINS = 15  # as many as `keras_kd.metrics.ExpectedCalibrationError` has unless told otherwise
 # A quantized softmax rounds small probabilities to zero, where the divergence would be infinite.
 SMALLEST_PROBABILITY = 1e-7
 _ROWS_AT_A_TIME = 4096  # float64 copies of all outputs at once would take gigabytes with many classes
@@ -11,9 +15,13 @@ _ROWS_AT_A_TIME = 4096  # float64 copies of all outputs at once would take gigab
 
 @dataclasses.dataclass(frozen=True)
 class Answers:
-    """One model's answers, each (examples,): the class, whether the teacher agrees, KL(teacher || model) in nats."""
+    """One model's answers, each (examples,): the class and its probability, and the bin of that probability; whether
+    the teacher agrees; KL(teacher || model) in nats.
+    """
 
     predicted: np.ndarray
+    confidence: np.ndarray
+    bin: np.ndarray
     agreed: np.ndarray | None = None
     divergence: np.ndarray | None = None
 
@@ -47,10 +55,23 @@ def are_probabilities(outputs):
 
 def answers(outputs, teacher_outputs=None):
     """Return `Answers` from outputs (examples, classes), compared with the teacher's, where given."""
-    predicted = outputs.argmax(axis=1)
+    predicted, sure = outputs.argmax(axis=1), confidence(outputs)
+    binned = ops.convert_to_numpy(confidence_bin(sure, CALIBRATION_BINS))
     if teacher_outputs is None:
-        return Answers(predicted)
-    return Answers(predicted, predicted == teacher_outputs.argmax(axis=1), divergence(teacher_outputs, outputs))
+        return Answers(predicted, sure, binned)
+    agreed = predicted == teacher_outputs.argmax(axis=1)
+    return Answers(predicted, sure, binned, agreed, divergence(teacher_outputs, outputs))
+
+
+def confidence(outputs):
+    """Return the probability of the class that each example is given, (examples,), float64.
+
+    Outputs may be logits or probabilities (see `are_probabilities`); the latter are taken as they are.
+    """
+    if are_probabilities(outputs):
+        return outputs.max(axis=1).astype(np.float64)
+    blocks = (outputs[start : start + _ROWS_AT_A_TIME] for start in range(0, len(outputs), _ROWS_AT_A_TIME))
+    return np.concatenate([np.exp(_log_probabilities(block, False).max(axis=1)) for block in blocks])
 
 
 def divergence(teacher_outputs, outputs):

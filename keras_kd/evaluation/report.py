@@ -1,8 +1,14 @@
 """The tables of an `Evaluation`, drawn with rich."""
 
-from keras_kd.evaluation.scores import OVERALL, class_metric
+from keras_kd.evaluation.scores import OF_TEACHER, OVERALL, class_metric
 
-_TITLES = {"accuracy": "accuracy, %", "macro_f1": "macro-F1, %", "agreement": "agreement, %", "kl": "KL, nats"}
+_TITLES = {
+    "accuracy": "accuracy, %",
+    "macro_f1": "macro-F1, %",
+    "ece": "ECE, %",
+    "agreement": "agreement, %",
+    "kl": "KL, nats",
+}
 _NOTHING = "–"
 
 
@@ -18,7 +24,7 @@ def in_display_units(metric, value):
 
 def tells_nothing_of_teacher(metric):
     """Whether the teacher's own score is fixed: it agrees with itself."""
-    return metric in ("agreement", "kl")
+    return metric in OF_TEACHER
 
 
 class Report:
@@ -36,7 +42,7 @@ class Report:
 
 
 def _tables(evaluation, metric, intervals):
-    tables = [_model_table(evaluation, intervals)]
+    tables = [_score_table(evaluation, intervals), _cost_table(evaluation, intervals)]
     if evaluation.languages:
         tables.append(_table_of_rows(evaluation, metric, intervals))
     class_metrics = [name for name in evaluation.metrics if name not in _TITLES]
@@ -54,18 +60,30 @@ def _new_table(title, intervals, caption=None):
     return Table(title=title, caption=caption, box=box.SIMPLE_HEAD, padding=padding, **look)
 
 
-def _model_table(evaluation, intervals):
+def _score_table(evaluation, intervals):
     metrics = [metric for metric in evaluation.metrics if metric in _TITLES]
     examples = evaluation.score(next(iter(evaluation.models)), "accuracy").examples
     table = _new_table(f"\n{examples:,} examples", intervals, _caption(evaluation, intervals))
     table.add_column("model", overflow="fold")
-    for heading in (*map(metric_title, metrics), "params", "size", "latency"):
-        table.add_column(heading.replace(", ", "\n"), justify="right")
+    for metric in metrics:
+        table.add_column(metric_title(metric).replace(", ", "\n"), justify="right")
+    for name in evaluation.models:
+        table.add_row(_plain(name), *(_cell(evaluation, name, metric, OVERALL, intervals) for metric in metrics))
+    return table
+
+
+def _cost_table(evaluation, intervals):
+    caption = "size: on disk; in memory, of the weights."
+    if any(facts.latency_ms is not None for facts in evaluation.models.values()):
+        caption += "\nlatency: median for one example."
+    table = _new_table("\nsize and latency", intervals, _plain(caption))
+    table.add_column("model", overflow="fold")
+    for heading in ("params", "size", "latency"):
+        table.add_column(heading, justify="right")
     for name, facts in evaluation.models.items():
-        cells = [_cell(evaluation, name, metric, OVERALL, intervals) for metric in metrics]
         milliseconds = _NOTHING if facts.latency_ms is None else f"{facts.latency_ms:.3g} ms"
         parameters = _NOTHING if facts.parameters is None else f"{facts.parameters:,}"
-        table.add_row(_plain(name), *cells, parameters, readable_size(facts.size_bytes), milliseconds)
+        table.add_row(_plain(name), parameters, readable_size(facts.size_bytes), milliseconds)
     return table
 
 
@@ -105,11 +123,11 @@ def _caption(evaluation, intervals):
     if evaluation.bootstrap and intervals:
         drawn = "resamples within each language" if evaluation.languages else "resamples of the examples"
         lines.append(f"[low, high]: 95 % bootstrap interval, {evaluation.bootstrap:,} {drawn}.")
+    if "ece" in evaluation.metrics:
+        corrected = ", and its interval corrects that" if evaluation.bootstrap and intervals else ""
+        lines.append(f"ECE: expected calibration error; few examples make it too high{corrected}.")
     if evaluation.teacher is not None:
         lines.append(f"agreement and KL(teacher || model): with {evaluation.teacher!r}.")
-    lines.append("size: on disk; of the weights, for a model in memory.")
-    if any(facts.latency_ms is not None for facts in evaluation.models.values()):
-        lines.append("latency: median for one example.")
     return _plain("\n".join(lines))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from keras_kd.evaluation.result import Estimate
 from keras_kd.evaluation.scores import (
     MEAN_OVER_LANGUAGES,
+    MIRRORED,
     OVERALL,
     add_means,
     bootstrap_scores,
@@ -47,15 +48,26 @@ def _estimates(names, points, resampled, counts):
     for row, metrics in points.items():
         for metric, values in metrics.items():
             moved = None if resampled is None else resampled[row][metric]
+            mirrored = metric in MIRRORED
             for i, name in enumerate(names):
-                scores[name, row, metric] = _estimate(values[i], None if moved is None else moved[i], counts[row])
+                score = _estimate(values[i], None if moved is None else moved[i], counts[row], mirrored)
+                scores[name, row, metric] = _as_a_share(score) if mirrored else score
             for i, j in itertools.combinations(range(len(names)), 2):
                 moved_apart = None if moved is None else moved[i] - moved[j]
-                gap = _estimate(values[i] - values[j], moved_apart, counts[row])
+                gap = _estimate(values[i] - values[j], moved_apart, counts[row], mirrored)
                 differences[names[i], names[j], row, metric] = gap
     return scores, differences
 
 
-def _estimate(value, moved, examples):
+def _estimate(value, moved, examples, mirrored):
     low, high = (None, None) if moved is None else map(float, np.percentile(moved, _PERCENTILES))
+    if mirrored and moved is not None:
+        low, high = 2 * float(value) - high, 2 * float(value) - low
     return Estimate(float(value), low, high, examples)
+
+
+def _as_a_share(score):
+    """A score whose mirrored interval is cut off at 0 and 1."""
+    if score.low is None:
+        return score
+    return score._replace(low=min(max(score.low, 0.0), 1.0), high=min(max(score.high, 0.0), 1.0))

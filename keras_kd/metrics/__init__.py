@@ -1,0 +1,15 @@
+"""Fidelity, calibration and macro-F1 while training: metrics for `compile(metrics=[...])`.
+
+What `keras_kd.evaluate` measures of finished models, batch by batch, of a `Distiller` or of any Keras model:
+
+base.py         sums over examples (tokens), labels, weights and masks
+fidelity.py     Agreement, MeanKL: the student against the teacher, no labels needed
+calibration.py  ExpectedCalibrationError
+macro_f1.py     MacroF1, MacroF1ByLanguage
+"""
+
+from keras_kd.metrics.calibration import ExpectedCalibrationError
+from keras_kd.metrics.fidelity import Agreement, FidelityMetric, MeanKL
+from keras_kd.metrics.macro_f1 import MacroF1, MacroF1ByLanguage
+
+__all__ = ["Agreement", "ExpectedCalibrationError", "FidelityMetric", "MacroF1", "MacroF1ByLanguage", "MeanKL"]

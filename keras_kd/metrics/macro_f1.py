@@ -1,0 +1,178 @@
+"""Macro-F1, of all examples and by language, with scikit-learn's definition."""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_kd._checks import require_count
+from keras_kd.languages import LanguageTable
+from keras_kd.metrics.base import ExampleMetric, per_example
+
+
+class ClassCounts(ExampleMetric):
+    """Base class: hits, predictions and labels of each class, in each of several groups of examples."""
+
+    def __init__(self, classes, *, groups, name, dtype):
+        super().__init__(name=name, dtype=dtype)
+        self.classes = require_count(classes, "classes", at_least=2)
+        self.groups = groups
+        self.hits = self.add_sum("hits", (groups, self.classes))
+        self.predicted = self.add_sum("predicted", (groups, self.classes))
+        self.actual = self.add_sum("actual", (groups, self.classes))
+
+    def count(self, y_true, y_pred, sample_weight, groups_of=None):
+        """Add a batch. `groups_of(weights)` gives the group of each example and the weights; None: there is one."""
+        outputs, weights = self.outputs_and_weights(y_pred, sample_weight)
+        if outputs.shape[-1] != self.classes:
+            raise ValueError(
+                f"{self.name} was made for classes={self.classes}, but the outputs have shape {tuple(outputs.shape)}."
+            )
+        labels, weights = self.labels_and_weights(y_true, outputs, weights)
+        group = 0
+        if groups_of is not None:
+            group, weights = groups_of(weights)
+        predicted = ops.cast(ops.argmax(outputs, axis=-1), "int32")
+        hit = ops.where(ops.equal(predicted, labels), weights, ops.zeros_like(weights))
+        self.hits.assign_add(self._by_class(hit, group, predicted))
+        self.predicted.assign_add(self._by_class(weights, group, predicted))
+        self.actual.assign_add(self._by_class(weights, group, ops.clip(labels, 0, self.classes - 1)))
+
+    def _by_class(self, weights, group, index):
+        """The sums of weights `(batch, ...)` by group and class: `(groups, classes)`."""
+        segments = ops.reshape(group * self.classes + index, (-1,))
+        sums = ops.segment_sum(ops.reshape(weights, (-1,)), segments, num_segments=self.groups * self.classes)
+        return ops.reshape(sums, (self.groups, self.classes))
+
+    def macro_f1(self):
+        """The mean F1 of the classes that occur among labels or predictions, `(groups,)`; and how many occur."""
+        together = self.predicted + self.actual
+        occurs = ops.not_equal(together, 0)
+        f1 = 2 * self.hits / ops.where(occurs, together, 1.0)
+        occurring = ops.sum(ops.cast(occurs, self.dtype), axis=-1)
+        return ops.divide_no_nan(ops.sum(f1, axis=-1), occurring), occurring
+
+    def get_config(self):
+        return {**super().get_config(), "classes": self.classes}
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class MacroF1(ClassCounts):
+    """Macro-F1, in [0, 1]: higher is better. The mean of the classes' F1 = 2 · hits / (predictions + labels).
+
+    As scikit-learn's `f1_score(average="macro")`, and so as `keras_kd.evaluate`: over the classes that occur among the
+    labels or the predictions. Tokens of sequences count as examples do.
+
+    With sample weights, counts are weighted; what a Keras mask leaves out and labels below 0 (unlabelled examples)
+    weigh 0, and what weighs 0 does not occur. 0 before the first labelled example.
+
+    Args:
+        classes: The number of classes, the width of the outputs; at least 2.
+        name: Name in the logs.
+        dtype: "float32", or "float64" to count more than 16 million tokens of a class exactly.
+
+    Call arguments:
+        y_true: Integer labels `(batch,)` or `(batch, 1)`, or one-hot rows `(batch, classes)`; `(batch, length)` and so
+            on for sequences.
+        y_pred: Logits or probabilities, `(batch, classes)` or `(batch, length, classes)`.
+        sample_weight: `(batch,)` or `(batch, length)`, or None. Keras hands it to `weighted_metrics` only.
+
+    Raises:
+        TypeError: `classes` is not a whole number.
+        ValueError: `classes` < 2; shapes do not fit; a label is not among the classes (in a graph
+            `tf.errors.InvalidArgumentError`; under XLA, which drops assertions, the result is NaN).
+
+    Example:
+
+    >>> macro_f1 = keras_kd.metrics.MacroF1(classes=3)
+    >>> macro_f1.update_state(np.array([0, 0, 1]), np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 1.0, 0.0]]))
+    >>> float(macro_f1.result())  # of classes 0 and 1; class 2 does not occur
+    0.6666...
+    """
+
+    def __init__(self, classes, *, name="macro_f1", dtype="float32"):
+        super().__init__(classes, groups=1, name=name, dtype=dtype)
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        self.count(y_true, y_pred, sample_weight)
+
+    def result(self):
+        return self.macro_f1()[0][0]
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class MacroF1ByLanguage(ClassCounts):
+    """`MacroF1` of each language, and its mean over the languages that have had examples: each weighs the same.
+
+    `result()` is a dict, `{"macro_f1_en": …, "macro_f1_sw": …, "macro_f1_mean": …}`: the names are those of the logs.
+    They begin with `name`, less an ending "_by_language". A language without examples is 0 there and stays out of the
+    mean, as in `keras_kd.evaluate`, which knows only languages that occur. Callbacks that monitor one of these
+    need `mode="max"`, for Keras looks for a direction by the metric's own name.
+
+    It needs each example's language beside labels and outputs. A plain Keras model does not hand that to the metrics
+    of `compile`; there, call it in the model's `compute_metrics`.
+
+    Args:
+        classes: The number of classes, the width of the outputs; at least 2.
+        languages: The languages, all strings or all integers, in the order of the results. Integers, for a dataset
+            that holds numbers, run under XLA (`jit_compile=True`) as well; strings do not.
+        entry: Name of the entry of `x` that holds each example's language, where `x` is a dict.
+        name: Name of the metric; see above.
+        dtype: As in `MacroF1`.
+
+    Call arguments:
+        y_true, y_pred, sample_weight: As in `MacroF1`.
+        languages: Each example's language, `(batch,)` or `(batch, 1)`.
+
+    Raises:
+        TypeError: `classes` is no whole number; `languages` are not strings or integers, or of the other kind than
+            those of a batch.
+        ValueError: `languages` is empty, holds one twice, or "mean"; a batch comes without languages, or with one that
+            is not among them (in a graph `tf.errors.InvalidArgumentError`; under XLA the result is NaN); and as
+            `MacroF1`.
+
+    Example:
+
+    >>> by_language = keras_kd.metrics.MacroF1ByLanguage(classes=2, languages=["en", "sw"])
+    >>> labels, outputs = np.array([0, 1, 1]), np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    >>> by_language.update_state(labels, outputs, languages=np.array(["en", "en", "sw"]))
+    >>> {name: float(value) for name, value in by_language.result().items()}
+    {'macro_f1_en': 1.0, 'macro_f1_sw': 0.0, 'macro_f1_mean': 0.5}
+    """
+
+    def __init__(self, classes, languages, *, entry="language", name="macro_f1_by_language", dtype="float32"):
+        self._table = LanguageTable(languages, "languages")
+        if "mean" in self._table.languages:
+            raise ValueError('languages must not hold "mean": the result calls the mean over languages that.')
+        super().__init__(classes, groups=len(self._table), name=name, dtype=dtype)
+        if not isinstance(entry, str):
+            raise TypeError(f"entry must be the name of an entry of x, got {entry!r}.")
+        self.languages = self._table.languages
+        self.entry = entry
+
+    def update_state(self, y_true, y_pred, sample_weight=None, languages=None):
+        if languages is None:
+            raise ValueError(
+                f"{self.name} needs each example's language, got none. Pass languages= to update_state; in the compile "
+                "of a plain Keras model, take keras_kd.metrics.MacroF1."
+            )
+        self.count(y_true, y_pred, sample_weight, lambda weights: self._index(languages, weights))
+
+    def _index(self, languages, weights):
+        """The number of each example's language among `self.languages`, and the weights, checked."""
+        # (batch,) or (batch, 1) -> (batch, ...) int32, (batch, ...)
+        languages = per_example(tf.convert_to_tensor(languages), 1, "languages")
+        positions = self._table.known_positions(languages)
+        positions = per_example(positions, len(weights.shape), "languages")
+        # NaN where there is none: under XLA, which drops the error.
+        return ops.maximum(positions, 0), ops.where(positions >= 0, weights, float("nan"))
+
+    def result(self):
+        by_language, occurring = self.macro_f1()
+        met = ops.cast(ops.not_equal(occurring, 0), self.dtype)
+        mean = ops.divide_no_nan(ops.sum(met * by_language), ops.sum(met))
+        start = self.name.removesuffix("_by_language")
+        names = [f"{start}_{language}" for language in (*self.languages, "mean")]
+        return dict(zip(names, [*ops.unstack(by_language), mean], strict=True))
+
+    def get_config(self):
+        return {**super().get_config(), "languages": list(self.languages), "entry": self.entry}
