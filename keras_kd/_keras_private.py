@@ -4,6 +4,8 @@ Public Keras has no name for these: whether `call` takes `training`, the mask th
 behind `compile(loss=...)`, the `tf.Variable` behind a variable.
 """
 
+import inspect
+
 import keras
 from keras.src import backend
 from keras.src.losses.losses import LossFunctionWrapper
@@ -87,20 +89,23 @@ def supports_jit(model):
     return model_supports_jit(model)
 
 
-def build_symbolically(model, inputs):
-    """Build a model by running it on symbolic inputs, without a trace in its graph."""
-    backend.compute_output_spec(model, inputs)
-
-
-def outputs_in_graph(graph, layer_name):
-    """All tensors that the layer of this name gives in a functional model, in all its calls there."""
-    nodes = [node for nodes in graph._nodes_by_depth.values() for node in nodes if node.operation.name == layer_name]
-    return [tensor for node in nodes for tensor in node.output_tensors]
+def symbolic_result(function, inputs):
+    """What `function(inputs)` gives for symbolic inputs: tensors of static shapes, without a trace in any graph."""
+    return backend.compute_output_spec(function, inputs)
 
 
 def random_states(model):
     """The states of the random generators of a model, those of Dropout for instance, which Keras does not save."""
     return [generator.state for layer in model._flatten_layers() for generator in layer._seed_generators]
+
+
+ATTENTION_LAYERS = (keras.layers.MultiHeadAttention, keras.layers.GroupQueryAttention)
+
+
+def attention_call(layer, args, kwargs):
+    """The arguments of an attention layer's `_compute_attention` by name: projected query, key and value, mask."""
+    bound = inspect.signature(type(layer)._compute_attention).bind(layer, *args, **kwargs)
+    return {"attention_mask": None, "use_causal_mask": False, **bound.arguments}
 
 
 def sublayers(layer):
@@ -116,3 +121,8 @@ def learnable_variables(model):
 def automatic_name(layer):
     """The name that Keras gives to the first layer of this class: "dense" for a Dense."""
     return naming.to_snake_case(type(layer).__name__)
+
+
+def set_direction(metric, lower_is_better):
+    """Tell callbacks with `mode="auto"`, such as EarlyStopping, which way a metric improves."""
+    metric._direction = "down" if lower_is_better else "up"

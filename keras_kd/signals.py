@@ -5,8 +5,9 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from keras_kd._keras_private import call_model, functional_graph, get_mask, outputs_in_graph, producer, set_mask
+from keras_kd._keras_private import call_model, functional_graph, get_mask, producer, set_mask, symbolic_result
 from keras_kd.inputs import input_names
+from keras_kd.taps import Listener
 
 _TINY = 1.1754944e-38  # the smallest normal float32: keeps log(0) finite
 _LEAST_REST = 2.0**-25  # half the distance from 1 to the float32 below: what a probability of 1 may leave
@@ -17,43 +18,44 @@ class Signals(NamedTuple):
 
     Attributes:
         prediction: The model's output as the model gives it: a tensor, list or dict.
-        layers: Outputs of the tapped layers by name.
+        layers: What the taps gave: `{Tap: tensor}`.
     """
 
     prediction: object
     layers: dict
 
+    def detached(self):
+        """The same signals, through which no gradient flows."""
+        return Signals(*keras.tree.map_structure(_detached, tuple(self)))
+
 
 class SignalReader:
-    """Reads the outputs of a model and of some of its layers in one forward pass.
+    """Reads the outputs of a model, and what its tapped layers give, in one forward pass.
 
     Args:
         model: A built `keras.Model`.
-        layers: Names of layers to read. Needs a functional or sequential model.
+        taps: The `Tap`s to read.
         role: "teacher" or "student", for the messages.
 
     Raises:
-        ValueError: A layer is unknown (the known ones are listed) or is used more than once.
-        TypeError: Layers are asked of a subclassed model, whose inner tensors have no names.
+        ValueError: A layer is unknown (the known ones are listed) or ambiguous, is called more than once or gives
+            several tensors. Of a subclassed model the last two show when it is called.
     """
 
-    def __init__(self, model, layers=(), *, role):
+    def __init__(self, model, taps=(), *, role):
         self.model = model
         self.role = role
-        self._taps = {name: _tapped_tensor(model, name, role) for name in dict.fromkeys(layers)}
+        self.taps = tuple(dict.fromkeys(taps))
+        self._listener = Listener(model, self.taps, role=role)
         self._activations = output_activations(model)
         self._inputs = input_names(model)
         self._names = output_names(model)
-        if self._taps:
-            graph = functional_graph(model)
-            self._tapped = keras.Model(graph.input, {"prediction": graph.output, "layers": self._taps})
+        self._symbolic = self._run_symbolically()
 
     def __call__(self, inputs, training):
         """Run the model once; return its `Signals`."""
         inputs = self.own_inputs(inputs)
-        if not self._taps:
-            return Signals(call_model(self.model, inputs, training), {})
-        return Signals(**self._tapped(inputs, training=training))
+        return Signals(*self._listener.hear(lambda: call_model(self.model, inputs, training)))
 
     def own_inputs(self, x):
         """Of a dict `x`, the entries that have the names of the model's inputs; anything else as it is.
@@ -75,12 +77,15 @@ class SignalReader:
 
     def symbolic(self):
         """The `Signals` without a batch, as symbolic tensors with static shapes; None for a subclassed model."""
-        graph = functional_graph(self.model)
-        return None if graph is None else Signals(graph.output, dict(self._taps))
+        return self._symbolic
 
-    def layer(self, signals, name):
-        """The output of the tapped layer `name`."""
-        return signals.layers[name]
+    def _run_symbolically(self):
+        graph = functional_graph(self.model)
+        if graph is None:
+            return None
+        if not self.taps:
+            return Signals(graph.output, {})
+        return symbolic_result(lambda inputs: Signals(*self._listener.hear(lambda: graph(inputs))), graph.input)
 
     def outputs(self, signals, output=None, *, undo=None):
         """The outputs that `output` (name, dict key, index) names, in a list; None names all of them.
@@ -90,7 +95,7 @@ class SignalReader:
         tensors = [keras.tree.flatten(signals.prediction)[i] for i in self._positions(signals, output)]
         activations = self.activations(signals, output)
         return [
-            _logits(tensor, activation) if undo is not None and activation == undo else tensor
+            logits_of(tensor, activation) if undo is not None and activation == undo else tensor
             for tensor, activation in zip(tensors, activations, strict=True)
         ]
 
@@ -233,29 +238,14 @@ _LAYERS_WITH_ACTIVATION = (
 )
 
 
-def _logits(tensor, activation):
+def _detached(tensor):
+    return set_mask(ops.stop_gradient(tensor), get_mask(tensor))
+
+
+def logits_of(tensor, activation):
     """What the activation was applied to, up to a constant: log p of a softmax, log p − log(1 − p) of a sigmoid."""
     probabilities = ops.cast(tensor, "float32")
     logits = ops.log(ops.maximum(probabilities, _TINY))
     if activation == "sigmoid":
         logits = logits - ops.log(ops.maximum(1.0 - probabilities, _LEAST_REST))
     return logits if isinstance(tensor, keras.KerasTensor) else set_mask(logits, get_mask(tensor))
-
-
-def _tapped_tensor(model, name, role):
-    graph = functional_graph(model)
-    if graph is None:
-        raise TypeError(
-            f"{role}_layer={name!r} needs a functional or sequential {role}: a {type(model).__name__} does not show "
-            "its inner tensors. Build it with keras.Model(inputs, outputs), or give the layer's output as an output."
-        )
-    known = [layer.name for layer in model.layers]
-    if name not in known:
-        raise ValueError(f"{role}_layer={name!r} is not a layer of the {role}; its layers are {known}.")
-    outputs = outputs_in_graph(graph, name)
-    if len(outputs) != 1:
-        raise ValueError(
-            f"{role}_layer={name!r} has {len(outputs)} outputs in the {role}: it is called more than once, or gives "
-            "several tensors. Name a layer that is called once and gives one."
-        )
-    return outputs[0]

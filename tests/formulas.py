@@ -1,5 +1,7 @@
 """The formulas of the objectives in float64 NumPy, one value a row: nothing here is taken from the package."""
 
+import math
+
 import numpy as np
 
 
@@ -63,6 +65,13 @@ def binary_soft_labels(teacher, student, temperature):
     return temperature**2 * np.mean(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)), axis=-1)
 
 
+def sorted_probabilities(teacher, student, temperature):
+    p, q = (np.sort(softmax(z / temperature), axis=-1)[..., ::-1] for z in (teacher, student))
+    ranks = max(p.shape[-1], q.shape[-1])
+    p, q = (np.concatenate([x, np.zeros((*x.shape[:-1], ranks - x.shape[-1]))], axis=-1) for x in (p, q))
+    return np.abs(p - q).sum(axis=-1)
+
+
 def correlation(first, second, axis):
     first, second = (x - x.mean(axis, keepdims=True) for x in (first, second))
     return (first * second).sum(axis) / np.sqrt((first**2).sum(axis) * (second**2).sum(axis))
@@ -72,3 +81,57 @@ def dist(teacher, student, beta, gamma, temperature):
     p, q = softmax(teacher / temperature), softmax(student / temperature)
     between_examples = 1 - correlation(p, q, axis=0).mean()
     return temperature**2 * (beta * (1 - correlation(p, q, axis=-1)) + gamma * between_examples)
+
+
+def unit(vectors, axis=-1):
+    """Of length 1; zeros stay zeros."""
+    norms = np.sqrt(np.sum(vectors**2, axis=axis, keepdims=True))
+    return vectors / np.where(norms > 0, norms, 1.0)
+
+
+def cosine_features(teacher, student):
+    return 1 - np.sum(unit(teacher) * unit(student), axis=-1)
+
+
+def attention_transfer(teacher, student, p):
+    """One value a position: `(batch, positions..., channels)`."""
+    teacher, student = (np.mean(np.abs(signal) ** p, axis=-1) for signal in (teacher, student))
+    positions = tuple(range(1, teacher.ndim))
+    return (unit(teacher, positions) - unit(student, positions)) ** 2
+
+
+def huber(difference):
+    size = np.abs(difference)
+    return np.where(size < 1, size**2 / 2, size - 0.5)
+
+
+def relational_kd(teacher, student, distance, angle):
+    """From the difference of every two examples, `to[i, j]` leading from i to j."""
+
+    def distances_and_angles(features):
+        to = features[None] - features[:, None]
+        distances = np.sqrt(np.sum(to**2, axis=-1))
+        return distances / distances[distances > 0].mean(), unit(to) @ np.swapaxes(unit(to), 1, 2)
+
+    pairs, triples = map(np.subtract, distances_and_angles(teacher), distances_and_angles(student))
+    return distance * huber(pairs).mean(axis=-1) + angle * huber(triples).mean(axis=(-2, -1))
+
+
+def similarity_preserving(teacher, student):
+    teacher, student = (unit(features @ features.T) for features in (teacher, student))
+    return np.mean((teacher - student) ** 2, axis=-1)
+
+
+def correlation_congruence(teacher, student, gamma, order):
+    def kernel(features):
+        cosines = unit(features) @ unit(features).T
+        powers = [(2 * gamma) ** p / math.factorial(p) * cosines**p for p in range(order + 1)]
+        return np.exp(-2 * gamma) * sum(powers)
+
+    return np.mean((kernel(teacher) - kernel(student)) ** 2, axis=-1)
+
+
+def contrastive_kd(teacher, student, temperature, symmetric):
+    logits = unit(student) @ unit(teacher).T / temperature
+    one_way, other_way = -np.diag(log_softmax(logits)), -np.diag(log_softmax(logits.T))
+    return (one_way + other_way) / 2 if symmetric else one_way

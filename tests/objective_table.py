@@ -3,7 +3,9 @@
 from typing import NamedTuple
 
 import formulas
+import keras
 import numpy as np
+from conftest import dense_model
 
 import keras_kd
 
@@ -11,6 +13,34 @@ ROWS, COLUMNS = np.arange(4)[:, None], np.arange(5)
 STUDENT = 2 * np.sin(1 + 5 * ROWS + COLUMNS)
 TEACHER = 3 * np.cos(2 + 5 * ROWS + COLUMNS)
 LABELS = np.array([0, 2, 4, 1])
+# Features of 4 examples at 3 x 2 positions, 5 channels.
+GRIDS = tuple(wave(np.arange(4 * 3 * 2 * 5.0)).reshape(4, 3, 2, 5) for wave in (np.cos, lambda n: np.sin(0.7 * n)))
+
+
+def opposite(scale):
+    """Logits of ±scale, the student's being the opposite."""
+    teacher = np.array([[scale, 0.0, -scale]])
+    return teacher, -teacher
+
+
+def scaled(scale):
+    """Features of that size, for objectives that tell directions or examples apart."""
+    return scale * TEACHER, scale * STUDENT
+
+
+def classifier(width):
+    return dense_model(width, 5)
+
+
+def grid_classifier(width):
+    """A classifier with a layer `grid` that gives `(batch, 3, 2, width)`."""
+    layers = [keras.layers.Dense(6 * width, "relu"), keras.layers.Reshape((3, 2, width), name="grid")]
+    return keras.Sequential([keras.Input((8,)), *layers, keras.layers.Flatten(), keras.layers.Dense(5)])
+
+
+def undecided(scale):
+    """Logits of ±scale, the teacher between two classes, the student sure of one."""
+    return np.array([[scale, scale, -scale, -scale]]), np.array([[scale, 0.0, 0.0, -scale]])
 
 
 class Row(NamedTuple):
@@ -23,6 +53,11 @@ class Row(NamedTuple):
         least_is_zero: It is 0 where teacher and student are equal; a cross-entropy is not.
         saturates: Far out its gradient tends to 0, by its formula.
         of_sequences: It takes sequences.
+        refusal: What it says of masked sequences otherwise.
+        refused: Shapes of teacher and student that do not fit.
+        signals: Of teacher and student, what it is tried on.
+        far: Signals of a size to be finite at; the student's is wrong.
+        model: Makes a model of 8 inputs and 5 classes that it is trained on, of a given width.
     """
 
     make: object
@@ -31,6 +66,26 @@ class Row(NamedTuple):
     least_is_zero: bool = True
     saturates: bool = False
     of_sequences: bool = True
+    refusal: str = r"\(batch, classes\), but the student gives \(2, 4, 5\)"
+    refused: tuple = (((4, 5), (4, 1, 5)), ((4, 5), (4, 4)))
+    signals: tuple = (TEACHER, STUDENT)
+    far: object = opposite
+    model: object = classifier
+
+
+# What the objectives share that compare one vector an example, and those that relate the examples of a batch.
+OF_VECTORS = {
+    "of_sequences": False,
+    "refusal": r"\(batch, features\), but the teacher gives .* the student \(2, 4, 5\)",
+    "refused": (((4, 5), (4, 4)), ((4, 2, 5), (4, 2, 5))),
+}
+OF_RELATIONS = {
+    "of_sequences": False,
+    "refusal": r"relates whole examples, but the student gives masked tokens \(2, 4, 5\)",
+    "refused": (((4, 5), (4,)), ((4, 5), (3, 5))),
+    "far": scaled,
+    "saturates": True,
+}
 
 
 # One row an objective. Every law below runs on each.
@@ -85,8 +140,66 @@ OBJECTIVES = {
         lambda **o: keras_kd.BinarySoftLabels(temperature=2.0, **o),
         lambda t, s: formulas.binary_soft_labels(t, s, temperature=2.0),
     ),
-    "hint": Row(
-        lambda **o: keras_kd.Hint("logits", "logits", **o), lambda t, s: np.mean((t - s) ** 2, axis=-1)
+    "hint": Row(lambda **o: keras_kd.Hint("logits", "logits", **o), lambda t, s: np.mean((t - s) ** 2, axis=-1)),
+    "embeddings": Row(lambda **o: keras_kd.Embeddings(**o), lambda t, s: np.mean((t - s) ** 2, axis=-1), **OF_VECTORS),
+    "cosine_features": Row(
+        lambda **o: keras_kd.CosineFeatures(**o), formulas.cosine_features, far=scaled, saturates=True
+    ),
+    "attention_transfer": Row(
+        lambda weight=1e3, **o: keras_kd.AttentionTransfer("grid", "grid", p=1.5, weight=weight, **o),
+        lambda t, s: formulas.attention_transfer(t, s, p=1.5),
+        saturates=True,
+        signals=GRIDS,
+        far=lambda scale: tuple(scale * grid for grid in GRIDS),
+        refused=(((4, 5), (4, 5)), ((4, 3, 2, 5), (4, 3, 3, 5)), ((4, 6, 5), (4, 3, 2, 5))),
+        model=grid_classifier,
+    ),
+    "relational_kd": Row(
+        lambda **o: keras_kd.RelationalKD(distance=2.0, angle=3.0, **o),
+        lambda t, s: formulas.relational_kd(t, s, distance=2.0, angle=3.0),
+        **OF_RELATIONS,
+    ),
+    "similarity_preserving": Row(
+        lambda **o: keras_kd.SimilarityPreserving(**o), formulas.similarity_preserving, **OF_RELATIONS
+    ),
+    "correlation_congruence": Row(
+        lambda **o: keras_kd.CorrelationCongruence(gamma=0.7, order=3, **o),
+        lambda t, s: formulas.correlation_congruence(t, s, gamma=0.7, order=3),
+        **OF_RELATIONS,
+    ),
+    "contrastive_kd": Row(
+        lambda **o: keras_kd.ContrastiveKD(temperature=0.5, **o),
+        lambda t, s: formulas.contrastive_kd(t, s, temperature=0.5, symmetric=True),
+        least_is_zero=False,
+        saturates=True,
+        far=scaled,
+        **OF_VECTORS,
+    ),
+    "contrastive_kd one way": Row(
+        lambda **o: keras_kd.ContrastiveKD(temperature=0.5, symmetric=False, **o),
+        lambda t, s: formulas.contrastive_kd(t, s, temperature=0.5, symmetric=False),
+        least_is_zero=False,
+        saturates=True,
+        far=scaled,
+        **OF_VECTORS,
+    ),
+    "sorted_probabilities": Row(
+        lambda **o: keras_kd.SortedProbabilities(temperature=2.0, **o),
+        lambda t, s: formulas.sorted_probabilities(t, s, temperature=2.0),
+        saturates=True,
+        refused=(((4, 5), (4, 1, 5)), ((4, 2, 2, 5), (4, 2, 2, 5))),
+        far=undecided,
+    ),
+    "soft_labels through a vocabulary map": Row(
+        lambda **o: keras_kd.VocabularyMap(keras_kd.SoftLabels(temperature=3.0, **o), range(5)),
+        lambda t, s: formulas.soft_labels(t, s, temperature=3.0),
+        far=scaled,
+    ),
+    "decoupled_kd through a vocabulary map": Row(
+        lambda **o: keras_kd.VocabularyMap(keras_kd.DecoupledKD(alpha=0.5, beta=2.0, temperature=3.0, **o), range(5)),
+        lambda t, s, labels: formulas.decoupled_kd(t, s, labels, alpha=0.5, beta=2.0, temperature=3.0),
+        labelled=True,
+        far=lambda scale: (scale * TEACHER[:1], scale * STUDENT[:1]),
     ),
 }
 
@@ -113,5 +226,11 @@ PUBLISHED = {
     "mdistiller dkd_loss, tckd": (lambda: keras_kd.DecoupledKD(1.0, 0.0, temperature=4.0), 1.1396709001),
     "mdistiller dkd_loss, nckd": (lambda: keras_kd.DecoupledKD(0.0, 1.0, temperature=4.0), 4.706132909),
     "cls_KD nkd, T=1": (lambda: keras_kd.NormalizedKD(gamma=1.5, temperature=1.0), 5.2379145867),
+    "mdistiller rkd_loss": (lambda: keras_kd.RelationalKD(), 0.1437843306),
+    "mdistiller rkd_loss, distance": (lambda: keras_kd.RelationalKD(distance=1.0, angle=0.0), 0.0024960977),
+    "mdistiller rkd_loss, angle": (  # differences of cosines near 1, of which float32 keeps six digits
+        lambda: keras_kd.RelationalKD(distance=0.0, angle=1.0, dtype="float64"),
+        0.0016276378,
+    ),
     "cls_KD nkd, T=2": (lambda: keras_kd.NormalizedKD(gamma=1.5, temperature=2.0), 12.4484287312),
 }

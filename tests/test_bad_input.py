@@ -65,15 +65,17 @@ def test_unknown_layers_are_refused_and_the_known_ones_listed(side, names):
         keras_kd.Distiller(dense_model(4, 3), dense_model(4, 3), keras_kd.Hint(*names))
 
 
-def test_layers_of_a_subclassed_model_are_refused():
-    with pytest.raises(TypeError, match="needs a functional or sequential teacher: a Subclassed does not show"):
-        keras_kd.Distiller(built(Subclassed()), dense_model(4, 3), keras_kd.Hint("dense", "hidden_0"))
+def test_unknown_layers_of_a_subclassed_model_are_refused():
+    with pytest.raises(
+        ValueError, match=r"teacher_layer='nobody' is not a layer of the teacher; its layers are \['dense'"
+    ):
+        keras_kd.Distiller(built(Subclassed()), dense_model(4, 3), keras_kd.Hint("nobody", "hidden_0"))
 
 
 def test_a_layer_that_is_used_twice_is_refused():
     inputs, shared = keras.Input((8,)), keras.layers.Dense(8, name="shared")
     teacher = keras.Model(inputs, keras.layers.Dense(3)(shared(shared(inputs))))
-    with pytest.raises(ValueError, match="'shared' has 2 outputs in the teacher: it is called more than once"):
+    with pytest.raises(ValueError, match=r"'shared' is called 2 times in the teacher\. Name one that is called once"):
         keras_kd.Distiller(teacher, dense_model(4, 3), keras_kd.Hint("shared", "hidden_0"))
 
 
@@ -123,15 +125,19 @@ def test_a_softmax_over_another_axis_is_refused(softmax):
         keras_kd.Distiller(teacher, student)
 
 
+def test_a_model_that_would_imitate_itself_is_refused():
+    with pytest.raises(ValueError, match=r"one model, and soft_labels compares each of its outputs with itself.*clone"):
+        keras_kd.Distiller(model := dense_model(4, 3), model)
+
+
 def test_a_teacher_that_the_student_would_train_is_refused(data):
-    """The model itself, or one that shares layers; shared layers that are frozen leave the teacher as it is."""
+    """One that shares layers with the student; shared layers that are frozen leave the teacher as it is."""
     teacher = dense_model(4, 3)
     student = keras.Model(teacher.inputs, keras.layers.Dense(3)(teacher.layers[0].output))
-    for shared, count in ((teacher, 4), (student, 2)):
-        distiller = keras_kd.Distiller(teacher, shared)
-        distiller.compile("sgd", crossentropy())
-        with pytest.raises(ValueError, match=rf"teacher and student share {count} trainable weights .*hidden_0/kernel"):
-            distiller.fit(*data, verbose=0)
+    distiller = keras_kd.Distiller(teacher, student)
+    distiller.compile("sgd", crossentropy())
+    with pytest.raises(ValueError, match=r"teacher and student share 2 trainable weights .*hidden_0/kernel"):
+        distiller.fit(*data, verbose=0)
     teacher.layers[0].trainable = False
     weights = teacher.get_weights()
     distiller = keras_kd.Distiller(teacher, student)
@@ -159,7 +165,7 @@ def test_an_unknown_output_is_refused():
     heads = {"topic": keras.layers.Dense(3)(inputs), "tone": keras.layers.Dense(3)(inputs)}
     model = keras.Model(inputs, heads)
     with pytest.raises(ValueError, match=r"output='style' is not an output of the teacher; it has \['tone', 'topic'\]"):
-        keras_kd.Distiller(model, model, keras_kd.SoftLabels(output="style"))
+        keras_kd.Distiller(model, keras.models.clone_model(model), keras_kd.SoftLabels(output="style"))
 
 
 def test_different_numbers_of_outputs_are_refused():

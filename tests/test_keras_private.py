@@ -86,14 +86,13 @@ def test_the_backend_variable_is_tensorflows():
     assert isinstance(private.backend_variable(variable), tf.Variable)
 
 
-def test_producer_and_outputs_in_graph():
+def test_producer():
     inputs, shared = keras.Input((2,)), keras.layers.Dense(2, name="shared")
     once = shared(inputs)
     model = keras.Model(inputs, shared(once))
     operation, index, sources = private.producer(model.output)
     assert (operation, index) == (shared, 0)
     assert sources[0] is once
-    assert len(private.outputs_in_graph(model, "shared")) == 2
 
 
 def test_random_states_are_those_of_dropout():
@@ -113,3 +112,14 @@ def test_sublayers_learnable_variables_and_automatic_names():
     assert [v.name for v in private.learnable_variables(model)] == ["gamma", "beta", "kernel", "bias"]
     for layer in (normalization, dense, keras.layers.Conv2D(1, 1), keras.layers.MultiHeadAttention(1, 2)):
         assert layer.name == private.automatic_name(layer)
+
+
+def test_callbacks_ask_which_way_a_metric_improves():
+    for lower_is_better, operation in ((True, keras.ops.less), (False, keras.ops.greater)):
+        metric = keras.metrics.MeanMetricWrapper(lambda y_true, y_pred: y_true - y_pred, name="surplus")
+        private.set_direction(metric, lower_is_better)
+        model = dense_model(4, 3)
+        model.compile("sgd", "mse", metrics=[metric])
+        stopping = keras.callbacks.EarlyStopping(monitor="surplus")
+        model.fit(np.zeros((4, 8)), np.zeros((4, 3)), verbose=0, callbacks=[stopping])
+        assert stopping.monitor_op is operation

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import keras
 import numpy as np
@@ -49,39 +50,46 @@ def numeric_gradient(function, student, step=1e-6):
     return gradient
 
 
+def signal_of(model, layer, x):
+    """What a model, or one of its layers, gives."""
+    return (keras.Model(model.inputs, model.get_layer(layer).output) if layer else model).predict(x, verbose=0)
+
+
 # Laws of every objective ------------------------------------------------------------------------------------------
 
 
 def test_equals_its_formula(row):
-    expected = expected_values(row, TEACHER, STUDENT)
-    each = row.make(dtype="float64", reduction=None)(TEACHER, STUDENT, **labels_for(row))
+    expected = expected_values(row, *row.signals)
+    each = row.make(dtype="float64", reduction=None)(*row.signals, **labels_for(row))
     np.testing.assert_allclose(each, expected, rtol=1e-6)
-    assert float(row.make()(TEACHER, STUDENT, **labels_for(row))) == pytest.approx(expected.mean(), rel=1e-6)
+    assert float(row.make()(*row.signals, **labels_for(row))) == pytest.approx(expected.mean(), rel=1e-6)
 
 
 def test_gradient_equals_the_formulas_derivative(row):
-    numeric = numeric_gradient(lambda student: expected_values(row, TEACHER, student), STUDENT)
-    _, gradient = values_and_gradient(row.make(dtype="float64"), TEACHER, STUDENT, **labels_for(row))
+    teacher, student = row.signals
+    numeric = numeric_gradient(lambda student: expected_values(row, teacher, student), student)
+    _, gradient = values_and_gradient(row.make(dtype="float64"), teacher, student, **labels_for(row))
     np.testing.assert_allclose(gradient, numeric, atol=1e-7)
-    teacher, student = TEACHER.astype("float32"), STUDENT.astype("float32")
+    teacher, student = teacher.astype("float32"), student.astype("float32")
     _, gradient = values_and_gradient(row.make(), teacher, student, **labels_for(row))
     np.testing.assert_allclose(gradient, numeric, atol=2e-6)
 
 
 def test_has_no_gradient_at_equality_and_is_zero_there(row):
-    loss, gradient = values_and_gradient(row.make(), TEACHER, TEACHER, **labels_for(row))
+    teacher, _ = row.signals
+    loss, gradient = values_and_gradient(row.make(), teacher, teacher, **labels_for(row))
     if row.least_is_zero:
         assert loss == pytest.approx(0.0, abs=1e-6)
         np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
     else:
-        numeric = numeric_gradient(lambda student: expected_values(row, TEACHER, student), TEACHER)
+        numeric = numeric_gradient(lambda student: expected_values(row, teacher, student), teacher)
         np.testing.assert_allclose(gradient, numeric, atol=1e-6)
 
 
 @pytest.mark.parametrize("scale", [1e4, -1e4])
 def test_is_finite_with_a_useful_gradient_far_out(row, scale):
-    teacher = np.array([[scale, 0.0, -scale]], "float32")
-    loss, gradient = values_and_gradient(row.make(), teacher, -teacher, **labels_for(row, np.array([0])))
+    teacher, student = (signal.astype("float32") for signal in row.far(scale))
+    loss, gradient = values_and_gradient(row.make(), teacher, student, **labels_for(row, np.array([0])))
     assert np.isfinite(loss) and loss > 0
     assert np.all(np.isfinite(gradient))
     if not row.saturates:
@@ -89,14 +97,14 @@ def test_is_finite_with_a_useful_gradient_far_out(row, scale):
 
 
 def test_is_finite_where_all_logits_are_alike(row):
-    flat = np.zeros((4, 5), "float32")
+    flat = np.zeros_like(row.signals[0], "float32")
     loss, gradient = values_and_gradient(row.make(), flat, flat, **labels_for(row))
     assert np.isfinite(loss) and np.all(np.isfinite(gradient))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_signals_are_compared_in_float32(row, dtype):
-    teacher, student = (tf.cast(logits, dtype) for logits in (TEACHER, STUDENT))
+    teacher, student = (tf.cast(signal, dtype) for signal in row.signals)
     rounded = (tf.cast(tensor, "float64").numpy() for tensor in (teacher, student))
     loss = row.make()(teacher, student, **labels_for(row))
     assert loss.dtype == tf.float32
@@ -104,7 +112,7 @@ def test_half_precision_signals_are_compared_in_float32(row, dtype):
 
 
 def test_xla_gives_the_same(row):
-    teacher, student = TEACHER.astype("float32"), STUDENT.astype("float32")
+    teacher, student = (signal.astype("float32") for signal in row.signals)
     loss, gradient = values_and_gradient(row.make(), teacher, student, **labels_for(row))
     xla_loss, xla_gradient = values_and_gradient(row.make(), teacher, student, jit_compile=True, **labels_for(row))
     assert xla_loss == pytest.approx(loss, rel=1e-6)
@@ -112,23 +120,23 @@ def test_xla_gives_the_same(row):
 
 
 def test_sample_weights_weigh_samples(row):
-    weights = np.array([0.0, 1.0, 2.0, 0.5])
-    expected = np.mean(expected_values(row, TEACHER, STUDENT) * weights)  # Keras divides by the count, not the weights
-    loss = row.make()(TEACHER, STUDENT, weights, **labels_for(row))
-    assert float(loss) == pytest.approx(expected, rel=1e-6)
+    values = expected_values(row, *row.signals)
+    weights = np.array([0.0, 1.0, 2.0, 0.5]).reshape(4, *[1] * (values.ndim - 1))
+    loss = row.make()(*row.signals, weights, **labels_for(row))
+    assert float(loss) == pytest.approx(np.mean(values * weights), rel=1e-6)  # divided by the count, not the weights
 
 
 def test_masked_tokens_of_sequences_are_left_out(row):
     teacher, student = (np.stack([logits, logits[::-1] * 0.5]) for logits in (TEACHER, STUDENT))
     labels = np.stack([LABELS, LABELS[::-1]])
     mask = np.array([[True, True, False, False], [True, True, True, False]])
-    masked = tf.constant(student)
+    masked = keras_kd._keras_private.set_mask(tf.constant(student), tf.constant(mask))
     if not row.of_sequences:
-        with pytest.raises(ValueError, match=r"\(batch, classes\), but the student gives \(2, 4, 5\)"):
-            row.make()(teacher, student)
+        with pytest.raises(ValueError, match=row.refusal):
+            row.make()(teacher, masked)
         return
-    keras_kd._keras_private.set_mask(masked, tf.constant(mask))
-    expected = expected_values(row, teacher, student, labels)[mask].mean()
+    kept = mask[..., None]  # of no consequence where a token's value is its own
+    expected = expected_values(row, teacher * kept, student * kept, labels)[mask].mean()
     assert float(row.make()(teacher, masked, **labels_for(row, labels))) == pytest.approx(expected, rel=1e-6)
 
 
@@ -140,7 +148,7 @@ def test_survives_serialization_with_the_current_hyperparameters(row):
     assert type(restored) is type(objective)
     assert restored.get_config() == objective.get_config()
     assert float(restored.weight) == 1.25
-    values = [float(one(TEACHER, STUDENT, **labels_for(row))) for one in (restored, objective)]
+    values = [float(one(*row.signals, **labels_for(row))) for one in (restored, objective)]
     assert values[0] == values[1]
 
 
@@ -157,19 +165,21 @@ def test_refuses_a_weight_out_of_range(row, weight):
 
 
 def test_refuses_shapes_that_do_not_fit(row):
-    with pytest.raises(ValueError, match=r"\(4, 5\).*\(4, 1, 5\)"):
-        row.make()(TEACHER, STUDENT[:, None], **labels_for(row))
-    with pytest.raises(ValueError, match=r"\(4, 5\).*\(4, 4\)"):
-        row.make()(TEACHER, STUDENT[:, :4], **labels_for(row))
+    for shapes in row.refused:
+        with pytest.raises(ValueError, match=".*".join(re.escape(str(shape)) for shape in shapes)):
+            row.make()(*map(np.ones, shapes), **labels_for(row))
 
 
 def test_trains_inside_a_distiller_on_its_own_value(row):
-    """The value that `fit` logs before the first update is the formula's on the models' logits."""
-    teacher, student = dense_model(16, 5), dense_model(6, 5)
+    """The value that `fit` logs before the first update is the formula's on the models' signals."""
+    teacher, student = row.model(16), row.model(6)
+    objective = row.make(name="mine")
     x = np.random.default_rng(0).normal(size=(12, 8)).astype("float32")
     y = np.arange(12) % 5
-    expected = expected_values(row, *(m.predict(x, verbose=0).astype("float64") for m in (teacher, student)), y).mean()
-    distiller = keras_kd.Distiller(teacher, student, row.make(name="mine"))
+    layers = objective.teacher_layer, objective.student_layer
+    signals = (signal_of(*pair, x).astype("float64") for pair in zip((teacher, student), layers, strict=True))
+    expected = expected_values(row, *signals, y).mean()
+    distiller = keras_kd.Distiller(teacher, student, objective)
     distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     history = distiller.fit(x, y, batch_size=12, epochs=20, verbose=0).history["mine"]
     assert history[0] == pytest.approx(expected, rel=1e-4)
@@ -264,6 +274,12 @@ def test_soft_labels_refuse_a_standardize_that_is_no_bool(standardize):
         (lambda: keras_kd.NormalizedKD(gamma=float("nan")), r"gamma must be >= 0, got nan"),
         (lambda: keras_kd.DIST(gamma=-0.5), r"gamma must be >= 0, got -0.5"),
         (lambda: keras_kd.BinarySoftLabels(temperature=0.0), r"temperature must be > 0, got 0.0"),
+        (lambda: keras_kd.AttentionTransfer(p=0.5), r"p must be >= 1, got 0.5\. 2 is usual"),
+        (lambda: keras_kd.RelationalKD(distance=-1), r"distance must be >= 0, got -1"),
+        (lambda: keras_kd.RelationalKD(angle=float("nan")), r"angle must be >= 0, got nan"),
+        (lambda: keras_kd.CorrelationCongruence(gamma=0.0), r"gamma must be > 0, got 0.0\. 0.4 is usual"),
+        (lambda: keras_kd.CorrelationCongruence(order=0), r"order must be >= 1, got 0"),
+        (lambda: keras_kd.ContrastiveKD(temperature=0.0), r"temperature must be > 0, got 0.0\. 0.05 to 0.5 is usual"),
     ],
 )
 def test_arguments_out_of_range_are_refused(make, message):

@@ -20,7 +20,10 @@ class Objective(keras.losses.Loss, keras.distillation.DistillationLoss):
         weight: wᵢ ≥ 0 in `L = L_raw + λ Σ wᵢ Lᵢ`. Kept in a variable, `objective.weight`, which callbacks may assign.
         output: Which model output is compared: its name, its key in a dict, or its index. `None`: every output with
             its counterpart, values summed. Ignored where layers are named.
-        teacher_layer: Name of the teacher's layer whose output is the teacher signal; `None`: the model output.
+        teacher_output: The teacher's output, where it is another one than the student's: `None` stands for `output`.
+        teacher_layer: The teacher's layer whose output is the teacher signal, in place of the model output: its name,
+            or as much of its path as tells ("backbone/transformer_layer_3"); a list of them for several pairs of
+            layers, values summed.
         student_layer: Likewise of the student.
         reduction: As in `keras.losses.Loss`.
         name: Name in the logs. Defaults to the class name in snake case, e.g. `"soft_labels"`.
@@ -30,17 +33,24 @@ class Objective(keras.losses.Loss, keras.distillation.DistillationLoss):
         undoes: The output activation that is undone before `call`: `"softmax"` for objectives over distributions, which
             get logits `(..., classes)` also from models that end in softmax (the log of the probabilities);
             `"sigmoid"` likewise for independent units; None for outputs as they are.
+        parts: Which signals of a named layer are compared: keys of `keras_kd.taps.PARTS`.
         needs_labels: True for a `LabelledObjective`.
+        shares_projection: Whether one projection serves all pairs of layers, where each has its own otherwise.
+        entry: The entry of a dict `x` that the objective needs beside the signals, each example's language; or None.
     """
 
     undoes = None
+    parts = ("output",)
     needs_labels = False
+    entry = None
+    shares_projection = False
 
     def __init__(
         self,
         *,
         weight=1.0,
         output=None,
+        teacher_output=None,
         teacher_layer=None,
         student_layer=None,
         reduction="sum_over_batch_size",
@@ -49,8 +59,19 @@ class Objective(keras.losses.Loss, keras.distillation.DistillationLoss):
     ):
         super().__init__(name=name or snake_case(type(self).__name__), reduction=reduction, dtype=dtype)
         self.output = output
+        self.teacher_output = teacher_output
         self.teacher_layer = teacher_layer
         self.student_layer = student_layer
+        self._layers = {
+            "teacher": _layer_list(teacher_layer, "teacher_layer"),
+            "student": _layer_list(student_layer, "student_layer"),
+        }
+        counts = [len(layers) for layers in self._layers.values()]
+        if all(counts) and counts[0] != counts[1]:
+            raise ValueError(
+                f"teacher_layer and student_layer must name equally many layers, got {counts[0]}: {teacher_layer!r} "
+                f"and {counts[1]}: {student_layer!r}."
+            )
         self.weight = scalar_variable(require_number(weight, "weight", at_least=0.0), "weight")
 
     # What keras.distillation.Distiller asks of a loss: any objective without labels works there as well.
@@ -69,6 +90,18 @@ class Objective(keras.losses.Loss, keras.distillation.DistillationLoss):
         return sum(self(teacher, student) for teacher, student in pairs)
 
     # What keras_kd.Distiller asks -----------------------------------------------------------------------------------
+
+    def layers_of(self, side):
+        """Names of the layers of the "teacher" or the "student" that are compared; none: its outputs are."""
+        return self._layers[side]
+
+    def output_of(self, side):
+        """The output of the "teacher" or the "student" that is compared; None: every one."""
+        return self.teacher_output if side == "teacher" and self.teacher_output is not None else self.output
+
+    def rank_of_values(self, signal_rank):
+        """Rank of the values that `call` gives for a student signal of this rank: one value a token."""
+        return signal_rank - 1
 
     def hyperparameters(self):
         """The variables that a callback may change while training, by name: `{"weight": …, "temperature": …}`."""
@@ -95,6 +128,10 @@ class Objective(keras.losses.Loss, keras.distillation.DistillationLoss):
         return {
             **super().get_config(),
             **{name: scalar_value(variable) for name, variable in self.hyperparameters().items()},
+            "output": self.output,
+            "teacher_output": self.teacher_output,
+            "teacher_layer": self.teacher_layer,
+            "student_layer": self.student_layer,
         }
 
 
@@ -140,6 +177,21 @@ class LabelledObjective(Objective):
     def compare(self, teacher, student, true_class):
         """One value per sample; `true_class` is True at the label, `(batch, ..., classes)` bool."""
         raise NotImplementedError(f"{type(self).__name__} must implement compare(teacher, student, true_class).")
+
+
+def _layer_list(layers, argument):
+    """`layers`, a name, a list of names or None, as a tuple."""
+    names = () if layers is None else (layers,) if isinstance(layers, str) else tuple(layers)
+    if not all(isinstance(name, str) and name for name in names) or (layers is not None and not names):
+        raise TypeError(f"{argument} must be the name of a layer, a list of names, or None, got {layers!r}.")
+    return names
+
+
+def with_rank(tensor, rank):
+    """A tensor with ones behind its shape, so that values of examples `(batch,)` broadcast to `(batch, length)`."""
+    for _ in range(rank - len(tensor.shape)):
+        tensor = ops.expand_dims(tensor, -1)
+    return tensor
 
 
 def scalar_variable(value, name):

@@ -33,31 +33,17 @@ class KerasLoss(Objective):
     1.5
     """
 
-    def __init__(
-        self,
-        loss,
-        *,
-        teacher_layer=None,
-        student_layer=None,
-        weight=1.0,
-        output=None,
-        name=None,
-        reduction="sum_over_batch_size",
-        dtype="float32",
-    ):
+    def __init__(self, loss, *, teacher_layer=None, student_layer=None, name=None, **options):
         if not isinstance(loss, (keras.losses.Loss, keras.distillation.DistillationLoss)):
             raise TypeError(
                 "loss must be a keras.losses.Loss or a keras.distillation.DistillationLoss, got "
                 f"{type(loss).__name__}: {loss!r}."
             )
         super().__init__(
-            weight=weight,
-            output=output,
             teacher_layer=teacher_layer or getattr(loss, "teacher_layer_name", None),
             student_layer=student_layer or getattr(loss, "student_layer_name", None),
-            reduction=reduction,
             name=name or getattr(loss, "name", None) or snake_case(type(loss).__name__),
-            dtype=dtype,
+            **options,
         )
         self.loss = loss
 
@@ -68,13 +54,7 @@ class KerasLoss(Objective):
         return self.loss.compute_loss(teacher, student)
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "loss": keras.saving.serialize_keras_object(self.loss),
-            "teacher_layer": self.teacher_layer,
-            "student_layer": self.student_layer,
-            "output": self.output,
-        }
+        return {**super().get_config(), "loss": keras.saving.serialize_keras_object(self.loss)}
 
     @classmethod
     def from_config(cls, config):

@@ -38,6 +38,7 @@ class Divergence(TemperedObjective):
     """
 
     undoes = "softmax"
+    scales_with_temperature = True
 
     def divergence(self, teacher_log, student_log):
         """D of the log probabilities `(..., classes)` of both sides: `(...)` nats."""
@@ -86,6 +87,7 @@ class SoftLabels(Divergence):
         if not isinstance(standardize, bool):
             raise TypeError(f"standardize must be True or False, got {standardize!r}.")
         self.standardize = standardize
+        self.scales_with_temperature = not standardize
 
     def call(self, teacher, student):
         if self.standardize:

@@ -37,9 +37,6 @@ class LogitsMSE(Objective):
 
     undoes = "softmax"
 
-    def __init__(self, *, weight=1.0, output=None, name=None, reduction="sum_over_batch_size", dtype="float32"):
-        super().__init__(weight=weight, output=output, name=name, reduction=reduction, dtype=dtype)
-
     def check_shapes(self, teacher_shape, student_shape):
         require_same_classes(self.name, teacher_shape, student_shape, at_least=1)
 
@@ -47,9 +44,6 @@ class LogitsMSE(Objective):
         # (..., classes) x2 -> (...)
         self.check_shapes(tuple(teacher.shape), tuple(student.shape))
         return ops.mean(ops.square(teacher - student), axis=-1)
-
-    def get_config(self):
-        return {**super().get_config(), "output": self.output}
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -86,6 +80,7 @@ class BinarySoftLabels(TemperedObjective):
     """
 
     undoes = "sigmoid"
+    scales_with_temperature = True
     least_classes = 1
 
     def call(self, teacher, student):

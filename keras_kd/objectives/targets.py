@@ -48,6 +48,8 @@ class DecoupledKD(TargetObjective):
     equation 7.
     """
 
+    scales_with_temperature = True
+
     def __init__(self, alpha=1.0, beta=8.0, *, temperature=4.0, **options):
         super().__init__(temperature, **options)
         self.alpha = require_number(alpha, "alpha", at_least=0.0)

@@ -9,25 +9,19 @@ class TemperedObjective(Objective):
 
     Args:
         temperature: T > 0; 2 to 8 is usual. Kept in a variable, `objective.temperature`, which callbacks may assign.
-        weight, output, name, reduction, dtype: As in `Objective`.
+        options: `weight`, `output`, `teacher_output`, `teacher_layer`, `student_layer`, `name`, `reduction`, `dtype`:
+            as in `Objective`.
 
     Attributes:
         least_classes: The fewest units of an output that can be compared.
+        scales_with_temperature: Whether the value is T² times a function of logits / T.
     """
 
     least_classes = 2
+    scales_with_temperature = False
 
-    def __init__(
-        self,
-        temperature=1.0,
-        *,
-        weight=1.0,
-        output=None,
-        name=None,
-        reduction="sum_over_batch_size",
-        dtype="float32",
-    ):
-        super().__init__(weight=weight, output=output, name=name, reduction=reduction, dtype=dtype)
+    def __init__(self, temperature=1.0, **options):
+        super().__init__(**options)
         temperature = require_number(temperature, "temperature", above=0.0, hint="2 to 8 is usual.")
         self.temperature = scalar_variable(temperature, "temperature")
 
@@ -36,9 +30,6 @@ class TemperedObjective(Objective):
 
     def check_shapes(self, teacher_shape, student_shape):
         require_same_classes(self.name, teacher_shape, student_shape, at_least=self.least_classes)
-
-    def get_config(self):
-        return {**super().get_config(), "output": self.output}
 
 
 def require_same_classes(objective_name, teacher_shape, student_shape, *, at_least=2):
