@@ -197,24 +197,29 @@ class KerasRuntime(Runtime):
 
 
 class SavedModelRuntime(Runtime):
-    """A SavedModel folder, run through its serving signature."""
+    """A SavedModel folder, run through its serving signature.
+
+    Attributes:
+        signature: the serving signature, a function of tensors by name that gives tensors by name; it can be traced.
+            It runs as long as the runtime is kept.
+    """
 
     def __init__(self, path):
         self._loaded = _load_saved_model(path)  # the signature does not keep the variables alive
         signatures = self._loaded.signatures
         if _SIGNATURE not in signatures:
             raise ValueError(f"{path} must have a signature {_SIGNATURE!r}, got {sorted(signatures)}.")
-        self._signature = signatures[_SIGNATURE]
-        parameters = sum(math.prod(variable.shape) for variable in self._signature.variables)
+        self.signature = signatures[_SIGNATURE]
+        parameters = sum(math.prod(variable.shape) for variable in self.signature.variables)
         sizes = [spec.shape[0] for spec in self.specs().values() if spec.shape.rank]
         super().__init__(parameters, bytes_on_disk(path), max(filter(None, sizes), default=None))
 
     def specs(self):
-        _, specs = self._signature.structured_input_signature
+        _, specs = self.signature.structured_input_signature
         return specs
 
     def _run(self, inputs):
-        outputs = self._signature(**{name: tf.convert_to_tensor(array) for name, array in inputs.items()})
+        outputs = self.signature(**{name: tf.convert_to_tensor(array) for name, array in inputs.items()})
         return {name: tensor.numpy() for name, tensor in outputs.items()}
 
 

@@ -10,6 +10,7 @@ from keras_kd.datasets.cldr import (
     Names,
     cldr_names,
 )
+from keras_kd.datasets.sampling import sample_by_language, sampling_probabilities, weigh_by_language
 
 __all__ = [
     "KINDS",
@@ -20,4 +21,7 @@ __all__ = [
     "CldrNames",
     "Names",
     "cldr_names",
+    "sample_by_language",
+    "sampling_probabilities",
+    "weigh_by_language",
 ]

@@ -1,0 +1,232 @@
+"""What the teachers made of several models have in common: members, shared inputs, outputs that fit together."""
+
+import keras
+import tensorflow as tf
+from keras import ops
+
+from keras_kd._checks import require_model
+from keras_kd._keras_private import functional_graph
+from keras_kd._quiet import first_line
+from keras_kd.inputs import input_names, input_specs
+from keras_kd.signals import SignalReader, output_activations, output_names
+
+_MAKE_FUNCTIONAL = "Make it functional: inputs = keras.Input(shape, name=...); keras.Model(inputs, teacher(inputs))."
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class Member(keras.layers.Layer):
+    """One of several teachers: reads the inputs that have the names of its own, gives logits.
+
+    Args:
+        model: A built `keras.Model`. A functional or sequential one reads its own inputs and, where it ends in softmax
+            or sigmoid, gives what stood before. Any other gets all inputs, and gives its outputs as they are.
+        name: Name of the layer; the model's own may be that of another member.
+
+    Call arguments:
+        inputs: `{input name: tensor}`.
+
+    Returns:
+        A list: the logits of each output, float32.
+    """
+
+    def __init__(self, model, *, name):
+        super().__init__(name=name, dtype="float32", autocast=False)
+        self.model = model
+        self._reader = SignalReader(model, role="teacher")
+        self._reads_names = input_names(model) is not None
+        self.built = True
+
+    @property
+    def endings(self):
+        """The last activation of each output, "unknown" where the model does not tell; an empty list if subclassed."""
+        return output_activations(self.model)
+
+    def call(self, inputs, training=None):
+        if not self._reads_names and len(inputs) == 1:
+            (inputs,) = inputs.values()
+        return self._logits(self._reader(inputs, training))
+
+    def compute_output_spec(self, inputs, training=None):
+        signals = self._reader.symbolic()
+        if signals is None:
+            return super().compute_output_spec(inputs, training=training)
+        outputs = keras.tree.flatten(signals.prediction)
+        return [keras.KerasTensor(tensor.shape, "float32") for tensor in outputs]
+
+    def _logits(self, signals):
+        tensors = keras.tree.flatten(signals.prediction)
+        endings = self.endings or ["unknown"] * len(tensors)
+        undoes = [ending if ending in ("softmax", "sigmoid") else None for ending in endings]
+        undone = [self._reader.outputs(signals, i, undo=undo)[0] for i, undo in enumerate(undoes)]
+        return [ops.cast(tensor, "float32") for tensor in undone]
+
+    def get_config(self):
+        return {"name": self.name, "model": keras.saving.serialize_keras_object(self.model)}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        model = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
+        return cls(model, name=config["name"])
+
+
+def members_of(models):
+    """Return a `Member` for each of `models`, a dict of them by what messages call them, such as "teachers[0]".
+
+    Raises:
+        TypeError: one is not a `keras.Model`.
+        ValueError: none is given; one is not built, or ends in a softmax over another axis than the last.
+    """
+    if not models:
+        raise ValueError("teachers must hold one teacher or more, got none.")
+    return [_member(model, argument, position) for position, (argument, model) in enumerate(models.items())]
+
+
+def require_teacher(model, argument):
+    """Return `model` if it is a built `keras.Model`, else raise TypeError or ValueError."""
+    if not require_model(model, argument).built:
+        raise ValueError(
+            f"{argument} must be built, got {model.name!r} without weights. Call it once on a batch, or give it a "
+            "keras.Input, and load its weights first."
+        )
+    return model
+
+
+def _member(model, argument, position):
+    member = Member(require_teacher(model, argument), name=f"member_{position}")
+    over_others = [ending for ending in member.endings if ending.startswith("softmax over")]
+    if over_others:
+        raise ValueError(
+            f"{argument} must have its classes in the last axis, but it ends in {over_others[0]}. Move them there "
+            "before the softmax, for instance with keras.layers.Permute."
+        )
+    return member
+
+
+# Inputs ------------------------------------------------------------------------------------------------------------
+
+
+def shared_inputs(members, extra=None):
+    """Return the inputs of all members together, {input name: keras.Input}; those of one name are one.
+
+    Args:
+        members: `Member`s.
+        extra: {input name: tf.TensorSpec} of inputs that no member has to have.
+
+    Raises:
+        ValueError: no member tells its inputs; two members read different things under one name.
+    """
+    specs = {}
+    for member in members:
+        for name, spec in (input_specs(member.model) or {}).items():
+            specs[name] = _merged(name, specs.get(name, spec), spec)
+    if not specs:
+        raise ValueError(
+            "one teacher at least must be functional or sequential: the others show no names and shapes of inputs. "
+            + _MAKE_FUNCTIONAL
+        )
+    specs = {**(extra or {}), **specs}
+    return {name: keras.Input(tuple(spec.shape[1:]), dtype=spec.dtype.name, name=name) for name, spec in specs.items()}
+
+
+def input_structure(members, inputs):
+    """Return `inputs`, {input name: keras.Input}, as the combined model is to take them.
+
+    In the members' structure where they have one in common; else a single tensor, or the dict.
+    """
+    structures = [names for names in (input_names(member.model) for member in members) if names is not None]
+    alike = all(names == structures[0] for names in structures)
+    if alike and set(keras.tree.flatten(structures[0])) == set(inputs):
+        return keras.tree.map_structure(lambda name: inputs[name], structures[0])
+    return inputs if len(inputs) > 1 else next(iter(inputs.values()))
+
+
+def outputs_of(member, inputs):
+    """Return the member's logits, a list of symbolic tensors, for {input name: keras.Input}."""
+    try:
+        return member(inputs)
+    except Exception as error:  # whatever a subclassed model raises on inputs that it was not written for
+        model = member.model
+        raise ValueError(
+            f"teacher {model.name!r}, a {type(model).__name__}, could not be called on the inputs {sorted(inputs)}: "
+            f"{first_line(error)} {_MAKE_FUNCTIONAL}"
+        ) from error
+
+
+def _merged(name, spec, other):
+    """One spec for what two members read under one name; where one leaves a size open, the other's."""
+    integers = spec.dtype.is_integer and other.dtype.is_integer
+    if not spec.shape.is_compatible_with(other.shape) or not (spec.dtype == other.dtype or integers):
+        raise ValueError(
+            f"input {name!r} must be the same for all teachers that read it, got {_shown(spec)} and {_shown(other)}. "
+            "Give one of them an input of another name: inputs = keras.Input(shape, name=...); "
+            "keras.Model(inputs, teacher(inputs))."
+        )
+    dtype = spec.dtype if spec.dtype == other.dtype else tf.int64
+    return tf.TensorSpec(spec.shape.merge_with(other.shape), dtype)
+
+
+def _shown(spec):
+    return f"{spec.dtype.name} {tuple(spec.shape)}"
+
+
+# Outputs -----------------------------------------------------------------------------------------------------------
+
+
+def require_alike(members, outputs):
+    """Return the shape and the ending of each output that all members have in common: `[(shape, ending), ...]`.
+
+    The ending is "sigmoid" for independent units, else "linear". A size is None where members leave it open.
+
+    Raises:
+        ValueError: members differ in the number of outputs or in an output's shape; one ends in sigmoid, another not.
+    """
+    counts = [len(tensors) for tensors in outputs]
+    if len(set(counts)) != 1:
+        raise ValueError(f"teachers must all have the same number of outputs, got {counts}. {_CHOOSE_OUTPUT}")
+    return [
+        (_common_shape(i, [tensors[i].shape for tensors in outputs]), _common_ending(i, members))
+        for i in range(counts[0])
+    ]
+
+
+def like_members(members, tensors, endings):
+    """Return one list of logits as the outputs of the combined model: in the structure and under the names of a member.
+
+    An output that ended in sigmoid ends so again: independent units stay known as such.
+    """
+    model = next(member.model for member in members if functional_graph(member.model) is not None)
+    structure = functional_graph(model).output
+    # A dict names its outputs by its keys, which may also be the names of inputs.
+    names = [None] * len(tensors) if isinstance(structure, dict) else output_names(model) or [None] * len(tensors)
+    ended = [ending_in(*parts) for parts in zip(endings, tensors, names, strict=True)]
+    return keras.tree.pack_sequence_as(structure, ended)
+
+
+def ending_in(ending, tensor, name=None):
+    """The logits `tensor` behind a last activation, "sigmoid" or "linear", in float32."""
+    return keras.layers.Activation(ending, dtype="float32", name=name)(tensor)
+
+
+def _common_shape(position, shapes):
+    common = tf.TensorShape(shapes[0])
+    for shape in shapes[1:]:
+        if not common.is_compatible_with(shape):
+            raise ValueError(f"teachers must agree on the shape of output {position}, got {list(map(tuple, shapes))}.")
+        common = common.merge_with(shape)
+    return tuple(common)
+
+
+def _common_ending(position, members):
+    endings = [member.endings[position] if member.endings else "unknown" for member in members]
+    if "sigmoid" not in endings:
+        return "linear"
+    if set(endings) != {"sigmoid"}:
+        raise ValueError(
+            f"teachers must all end in sigmoid or none of them, but output {position} ends in {endings}: independent "
+            "units and classes that exclude each other have no mean. For teachers that give logits of independent "
+            "units: keras.Sequential([teacher, keras.layers.Activation('sigmoid')])."
+        )
+    return "sigmoid"
+
+
+_CHOOSE_OUTPUT = "Choose outputs: keras.Model(teacher.input, teacher.output['name'])."

@@ -1,0 +1,132 @@
+"""A teacher's copy in half precision."""
+
+import json
+import pathlib
+import random
+import tempfile
+
+import keras
+from keras import ops
+
+from keras_kd._checks import require_choice
+from keras_kd._keras_private import call_model, functional_graph
+from keras_kd._quiet import first_line, quiet
+from keras_kd.signals import output_names
+from keras_kd.teachers.members import require_teacher
+
+_FLOATING = ("float32", "float64", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
+_KEPT = ("Normalization",)  # it reads raw numbers, of any size, and has hardly any weights
+
+
+def in_dtype(teacher, dtype):
+    """A copy of the teacher whose weights and computation are bfloat16 or float16: half the bytes.
+
+    For inference: nothing in it is trainable. Its outputs are float32, under the names that they have in the teacher.
+    The teacher itself stays as it is, and the two share nothing. Inputs are taken as the teacher takes them, and
+    rounded by the first layer, but for `keras.layers.Normalization`, which stays in float32, so that raw numbers are
+    standardized before they are rounded.
+
+    How much faster it is depends on the machine: `benchmarks/teachers.py` measures it. float16 overflows beyond 65,504;
+    bfloat16 has the range of float32, and 8 bits for the digits.
+
+    The copy is made through Keras's own files, in a temporary folder that holds the teacher's weights for a moment, so
+    the teacher's own classes need `get_config` and registration.
+
+    Args:
+        teacher: A built `keras.Model`.
+        dtype: "bfloat16" or "float16".
+
+    Returns:
+        A `keras.Model`, functional if the teacher is functional or sequential.
+
+    Raises:
+        TypeError: `teacher` is not a `keras.Model`.
+        ValueError: `teacher` is not built; another dtype.
+        RuntimeError: the teacher cannot be rebuilt from its config.
+
+    Example:
+
+    >>> teacher = keras.Sequential([keras.Input((4,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(3)])
+    >>> small = keras_kd.teachers.in_dtype(teacher, "bfloat16")
+    >>> {weight.dtype for weight in small.weights}, small.output.dtype
+    ({'bfloat16'}, 'float32')
+    """
+    require_teacher(teacher, "teacher")
+    require_choice(dtype, "dtype", ["bfloat16", "float16"])
+    copy = _rebuilt(teacher, dtype)
+    copy.trainable = False
+    graph = functional_graph(copy)
+    if graph is None:
+        return Float32Outputs(copy, name=teacher.name)
+    names = output_names(copy)
+    copy = keras.Model(graph.input, keras.tree.map_structure(_in_float32, graph.output), name=teacher.name)
+    copy.trainable = False
+    if not isinstance(graph.output, dict):
+        copy.output_names = names  # of the layers, not of the casts behind them
+    return copy
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class Float32Outputs(keras.Model):
+    """A model that gives the outputs of another in float32.
+
+    Args:
+        model: A built `keras.Model`.
+        name: Name of the model.
+    """
+
+    def __init__(self, model, *, name=None):
+        super().__init__(name=name, trainable=model.trainable)
+        self.model = model
+        self.built = True
+
+    def call(self, inputs, training=None):
+        return keras.tree.map_structure(_in_float32, call_model(self.model, inputs, training))
+
+    def get_config(self):
+        return {"name": self.name, "model": keras.saving.serialize_keras_object(self.model)}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        model = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
+        return cls(model, name=config["name"])
+
+
+def _rebuilt(teacher, dtype):
+    """The teacher, saved and loaded with every floating policy replaced: Keras keeps weights and vocabularies alike."""
+    policy = keras.config.dtype_policy()  # what layers get that the teacher's own classes make
+    state = random.getstate()  # Keras draws the seeds of new layers from it
+    try:
+        with tempfile.TemporaryDirectory() as folder, quiet():  # Keras writes files with a deprecated NumPy call
+            path = pathlib.Path(folder) / "teacher"
+            keras.saving.save_model(teacher, path, zipped=False)
+            config_file = path / "config.json"
+            config = _with_policy(json.loads(config_file.read_text("utf-8")), dtype)
+            config_file.write_text(json.dumps(config), "utf-8")
+            keras.config.set_dtype_policy(dtype)
+            return keras.saving.load_model(path, compile=False, safe_mode=False)
+    except Exception as error:  # whatever a config of the user's own raises
+        raise RuntimeError(
+            f"the teacher {teacher.name!r} could not be rebuilt from its config: {first_line(error)} Give its own "
+            "classes get_config, and register them with keras.saving.register_keras_serializable."
+        ) from error
+    finally:
+        keras.config.set_dtype_policy(policy)
+        random.setstate(state)
+
+
+def _with_policy(config, name):
+    """A serialized model with every floating dtype policy replaced by the one of this name."""
+    if isinstance(config, list):
+        return [_with_policy(part, name) for part in config]
+    if not isinstance(config, dict) or config.get("class_name") in _KEPT:
+        return config
+    if config.get("class_name") == "DTypePolicy" and config["config"]["name"] in _FLOATING:
+        # Without its shared_object_id: what is kept may share the policy that is replaced.
+        return {"module": "keras", "class_name": "DTypePolicy", "config": {"name": name}, "registered_name": None}
+    return {key: _with_policy(value, name) for key, value in config.items()}
+
+
+def _in_float32(tensor):
+    is_low = keras.backend.standardize_dtype(tensor.dtype) in ("float16", "bfloat16")
+    return ops.cast(tensor, "float32") if is_low else tensor
