@@ -3,7 +3,7 @@ PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell python$(version) 
 BIN := .venv/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help install test lint demo seeds objectives compare notebook wheel clean
+.PHONY: help install test lint demo seeds objectives tune compare notebook wheel clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ seeds: install  ## The demo over five seeds: the table of the README
 
 objectives: install  ## What each objective gains over five seeds; DATA=folder for the tweets too: runs/objectives
 	$(BIN)/python benchmarks/objectives.py $(if $(DATA),--data $(DATA))
+
+tune: install  ## What tuning λ, temperature and learning rate gains over five seeds: runs/tuning
+	$(BIN)/python benchmarks/tuning.py
 
 compare: install  ## Show each difference from keras.distillation
 	$(BIN)/python benchmarks/compare_keras_distillation.py

@@ -90,6 +90,7 @@ def _tweets(folder, split):
 
 TASKS = {"digits": digits, "umsab": umsab}
 
+HIDDEN = {"teacher_layer": "hidden", "student_layer": "hidden"}
 OBJECTIVES = {
     "SoftLabels(4)": lambda: keras_kd.SoftLabels(4.0),
     "SoftLabels(1)": lambda: keras_kd.SoftLabels(1.0),
@@ -103,6 +104,12 @@ OBJECTIVES = {
     "DIST(1, 1)": lambda: keras_kd.DIST(),
     "LogitsMSE()": lambda: keras_kd.LogitsMSE(),
     "Hint": lambda: keras_kd.Hint("hidden", "hidden"),
+    "CosineFeatures": lambda: keras_kd.CosineFeatures("hidden", "hidden"),
+    "ContrastiveKD(0.1)": lambda: keras_kd.ContrastiveKD(0.1, **HIDDEN),
+    "RelationalKD(25, 50)": lambda: keras_kd.RelationalKD(25.0, 50.0, **HIDDEN),
+    "RelationalKD(25, 50), logits": lambda: keras_kd.RelationalKD(25.0, 50.0),
+    "SimilarityPreserving, weight=300": lambda: keras_kd.SimilarityPreserving(weight=300.0, **HIDDEN),
+    "CorrelationCongruence(0.4, 2), weight=300": lambda: keras_kd.CorrelationCongruence(0.4, 2, weight=300.0, **HIDDEN),
 }
 PEERS = {
     "keras.distillation, default loss, T=4": lambda: keras.distillation.LogitsDistillation(temperature=4.0),

@@ -16,6 +16,13 @@ def require_model(value, argument):
     return value
 
 
+def require_distiller(model, callback):
+    """Return `model` if it is a Distiller, which this module does not know by its class, else raise TypeError."""
+    if getattr(model, "knobs", None) is None:
+        raise TypeError(f"{callback} works with a keras_kd.Distiller, got {type(model).__name__}.")
+    return model
+
+
 def require_number(value, argument, *, above=None, at_least=None, at_most=None, hint=""):
     """Return `value` as a float if it is a finite real number within the bounds, else raise.
 

@@ -4,7 +4,7 @@ import math
 
 import keras
 
-from keras_kd._checks import require_choice, require_number
+from keras_kd._checks import require_choice, require_distiller, require_number
 
 _SHAPES = {
     "linear": lambda progress: progress,
@@ -109,9 +109,7 @@ class LambdaRamp(keras.callbacks.Callback):
         self._knob.assign(require_number(self.value(time), f"{name} given by schedule at {time}", **bound))
 
     def _find_knob(self):
-        knobs = getattr(self.model, "knobs", None)
-        if knobs is None:
-            raise TypeError(f"LambdaRamp works with a keras_kd.Distiller, got {type(self.model).__name__}.")
+        knobs = require_distiller(self.model, "LambdaRamp").knobs
         name = "soft_weight"
         if self.weight_of is not None:
             name = f"{self.weight_of}_weight"

@@ -6,11 +6,14 @@ import keras
 
 from keras_kd import fit_checks
 from keras_kd._checks import require_model, require_number
-from keras_kd._keras_private import build_symbolically, functional_graph, random_states
+from keras_kd._keras_private import functional_graph, random_states, symbolic_result
+from keras_kd.balancing import Balance
 from keras_kd.objectives import KerasLoss, Objective, SoftLabels
 from keras_kd.objectives.base import scalar_value, scalar_variable
-from keras_kd.signals import SignalReader, output_names
+from keras_kd.pairing import Pairing
+from keras_kd.signals import output_names
 from keras_kd.steps import Step, replicas
+from keras_kd.steps.observers import Observers
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -43,12 +46,15 @@ class Distiller(Step, keras.Model):
 
     Args:
         teacher: A built `keras.Model`, or None to hand it in before `fit`: `distiller.teacher = teacher`. Teacher and
-            student get the same `x`; of a dict, each model reads the entries that have the names of its inputs.
+            student get the same `x`; of a dict, each model reads the entries that have the names of its inputs. The
+            student itself, where an output of it teaches another: see `teacher_output` of `Objective`.
         student: A `keras.Model`, the one that is trained. If it is not built yet, it is built for the teacher's input.
         objectives: An `Objective` or a list of them; `SoftLabels()` if not given. A `keras.losses.Loss` or a
             `keras.distillation.DistillationLoss` will do as well: see `KerasLoss`.
         soft_weight: λ ≥ 0, kept in the variable `distiller.soft_weight`, which callbacks may change without retracing.
         hard_weight: Factor ≥ 0 of `L_raw`, kept in the variable `distiller.hard_weight`.
+        balance: `UncertaintyBalance()` or `GradientNormBalance()`, which find a further factor for each loss while
+            training; None: no such factors.
         name: Name of the model.
 
     Raises:
@@ -72,12 +78,13 @@ class Distiller(Step, keras.Model):
     (https://arxiv.org/abs/1503.02531).
     """
 
-    def __init__(self, teacher, student, objectives=None, *, soft_weight=1.0, hard_weight=1.0, name=None):
+    def __init__(self, teacher, student, objectives=None, *, soft_weight=1.0, hard_weight=1.0, balance=None, name=None):
         require_model(student, "student")
         super().__init__(name=name, dtype=student.dtype_policy, autocast=False)  # the student casts its own inputs
         self.objectives = _objective_list(objectives)
         self.soft_weight = scalar_variable(require_number(soft_weight, "soft_weight", at_least=0.0), "soft_weight")
         self.hard_weight = scalar_variable(require_number(hard_weight, "hard_weight", at_least=0.0), "hard_weight")
+        self.balance = _built_balance(balance, self.objectives)
         self._objective_variables = [v for o in self.objectives for v in o.hyperparameters().values()]
         self.projections = {}
         if teacher is not None:
@@ -86,9 +93,9 @@ class Distiller(Step, keras.Model):
         replicas.require_in_scope(student, self.distribute_strategy)
         self.student = student
         self.output_names = output_names(student) or None
-        self._student_reader = SignalReader(student, self._layers_of("student_layer"), role="student")
-        self._teacher_reader = None
+        self.pairing = Pairing(self.objectives, student)
         self._logged_knobs = {"soft_weight": None}
+        self._observers = Observers()
         self.hard_loss_tracker = keras.metrics.Mean(name="hard_loss")
         self.objective_trackers = [keras.metrics.Mean(name=objective.name) for objective in self.objectives]
         self.built = student.built
@@ -100,14 +107,17 @@ class Distiller(Step, keras.Model):
     @property
     def teacher(self):
         """The teacher, or None. Assign it after loading a saved distiller; it is checked against the student."""
-        return None if self._teacher_reader is None else self._teacher_reader.model
+        return self.pairing.teacher
 
     @teacher.setter
     def teacher(self, teacher):
         _require_built_teacher(teacher)
-        reader = SignalReader(teacher, self._layers_of("teacher_layer"), role="teacher")
-        self._check_objectives(reader)
-        self._teacher_reader = reader
+        pairing = Pairing(self.objectives, self.student, teacher)
+        widths = {}
+        for objective, pair in pairing.symbolic_pairs():
+            self._fit_projection(objective, pair, widths)
+            objective.check_shapes(tuple(pair.teacher.shape), tuple(self.project(pair).shape))
+        self.pairing = pairing
         self.train_function = None
 
     def __setattr__(self, name, value):
@@ -124,7 +134,7 @@ class Distiller(Step, keras.Model):
     # The student's face ------------------------------------------------------------------------------------------
 
     def call(self, inputs, training=None):
-        return self.student(self._student_reader.own_inputs(inputs), training=training)
+        return self.student(self.pairing.inputs_of_student(inputs), training=training)
 
     @functools.wraps(keras.Model.fit)
     def fit(self, x=None, y=None, *args, **kwargs):
@@ -154,32 +164,10 @@ class Distiller(Step, keras.Model):
             knobs |= {f"{objective.name}_{name}": v for name, v in objective.hyperparameters().items()}
         return knobs
 
-    def pair_signals(self, objective, teacher_signals, student_signals):
-        """The teacher's and the student's tensors that an objective compares: a list of pairs."""
-        teacher = _read(self._teacher_reader, teacher_signals, objective, objective.teacher_layer)
-        student = _read(self._student_reader, student_signals, objective, objective.student_layer)
-        if len(teacher) != len(student):
-            raise ValueError(
-                f"{objective.name} compares every output of the teacher with one of the student, but the teacher has "
-                f"{len(teacher)} and the student {len(student)}. Name one with output=."
-            )
-        return list(zip(teacher, student, strict=True))
-
-    def labels_of(self, objective, student_signals, y):
-        """The labels of each pair that an objective compares, for one that needs labels."""
-        return _by_pair(self._student_reader.labels, objective, student_signals, y)
-
-    def sample_weights_of(self, objective, student_signals, sample_weight):
-        """The sample weights of each pair that an objective compares.
-
-        Weights that differ by output weigh the objectives over outputs; those over layers are then not weighted.
-        """
-        return _by_pair(self._student_reader.sample_weights, objective, student_signals, sample_weight)
-
-    def project(self, objective, student_tensor):
-        """The student's signal, widened by the objective's projection where it has one."""
-        projection = self.projections.get(objective.name)
-        return student_tensor if projection is None else projection(student_tensor)
+    def project(self, pair):
+        """A pair's student signal, behind its projection where it has one."""
+        projection = self.projections.get(pair.projection)
+        return pair.student if projection is None else projection(pair.student)
 
     def log_knob(self, name):
         """Show a knob in the logs of each epoch, beside `soft_weight`, which is always there."""
@@ -188,49 +176,33 @@ class Distiller(Step, keras.Model):
         self._logged_knobs = dict.fromkeys([*self._logged_knobs, name])
 
     def knob_logs(self):
-        """The values of the logged knobs, by name."""
-        return {name: scalar_value(self.knobs[name]) for name in self._logged_knobs}
+        """The values of the logged knobs by name, and the factors of the losses where they are balanced."""
+        logs = {name: scalar_value(self.knobs[name]) for name in self._logged_knobs}
+        if self.balance is None:
+            return logs
+        factors = keras.ops.convert_to_numpy(self.balance.current())
+        return logs | {f"{n}_balance": float(f) for n, f in zip(self.balance.loss_names, factors, strict=True)}
 
-    def read_teacher(self, x):
-        """The teacher's `Signals` for a batch, in inference mode."""
-        return self._teacher_reader(x, training=False)
+    def _fit_projection(self, objective, pair, widths):
+        """Make the projection that an objective asks for, unless there is one already.
 
-    def read_student(self, x, training):
-        """The student's `Signals` for a batch."""
-        return self._student_reader(x, training=training)
-
-    def _layers_of(self, side):
-        names = [getattr(objective, side) for objective in self.objectives]
-        return [name for name in names if name is not None]
-
-    def _check_objectives(self, teacher_reader):
-        """Check every objective against static shapes, and make the projections that it asks for."""
-        for objective in self.objectives:
-            if objective.undoes and objective.teacher_layer is None:
-                _require_comparable(teacher_reader, objective)
-            if objective.undoes and objective.student_layer is None:
-                _require_comparable(self._student_reader, objective)
-        teacher, student = teacher_reader.symbolic(), self._student_reader.symbolic()
-        if teacher is None or student is None:
-            return  # a subclassed model shows its shapes when the first batch is traced, where they are checked again
-        previous, self._teacher_reader = self._teacher_reader, teacher_reader
-        try:
-            for objective in self.objectives:
-                for teacher_tensor, student_tensor in self.pair_signals(objective, teacher, student):
-                    self._fit_projection(objective, teacher_tensor.shape, student_tensor.shape)
-                    objective.check_shapes(
-                        tuple(teacher_tensor.shape), tuple(self.project(objective, student_tensor).shape)
-                    )
-        finally:
-            self._teacher_reader = previous
-
-    def _fit_projection(self, objective, teacher_shape, student_shape):
-        if objective.name in self.projections:
-            return
-        projection = objective.make_projection(tuple(teacher_shape), tuple(student_shape))
-        if projection is not None:
-            projection.build(tuple(student_shape))
-            self.projections[objective.name] = projection
+        Args:
+            widths: `{name of a projection: (features of the teacher, of the student)}`, of the pairs so far.
+        """
+        teacher_shape, student_shape = tuple(pair.teacher.shape), tuple(pair.student.shape)
+        if pair.projection not in self.projections:
+            projection = objective.make_projection(teacher_shape, student_shape)
+            if projection is None:
+                return
+            projection.build(student_shape)
+            self.projections[pair.projection] = projection
+        made_for = widths.setdefault(pair.projection, (teacher_shape[-1], student_shape[-1]))
+        if made_for != (teacher_shape[-1], student_shape[-1]):
+            raise ValueError(
+                f"{objective.name} has one projection, from {made_for[1]} features to {made_for[0]}, but one of its "
+                f"pairs has {student_shape} in the student and {teacher_shape} in the teacher. Take one objective for "
+                "each width, each with its own name=."
+            )
 
     # Saving ------------------------------------------------------------------------------------------------------
 
@@ -241,6 +213,8 @@ class Distiller(Step, keras.Model):
             "objectives": [keras.saving.serialize_keras_object(objective) for objective in self.objectives],
             "soft_weight": scalar_value(self.soft_weight),
             "hard_weight": scalar_value(self.hard_weight),
+            "balance": self.balance and keras.saving.serialize_keras_object(self.balance),
+            "teaches_itself": self.pairing.of_itself,
             "projections": {
                 name: keras.saving.serialize_keras_object(layer) for name, layer in self.projections.items()
             },
@@ -262,23 +236,25 @@ class Distiller(Step, keras.Model):
     def from_config(cls, config, custom_objects=None):
         """Rebuild a distiller without its teacher; assign `distiller.teacher` before `fit`."""
         config = dict(config)
-        projections = config.pop("projections")
+        projections, teaches_itself = config.pop("projections"), config.pop("teaches_itself")
         deserialize = keras.saving.deserialize_keras_object
         student = deserialize(config.pop("student"), custom_objects=custom_objects)
         objectives = [deserialize(o, custom_objects=custom_objects) for o in config.pop("objectives")]
-        distiller = cls(None, student, objectives, **config)
+        config["balance"] = config["balance"] and deserialize(config["balance"], custom_objects=custom_objects)
+        distiller = cls(student if teaches_itself else None, student, objectives, **config)
         distiller.projections = {name: deserialize(layer) for name, layer in projections.items()}
         return distiller
 
 
-def load_distiller(path, teacher, *, custom_objects=None):
+def load_distiller(path, teacher=None, *, custom_objects=None):
     """Load a distiller that `distiller.save(path)` wrote, and hand it its teacher again.
 
     `fit` then goes on where it stopped: student, optimizer, λ, temperatures and step are as saved.
 
     Args:
         path: A `.keras` file.
-        teacher: The teacher, a built `keras.Model`; the file does not hold it.
+        teacher: The teacher, a built `keras.Model`; the file does not hold it. Leave it out for a model that teaches
+            itself, or to hand it in later: `distiller.teacher = teacher`.
         custom_objects: As in `keras.saving.load_model`, for the student's own classes.
 
     Raises:
@@ -288,7 +264,8 @@ def load_distiller(path, teacher, *, custom_objects=None):
     distiller = keras.saving.load_model(path, custom_objects=custom_objects)
     if not isinstance(distiller, Distiller):
         raise TypeError(f"path must hold a saved Distiller, but {path} holds a {type(distiller).__name__}.")
-    distiller.teacher = teacher
+    if teacher is not None:
+        distiller.teacher = teacher
     return distiller
 
 
@@ -306,6 +283,17 @@ def _objective_list(objectives):
             f"objectives must each give one number, but {unreduced} have reduction=None. Use 'sum_over_batch_size'."
         )
     return objectives
+
+
+def _built_balance(balance, objectives):
+    if balance is None:
+        return None
+    if not isinstance(balance, Balance):
+        raise TypeError(
+            f"balance must be a keras_kd.UncertaintyBalance or GradientNormBalance, or None, got {balance!r}."
+        )
+    balance.setup(["hard_loss", *(objective.name for objective in objectives)])
+    return balance
 
 
 def _as_objective(objective):
@@ -353,45 +341,10 @@ def _build_student(student, teacher):
             f"student {student.name!r} is not built, and there is no input to build it for: {shown_by}. {way_out}"
         )
     try:
-        build_symbolically(student, graph.input)
+        symbolic_result(student, graph.input)
     except Exception as error:
         shapes = keras.tree.map_structure(lambda tensor: tensor.shape, graph.input)
         raise ValueError(
             f"student {student.name!r} is not built and could not be built for the teacher's input {shapes}: {error}. "
             f"{way_out}"
         ) from error
-
-
-def _read(reader, signals, objective, layer):
-    if layer is not None:
-        return [reader.layer(signals, layer)]
-    return reader.outputs(signals, objective.output, undo=objective.undoes)
-
-
-def _by_pair(read, objective, signals, structure):
-    """What belongs to each output that an objective compares; for one over layers, what holds for all outputs alike."""
-    if objective.student_layer is None:
-        return read(signals, structure, objective.output)
-    return [None if keras.tree.is_nested(structure) else structure]
-
-
-def _require_comparable(reader, objective):
-    """Raise ValueError if outputs that an objective compares are known to end in an activation that it cannot undo."""
-    signals = reader.symbolic()
-    for activation in [] if signals is None else reader.activations(signals, objective.output):
-        if activation in ("softmax", "sigmoid") and activation != objective.undoes:
-            raise ValueError(f"{objective.name} compares {_ENDINGS[activation].format(role=reader.role)}")
-        if activation.startswith("softmax over"):
-            raise ValueError(
-                f"{objective.name} compares distributions over the last axis, but the {reader.role} ends in "
-                f"{activation}. Move the classes to the last axis before the softmax, for instance with "
-                "keras.layers.Permute."
-            )
-
-
-_ENDINGS = {
-    "sigmoid": "distributions over classes, but the {role} ends in sigmoid, one independent probability a unit. End it "
-    "in a linear layer (logits) or a softmax, name another output with output=, or use keras_kd.BinarySoftLabels.",
-    "softmax": "independent probabilities, one a unit, but the {role} ends in softmax, a distribution over classes. "
-    "End it in a linear layer (logits) or a sigmoid, name another output with output=, or use keras_kd.SoftLabels.",
-}

@@ -23,6 +23,8 @@ def require_teacher(distiller):
     """Raise ValueError if there is no teacher, or if training the student would train the teacher as well."""
     if distiller.teacher is None:
         raise ValueError("the distiller has no teacher. Hand it in before fit: distiller.teacher = teacher.")
+    if distiller.pairing.of_itself:
+        return
     of_teacher = {id(variable) for variable in distiller.teacher.variables}
     shared = [variable.path for variable in distiller.student.trainable_variables if id(variable) in of_teacher]
     if shared:

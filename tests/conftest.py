@@ -1,5 +1,6 @@
 """Shared by all tests: two logical CPU devices, fixed seeds, small models."""
 
+import functools
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -42,3 +43,9 @@ def dense_model(*units, inputs=8, last=None, name=None, **options):
 
 def crossentropy(**options):
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True, **options)
+
+
+@functools.cache
+def strategy_of(replicas):
+    """One strategy object a process: TensorFlow's collectives clash when two are made over the same devices."""
+    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"][:replicas])

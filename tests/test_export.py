@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import crossentropy, dense_model
+from conftest import crossentropy, dense_model, strategy_of
 
 import keras_kd
 from keras_kd.export import export
@@ -396,7 +396,7 @@ def signature(path):
 
 
 def test_a_student_of_a_strategy(tmp_path):
-    with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    with strategy_of(2).scope():
         student = dense_model(8, 4)
     for path in (tmp_path / "a", tmp_path / "a.tflite"):
         assert export(student, path, compare_with=FEATURES).max_difference < 1e-5

@@ -1,6 +1,5 @@
 """`tf.distribute`: the same numbers with one and with several replicas, and one and several workers."""
 
-import functools
 import json
 import os
 import pathlib
@@ -13,15 +12,9 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import crossentropy, dense_model
+from conftest import crossentropy, dense_model, strategy_of
 
 import keras_kd
-
-
-@functools.cache
-def strategy_of(replicas):
-    """One strategy object a process: TensorFlow's collectives clash when two are made over the same devices."""
-    return tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"][:replicas])
 
 
 def distilled(

@@ -6,8 +6,7 @@ import warnings
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
-from conftest import dense_model
+from conftest import dense_model, strategy_of
 from keras import layers
 
 from keras_kd.transfer import every_kth_block, transfer_weights
@@ -908,7 +907,7 @@ def test_values_that_do_not_fit_are_refused(value, message):
 
 
 def test_a_student_under_a_strategy_gets_the_weights_on_every_replica():
-    strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+    strategy = strategy_of(2)
     teacher = randomized(layers_for_freezing())
     with strategy.scope():
         student = layers_for_freezing()

@@ -6,9 +6,12 @@ import re
 import keras
 import tensorflow as tf
 
+from keras_kd._assertions import MARK
+from keras_kd._keras_private import get_mask, set_mask
 from keras_kd.steps import replicas
 
-_MARK = re.compile(r"keras_kd: (teacher|labels) at step (\d+)")
+_AT_STEP = re.compile(MARK + r"(teacher|labels) at step (\d+)")
+_OF_VALUE = re.compile(r"\[" + MARK + r"([^\[\]]*)\] \[([^\[\]]*)\]")
 _EXPLANATIONS = {
     "teacher": (
         "the teacher's output holds NaN or infinite values in training batch {step} (counted from 0 over all epochs); "
@@ -25,7 +28,8 @@ _CHECKS = list(_EXPLANATIONS)
 
 def all_finite(tensors):
     """Whether every floating tensor of a structure is free of NaN and infinities, as a scalar bool tensor."""
-    floating = [tensor for tensor in keras.tree.flatten(tensors) if tensor.dtype.is_floating]
+    present = [tensor for tensor in keras.tree.flatten(tensors) if tensor is not None]
+    floating = [tensor for tensor in present if tensor.dtype.is_floating]
     return _all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in floating])
 
 
@@ -47,9 +51,9 @@ def labels_in_range(targets):
 def require(condition, check, step, tensors):
     """Return `tensors`, which can be used only where `condition` holds on all replicas; else the step fails on all."""
     condition = tf.equal(replicas.sum_over_replicas(tf.cast(tf.logical_not(condition), tf.int32)), 0)
-    mark = tf.strings.join(["keras_kd: ", check, " at step ", tf.strings.as_string(step)])
+    mark = tf.strings.join([MARK, check, " at step ", tf.strings.as_string(step)])
     with tf.control_dependencies([tf.debugging.Assert(condition, [mark])]):
-        return keras.tree.map_structure(lambda tensor: None if tensor is None else tf.identity(tensor), tensors)
+        return keras.tree.map_structure(_identity, tensors)
 
 
 class Note:
@@ -90,14 +94,21 @@ def raising_value_errors(function, check_after):
         try:
             logs = function(iterator)
         except tf.errors.InvalidArgumentError as error:
-            mark = _MARK.search(str(error))
-            if mark is None:
-                raise
-            raise _error(mark[1], mark[2]) from None
+            at_step, of_value = _AT_STEP.search(str(error)), _OF_VALUE.search(str(error))
+            if at_step is not None:
+                raise _error(at_step[1], at_step[2]) from None
+            if of_value is not None:
+                raise ValueError(f"{of_value[1]} {of_value[2]}.") from None
+            raise
         check_after()
         return logs
 
     return wrapped
+
+
+def _identity(tensor):
+    """The tensor, behind the control dependencies, with its Keras mask."""
+    return None if tensor is None else set_mask(tf.identity(tensor), get_mask(tensor))
 
 
 def _all(conditions):

@@ -1,5 +1,6 @@
 """The step on the TensorFlow backend: train_step, test_step, and what `fit` builds and checks before the first one."""
 
+import functools
 import warnings
 
 import keras
@@ -7,19 +8,22 @@ import tensorflow as tf
 from keras import ops
 
 from keras_kd import _keras_private, fit_checks
+from keras_kd.languages import languages_of
+from keras_kd.objectives.base import with_rank
 from keras_kd.steps import guards, replicas
+from keras_kd.steps.observers import Observers
 
 
 class TensorFlowStep:
     """What a `Distiller` does with a batch. Mixed in before `keras.Model`.
 
     Relies on the distiller for its parts: `objectives`, `objective_trackers`, `hard_loss_tracker`, `soft_weight`,
-    `hard_weight`, `read_teacher`, `read_student`, `pair_signals`, `sample_weights_of` and `project`.
+    `hard_weight`, `pairing` and `project`.
     """
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        teacher = self.read_teacher(x)
+        teacher = None if self.pairing.of_itself else self.pairing.read_teacher(x)
         finite = guards.all_finite(teacher)
         if not self.jit_compile:
             x, teacher = guards.require(finite, "teacher", self.optimizer.iterations, (x, teacher))
@@ -32,13 +36,14 @@ class TensorFlowStep:
         )
 
     def _learn(self, x, y, sample_weight, teacher):
-        """One step of the student on a batch of which the teacher's signals are known."""
-        with tf.GradientTape() as tape:
-            student = self.read_student(x, training=True)
+        """One step of the student on a batch of which the teacher's signals are known; None: its own are they."""
+        with tf.GradientTape(persistent=self.balance is not None and self.balance.needs_gradients) as tape:
+            student = self.pairing.read_student(x, training=True)
+            teacher = student.detached() if teacher is None else teacher
             y = self._sound_labels(y, student.prediction)
             hard_loss = self._hard_loss(y, student.prediction, sample_weight)
-            soft_losses = self._soft_losses(teacher, student, y, sample_weight)
-            loss = self._total(hard_loss, soft_losses, self._regularization(x))
+            soft_losses = self._soft_losses(teacher, student, x, y, sample_weight)
+            loss = self._total(hard_loss, soft_losses, tape) + self._regularization(x)
             scaled_loss = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled_loss, self.trainable_variables)
         with tf.control_dependencies([scaled_loss]):  # weight decay and step counter wait for the checks, too
@@ -48,6 +53,8 @@ class TensorFlowStep:
         if hard_loss is not None:
             trackers, values = [*trackers, self.hard_loss_tracker], [*values, hard_loss]
         self._track(trackers, values, x)
+        if self._observers.need_teacher:
+            self._observers.compare(*self.pairing.logits(teacher, student), sample_weight)
         return self._train_logs(self.compute_metrics(x, y, student.prediction, sample_weight), y)
 
     def _apply(self, gradients):
@@ -67,10 +74,14 @@ class TensorFlowStep:
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        prediction = self.read_student(x, training=False).prediction
-        self._track([self._loss_tracker], [self.compute_loss(x, y, prediction, sample_weight, training=False)], x)
-        results = self.compute_metrics(x, y, prediction, sample_weight)
-        return self._logs(results, {self.hard_loss_tracker.name, *(t.name for t in self.objective_trackers)})
+        student = self.pairing.read_student(x, training=False)
+        loss = self.compute_loss(x, y, student.prediction, sample_weight, training=False)
+        self._track([self._loss_tracker], [loss], x)
+        if self._observers.need_teacher:
+            logits = self.pairing.logits(self.pairing.read_teacher(x), student)
+            self._observers.compare(*logits, sample_weight)
+        results = self.compute_metrics(x, y, student.prediction, sample_weight)
+        return self._logs(results, {self.hard_loss_tracker.name, *(t.name for t in self.objective_trackers)}, y)
 
     # Losses ------------------------------------------------------------------------------------------------------
 
@@ -84,7 +95,13 @@ class TensorFlowStep:
         """Update the metrics of `compile` where there are labels; return the results of all metrics."""
         if y is None:
             return self.get_metrics_result()
+        self._observers.score(x, y, y_pred, sample_weight)
         return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    @property
+    def metrics(self):
+        """The metrics of the step, of `compile` and of the student's layers, each once."""
+        return [*super().metrics, *self._observers.all]
 
     def get_metrics_result(self):
         """Results of all metrics, but for those of `compile` that have never seen a label."""
@@ -98,23 +115,25 @@ class TensorFlowStep:
             return None
         return ops.cast(self._compile_loss(y, prediction, sample_weight), "float32")
 
-    def _soft_losses(self, teacher, student, y, sample_weight):
+    def _soft_losses(self, teacher, student, x, y, sample_weight):
         """One value an objective, without its weight: the mean over the batch, summed over pairs of outputs."""
         return [
-            ops.cast(sum(self._values(objective, teacher, student, y, sample_weight)), "float32")
+            ops.cast(sum(self._values(objective, teacher, student, x, y, sample_weight)), "float32")
             for objective in self.objectives
         ]
 
-    def _values(self, objective, teacher, student, y, sample_weight):
-        """The value of an objective for each pair of outputs that it compares."""
+    def _values(self, objective, teacher, student, x, y, sample_weight):
+        """The value of an objective for each pair of signals that it compares."""
         mean = replicas.GlobalMean(objective)
-        pairs = self.pair_signals(objective, teacher, student)
-        weights = self.sample_weights_of(objective, student, sample_weight)
-        labels = self.labels_of(objective, student, y)
-        for (teacher_tensor, student_tensor), weight, label in zip(pairs, weights, labels, strict=True):
-            weight = _rank_matched(weight, student_tensor)
-            options = {"labels": label} if objective.needs_labels else {}
-            yield mean(teacher_tensor, self.project(objective, student_tensor), weight, **options)
+        for pair in self.pairing.pairs(objective, teacher, student, y, sample_weight):
+            projected = self.project(pair)
+            weight = pair.sample_weight
+            if weight is not None:
+                weight = with_rank(weight, objective.rank_of_values(len(projected.shape)))
+            options = {"labels": pair.labels} if objective.needs_labels else {}
+            if objective.entry is not None:
+                options["languages"] = languages_of(x, objective.entry, objective.name)
+            yield mean(pair.teacher, projected, weight, **options)
 
     def _regularization(self, x):
         """The student's regularization losses, each replica's part of them, as `keras.Model` adds them."""
@@ -124,11 +143,25 @@ class TensorFlowStep:
         rows = ops.cast(_rows(x), "float32")
         return sum(losses) * tf.math.divide_no_nan(rows, replicas.sum_over_replicas(rows))
 
-    def _total(self, hard_loss, soft_losses, regularization):
-        """L = hard_weight · L_raw + soft_weight · Σ wᵢ Lᵢ + regularization."""
-        soft_loss = sum(objective.weight * value for objective, value in zip(self.objectives, soft_losses, strict=True))
-        loss = self.soft_weight * soft_loss + regularization
-        return loss if hard_loss is None else self.hard_weight * hard_loss + loss
+    def _total(self, hard_loss, soft_losses, tape):
+        """hard_weight · L_raw + soft_weight · Σ wᵢ Lᵢ, each with its factor where they are balanced."""
+        losses = [hard_loss, *soft_losses]
+        weights = [self.hard_weight, *(self.soft_weight * objective.weight for objective in self.objectives)]
+        if self.balance is None:
+            factors, penalty = [1.0] * len(losses), 0.0
+        else:
+            factors = self.balance.factors(lambda: self._gradient_norms(losses, tape), self.optimizer.iterations)
+            factors = ops.unstack(ops.stop_gradient(factors) if self.balance.needs_gradients else factors, len(losses))
+            penalty = self.balance.penalty([loss is not None for loss in losses]) / replicas.replica_count()
+        terms = zip(weights, factors, losses, strict=True)
+        return sum(weight * factor * loss for weight, factor, loss in terms if loss is not None) + penalty
+
+    def _gradient_norms(self, losses, tape):
+        """The norm of each loss's gradient with respect to all that is trained, `(losses,)`; 0 for an absent loss."""
+        scaled = [None if loss is None else self.optimizer.scale_loss(loss) for loss in losses]
+        with tape.stop_recording():
+            gradients = [[] if one is None else tape.gradient(one, self.trainable_variables) for one in scaled]
+            return tf.stack([tf.linalg.global_norm(of_one) if of_one else 0.0 for of_one in gradients])
 
     # Checks ------------------------------------------------------------------------------------------------------
 
@@ -145,13 +178,21 @@ class TensorFlowStep:
 
     # What Keras asks for before the first step ---------------------------------------------------------------------
 
-    def compile(self, *args, **kwargs):
+    @functools.wraps(keras.Model.compile)
+    def compile(
+        self, optimizer="rmsprop", loss=None, loss_weights=None, metrics=None, weighted_metrics=None, *args, **kwargs
+    ):
         self._compile_loss = self._compile_metrics = None  # else Keras keeps those of an earlier compile(loss=...)
-        super().compile(*args, **kwargs)
+        self._observers = observers = Observers(metrics, weighted_metrics)
+        super().compile(optimizer, loss, loss_weights, observers.metrics, observers.weighted_metrics, *args, **kwargs)
         fit_checks.warn_of_mistaken_logits(self)
         replicas.require_supported(self)
         self._note = guards.Note()
         self._first_labels = False
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        return config and {**config, **keras.saving.serialize_keras_object(self._observers.given)}
 
     def compile_from_config(self, config):
         """Compile a loaded distiller as it was, with its optimizer's variables ready to be restored."""
@@ -217,9 +258,10 @@ class TensorFlowStep:
 
     def _train_logs(self, results, y):
         unlabelled = self._compile_loss is None or y is None
-        return self._logs(results, {self.hard_loss_tracker.name} if unlabelled else set())
+        return self._logs(results, {self.hard_loss_tracker.name} if unlabelled else set(), y)
 
-    def _logs(self, results, absent):
+    def _logs(self, results, absent, y):
+        absent = absent if y is not None else absent | self._observers.names_of_scores()
         logs = {name: value for name, value in results.items() if name not in absent}
         return replicas.worker_logs(logs, self.distribute_strategy)
 
@@ -227,11 +269,3 @@ class TensorFlowStep:
 def _rows(x):
     """Number of examples in the batch that this replica got."""
     return tf.shape(next(tensor for tensor in keras.tree.flatten(x) if tensor is not None))[0]
-
-
-def _rank_matched(weight, signal):
-    """Sample weights with ones behind their shape, so that `(batch,)` weighs every token of `(batch, length)`."""
-    missing = 0 if weight is None else len(signal.shape) - 1 - len(weight.shape)
-    for _ in range(missing):
-        weight = ops.expand_dims(weight, -1)
-    return weight
