@@ -14,6 +14,7 @@ from keras_kd.pairing import Pairing
 from keras_kd.signals import output_names
 from keras_kd.steps import Step, replicas
 from keras_kd.steps.observers import Observers
+from keras_kd.taught import BroughtAlong, Taught, brought_spec
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -93,7 +94,8 @@ class Distiller(Step, keras.Model):
         replicas.require_in_scope(student, self.distribute_strategy)
         self.student = student
         self.output_names = output_names(student) or None
-        self.pairing = Pairing(self.objectives, student)
+        self._live_pairing = Pairing(self.objectives, student)
+        self._brought_pairing = None
         self._logged_knobs = {"soft_weight": None}
         self._observers = Observers()
         self.hard_loss_tracker = keras.metrics.Mean(name="hard_loss")
@@ -107,18 +109,30 @@ class Distiller(Step, keras.Model):
     @property
     def teacher(self):
         """The teacher, or None. Assign it after loading a saved distiller; it is checked against the student."""
-        return self.pairing.teacher
+        return self._live_pairing.teacher
 
     @teacher.setter
     def teacher(self, teacher):
         _require_built_teacher(teacher)
+        self._live_pairing = self._checked_pairing(teacher)
+        self.train_function = self.test_function = None
+
+    def pairing_of(self, x):
+        """The signals of a batch, or of a spec of one: the live teacher's, or those that the batch brings along."""
+        if not isinstance(x, Taught):
+            return self._live_pairing
+        if self._brought_pairing is None:
+            return Pairing(self.objectives, self.student, BroughtAlong(x))
+        return self._brought_pairing
+
+    def _checked_pairing(self, teacher):
+        """The signals of a teacher and of the student; makes the projections that the objectives ask for."""
         pairing = Pairing(self.objectives, self.student, teacher)
         widths = {}
         for objective, pair in pairing.symbolic_pairs():
             self._fit_projection(objective, pair, widths)
             objective.check_shapes(tuple(pair.teacher.shape), tuple(self.project(pair).shape))
-        self.pairing = pairing
-        self.train_function = None
+        return pairing
 
     def __setattr__(self, name, value):
         # Keras tracks, and so trains and saves, every layer that is set on a model: the teacher goes round it.
@@ -134,12 +148,17 @@ class Distiller(Step, keras.Model):
     # The student's face ------------------------------------------------------------------------------------------
 
     def call(self, inputs, training=None):
-        return self.student(self.pairing.inputs_of_student(inputs), training=training)
+        return self.student(self._live_pairing.inputs_of_student(inputs), training=training)
 
     @functools.wraps(keras.Model.fit)
     def fit(self, x=None, y=None, *args, **kwargs):
         fit_checks.require_batches(x)
         fit_checks.require_labels_in_range(self, y)
+        spec = brought_spec(x)
+        if spec is None:
+            self._live_pairing.require_teacher()
+        else:
+            self._brought_pairing = self._checked_pairing(BroughtAlong(spec))
         return super().fit(x, y, *args, **kwargs)
 
     @functools.wraps(keras.Model.export)
@@ -214,7 +233,7 @@ class Distiller(Step, keras.Model):
             "soft_weight": scalar_value(self.soft_weight),
             "hard_weight": scalar_value(self.hard_weight),
             "balance": self.balance and keras.saving.serialize_keras_object(self.balance),
-            "teaches_itself": self.pairing.of_itself,
+            "teaches_itself": self._live_pairing.of_itself,
             "projections": {
                 name: keras.saving.serialize_keras_object(layer) for name, layer in self.projections.items()
             },

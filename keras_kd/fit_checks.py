@@ -19,11 +19,9 @@ def require_batches(x):
         raise ValueError("x is an empty dataset: it holds no example. Check its source, filters and batch size.")
 
 
-def require_teacher(distiller):
-    """Raise ValueError if there is no teacher, or if training the student would train the teacher as well."""
-    if distiller.teacher is None:
-        raise ValueError("the distiller has no teacher. Hand it in before fit: distiller.teacher = teacher.")
-    if distiller.pairing.of_itself:
+def require_teacher_apart(distiller):
+    """Raise ValueError if training the student would train the teacher as well."""
+    if distiller.teacher is None or distiller.teacher is distiller.student:
         return
     of_teacher = {id(variable) for variable in distiller.teacher.variables}
     shared = [variable.path for variable in distiller.student.trainable_variables if id(variable) in of_teacher]

@@ -6,6 +6,7 @@ import keras
 
 from keras_kd.signals import SignalReader
 from keras_kd.taps import Tap
+from keras_kd.taught import BroughtAlong, without_signals
 
 
 class Pair(NamedTuple):
@@ -31,7 +32,8 @@ class Pairing:
     Args:
         objectives: `Objective`s.
         student: A built `keras.Model`.
-        teacher: A built `keras.Model`, or None; the student itself for one that learns from its own signals.
+        teacher: A built `keras.Model`; the student itself for one that learns from its own signals; a `BroughtAlong`
+            for signals that come with the batches; or None.
 
     Raises:
         ValueError: Signals do not fit: other shapes or activations, unknown layers or outputs.
@@ -45,16 +47,27 @@ class Pairing:
             _require_two_signals(objectives)
         taps = taps_of(objectives, "student") + (taps_of(objectives, "teacher") if self.of_itself else ())
         self._student_reader = self._teacher_reader = SignalReader(student, taps, role="student")
-        if not self.of_itself:
-            self._teacher_reader = teacher and SignalReader(teacher, taps_of(objectives, "teacher"), role="teacher")
+        if isinstance(teacher, BroughtAlong) or teacher is None:
+            self._teacher_reader = teacher
+        elif not self.of_itself:
+            self._teacher_reader = SignalReader(teacher, taps_of(objectives, "teacher"), role="teacher")
 
     def inputs_of_student(self, x):
         """Of a batch, what the student reads."""
-        return self._student_reader.own_inputs(x)
+        return self._student_reader.own_inputs(without_signals(x))
 
     def read_teacher(self, x):
-        """The teacher's `Signals` for a batch, in inference mode."""
-        return self._teacher_reader(x, training=False)
+        """The teacher's `Signals` for a batch, in inference mode; None for a student that learns from its own."""
+        self.require_teacher()
+        return None if self.of_itself else self._teacher_reader(x, training=False)
+
+    def require_teacher(self):
+        """Raise ValueError if there is no teacher."""
+        if self._teacher_reader is None:
+            raise ValueError(
+                "the distiller has no teacher. Hand it in before fit, distiller.teacher = teacher, or give fit a "
+                "dataset that brings the teacher's signals along."
+            )
 
     def read_student(self, x, training):
         """The student's `Signals` for a batch."""
@@ -128,8 +141,17 @@ def _require_two_signals(objectives):
 def _signals(reader, signals, objective, side):
     layers = objective.layers_of(side)
     if layers:
-        return [signals.layers[Tap(layer, part)] for layer in layers for part in objective.parts]
+        return [_layer(signals, Tap(layer, part), side) for layer in layers for part in objective.parts]
     return reader.outputs(signals, objective.output_of(side), undo=objective.undoes)
+
+
+def _layer(signals, tap, side):
+    if tap not in signals.layers:
+        raise ValueError(
+            f"{side}_layer={tap.layer!r} is not among the signals that the batches bring along, "
+            f"{[tuple(known) for known in signals.layers]}. Store {tap.part!r} of it, too."
+        )
+    return signals.layers[tap]
 
 
 def _projection_name(objective, index):

@@ -122,14 +122,19 @@ class SignalReader:
     def _positions(self, signals, output):
         is_dict = isinstance(signals.prediction, dict)
         keys = sorted(signals.prediction) if is_dict else self._names  # tree.flatten goes by sorted keys
-        count = len(keras.tree.flatten(signals.prediction))
-        if output is None:
-            return range(count)
-        if output in keys:
-            return [keys.index(output)]
-        if type(output) is int and 0 <= output < count:
-            return [output]
-        raise ValueError(f"output={output!r} is not an output of the {self.role}; it has {keys or list(range(count))}.")
+        return output_positions(signals, output, keys, self.role)
+
+
+def output_positions(signals, output, keys, role):
+    """The positions of the outputs that `output` names, among `keras.tree.flatten(signals.prediction)`."""
+    count = len(keras.tree.flatten(signals.prediction))
+    if output is None:
+        return range(count)
+    if output in keys:
+        return [keys.index(output)]
+    if type(output) is int and 0 <= output < count:
+        return [output]
+    raise ValueError(f"output={output!r} is not an output of the {role}; it has {keys or list(range(count))}.")
 
 
 def by_output(structure, prediction, names=None):

@@ -68,9 +68,7 @@ def test_each_pair_of_layers_has_a_projection_of_its_own_unless_they_share_one(d
     assert fitted(distiller, x, y)["hint"][0] == pytest.approx(expected, rel=1e-4)
     shared = keras_kd.Distiller(dense_model(16, 16, 3), dense_model(5, 5, 3), keras_kd.HiddenStates(*layers))
     assert list(shared.projections) == ["hidden_states"]
-    with pytest.raises(
-        ValueError, match=r"one projection, from 5 features to 16, but one of its pairs has"
-    ):
+    with pytest.raises(ValueError, match=r"one projection, from 5 features to 16, but one of its pairs has"):
         keras_kd.Distiller(teacher, student, keras_kd.HiddenStates(*layers))
 
 

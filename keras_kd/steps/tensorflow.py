@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from typing import NamedTuple
 
 import keras
 import tensorflow as tf
@@ -12,38 +13,48 @@ from keras_kd.languages import languages_of
 from keras_kd.objectives.base import with_rank
 from keras_kd.steps import guards, replicas
 from keras_kd.steps.observers import Observers
+from keras_kd.taught import without_signals
+
+
+class Batch(NamedTuple):
+    """What a step gets: inputs, labels or None, sample weights or None."""
+
+    x: object
+    y: object
+    sample_weight: object
 
 
 class TensorFlowStep:
     """What a `Distiller` does with a batch. Mixed in before `keras.Model`.
 
     Relies on the distiller for its parts: `objectives`, `objective_trackers`, `hard_loss_tracker`, `soft_weight`,
-    `hard_weight`, `pairing` and `project`.
+    `hard_weight`, `pairing_of` and `project`.
     """
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        teacher = None if self.pairing.of_itself else self.pairing.read_teacher(x)
+        pairing = self.pairing_of(x)
+        teacher, batch = pairing.read_teacher(x), Batch(without_signals(x), y, sample_weight)
         finite = guards.all_finite(teacher)
         if not self.jit_compile:
-            x, teacher = guards.require(finite, "teacher", self.optimizer.iterations, (x, teacher))
-            return self._learn(x, y, sample_weight, teacher)
+            batch, teacher = guards.require(finite, "teacher", self.optimizer.iterations, (batch, teacher))
+            return self._learn(pairing, batch, teacher)
         self._note.take(finite, "teacher", self.optimizer.iterations)  # XLA drops assertions
         return tf.cond(
             self._note.is_clean(),
-            lambda: self._learn(x, y, sample_weight, teacher),
+            lambda: self._learn(pairing, batch, teacher),
             lambda: self._train_logs(self.get_metrics_result(), y),
         )
 
-    def _learn(self, x, y, sample_weight, teacher):
+    def _learn(self, pairing, batch, teacher):
         """One step of the student on a batch of which the teacher's signals are known; None: its own are they."""
         with tf.GradientTape(persistent=self.balance is not None and self.balance.needs_gradients) as tape:
-            student = self.pairing.read_student(x, training=True)
+            student = pairing.read_student(batch.x, training=True)
             teacher = student.detached() if teacher is None else teacher
-            y = self._sound_labels(y, student.prediction)
-            hard_loss = self._hard_loss(y, student.prediction, sample_weight)
-            soft_losses = self._soft_losses(teacher, student, x, y, sample_weight)
-            loss = self._total(hard_loss, soft_losses, tape) + self._regularization(x)
+            batch = batch._replace(y=self._sound_labels(batch.y, student.prediction))
+            hard_loss = self._hard_loss(batch.y, student.prediction, batch.sample_weight)
+            soft_losses = self._soft_losses(pairing, teacher, student, batch)
+            loss = self._total(hard_loss, soft_losses, tape) + self._regularization(batch.x)
             scaled_loss = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled_loss, self.trainable_variables)
         with tf.control_dependencies([scaled_loss]):  # weight decay and step counter wait for the checks, too
@@ -52,10 +63,12 @@ class TensorFlowStep:
         trackers, values = [self._loss_tracker, *self.objective_trackers], [loss, *soft_losses]
         if hard_loss is not None:
             trackers, values = [*trackers, self.hard_loss_tracker], [*values, hard_loss]
-        self._track(trackers, values, x)
+        self._track(trackers, values, batch.x)
         if self._observers.need_teacher:
-            self._observers.compare(*self.pairing.logits(teacher, student), sample_weight)
-        return self._train_logs(self.compute_metrics(x, y, student.prediction, sample_weight), y)
+            self._observers.compare(*pairing.logits(teacher, student), batch.sample_weight)
+        return self._train_logs(
+            self.compute_metrics(batch.x, batch.y, student.prediction, batch.sample_weight), batch.y
+        )
 
     def _apply(self, gradients):
         """Let the optimizer take its step, under XLA only if the labels were sound."""
@@ -74,12 +87,14 @@ class TensorFlowStep:
 
     def test_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        student = self.pairing.read_student(x, training=False)
+        pairing = self.pairing_of(x)
+        teacher = pairing.read_teacher(x) if self._observers.need_teacher else None
+        x = without_signals(x)
+        student = pairing.read_student(x, training=False)
         loss = self.compute_loss(x, y, student.prediction, sample_weight, training=False)
         self._track([self._loss_tracker], [loss], x)
-        if self._observers.need_teacher:
-            logits = self.pairing.logits(self.pairing.read_teacher(x), student)
-            self._observers.compare(*logits, sample_weight)
+        if teacher is not None:
+            self._observers.compare(*pairing.logits(teacher, student), sample_weight)
         results = self.compute_metrics(x, y, student.prediction, sample_weight)
         return self._logs(results, {self.hard_loss_tracker.name, *(t.name for t in self.objective_trackers)}, y)
 
@@ -115,24 +130,24 @@ class TensorFlowStep:
             return None
         return ops.cast(self._compile_loss(y, prediction, sample_weight), "float32")
 
-    def _soft_losses(self, teacher, student, x, y, sample_weight):
-        """One value an objective, without its weight: the mean over the batch, summed over pairs of outputs."""
+    def _soft_losses(self, pairing, teacher, student, batch):
+        """One value an objective, without its weight: the mean over the batch, summed over pairs of signals."""
         return [
-            ops.cast(sum(self._values(objective, teacher, student, x, y, sample_weight)), "float32")
+            ops.cast(sum(self._values(objective, pairing, teacher, student, batch)), "float32")
             for objective in self.objectives
         ]
 
-    def _values(self, objective, teacher, student, x, y, sample_weight):
+    def _values(self, objective, pairing, teacher, student, batch):
         """The value of an objective for each pair of signals that it compares."""
         mean = replicas.GlobalMean(objective)
-        for pair in self.pairing.pairs(objective, teacher, student, y, sample_weight):
+        for pair in pairing.pairs(objective, teacher, student, batch.y, batch.sample_weight):
             projected = self.project(pair)
             weight = pair.sample_weight
             if weight is not None:
                 weight = with_rank(weight, objective.rank_of_values(len(projected.shape)))
             options = {"labels": pair.labels} if objective.needs_labels else {}
             if objective.entry is not None:
-                options["languages"] = languages_of(x, objective.entry, objective.name)
+                options["languages"] = languages_of(batch.x, objective.entry, objective.name)
             yield mean(pair.teacher, projected, weight, **options)
 
     def _regularization(self, x):
@@ -202,9 +217,9 @@ class TensorFlowStep:
     def make_train_function(self, force=False):
         if self.train_function is not None and not (force or self._first_labels):
             return
-        fit_checks.require_teacher(self)
+        fit_checks.require_teacher_apart(self)
         self._build_optimizer()
-        if self.jit_compile and not _keras_private.supports_jit(self.teacher):
+        if self.jit_compile and self.teacher is not None and not _keras_private.supports_jit(self.teacher):
             warnings.warn("jit_compile is turned off: XLA cannot compile a layer of the teacher.", stacklevel=2)
             self.jit_compile = False
         super().make_train_function(force=True)
