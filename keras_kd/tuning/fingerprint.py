@@ -1,0 +1,79 @@
+"""What makes two searches the same one: models, data and settings, as small as JSON can hold them."""
+
+import hashlib
+import json
+import re
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+
+def of_model(model):
+    """A model's class, size, architecture and weights.
+
+    Two models that a function makes one after the other from the same seed have the same fingerprint.
+    """
+    weights = hashlib.sha256()
+    for variable in model.weights:
+        weights.update(_bytes(variable.numpy()))
+    return {
+        "class": type(model).__name__,
+        "parameters": model.count_params(),
+        "architecture": _config_hash(model),
+        "weights": weights.hexdigest()[:16],
+    }
+
+
+def of_object(value):
+    """A loss, an optimizer or an objective: its class and its configuration."""
+    if value is None or isinstance(value, (str, bool, int, float)):
+        return value
+    if isinstance(value, dict):
+        return {str(key): of_object(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [of_object(part) for part in value]
+    return {"class": getattr(value, "__name__", type(value).__name__), "config": _config_hash(value)}
+
+
+def of_data(data):
+    """Arrays by their content; datasets, which may be endless or shuffled, by the kind and number of their elements."""
+    if data is None or isinstance(data, (str, bool, int, float)):
+        return data
+    if isinstance(data, dict):
+        return {str(key): of_data(part) for key, part in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [of_data(part) for part in data]
+    if isinstance(data, (np.ndarray, tf.Tensor)):
+        array = np.asarray(data)
+        content = hashlib.sha256(_bytes(array)).hexdigest()[:16]
+        return {"shape": list(array.shape), "dtype": str(array.dtype), "content": content}
+    if isinstance(data, tf.data.Dataset):
+        return {"elements": str(data.element_spec), "batches": int(data.cardinality())}
+    return {"class": type(data).__name__}
+
+
+def _bytes(array):
+    return array.astype(str).tobytes() if array.dtype == object else np.ascontiguousarray(array).tobytes()
+
+
+def _config_hash(value):
+    """A hash of the configuration, or None of what cannot tell it."""
+    try:
+        config = keras.saving.serialize_keras_object(value)
+        config.pop("compile_config", None)
+        text = json.dumps(config, sort_keys=True)
+    except (AttributeError, NotImplementedError, TypeError, ValueError):
+        return None
+    return hashlib.sha256(_renumbered(text).encode()).hexdigest()[:16]
+
+
+def _renumbered(text):
+    """Names such as "dense_7" numbered anew by their first appearance: Keras counts on through a process."""
+    numbers = {}
+
+    def renumber(match):
+        names = numbers.setdefault(match[1], {})
+        return f'"{match[1]}#{names.setdefault(match[0], len(names))}"'
+
+    return re.sub(r'"([a-z]\w*?)(?:_\d+)?"', renumber, text)
