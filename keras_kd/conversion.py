@@ -1,7 +1,6 @@
 """From a Keras model to a SavedModel folder, and from there to the bytes of a LiteRT file."""
 
 import os
-import random
 import re
 import tempfile
 
@@ -11,8 +10,8 @@ import tensorflow as tf
 from keras_kd._keras_private import call_model
 from keras_kd._quiet import first_line, quiet
 from keras_kd.inputs import ONLY_INPUT, input_names
+from keras_kd.precision import rebuilt
 
-_LOW_PRECISION = ("float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
 _LOW_DTYPES = (tf.float16, tf.bfloat16)
 _LOOPS = {"While", "StatelessWhile"}
 
@@ -60,7 +59,8 @@ def litert_bytes(student, signature, *, quantize=None, calibration=None):
     """
     serve = traced(student, signature)
     if _uses_low_precision(serve):
-        student = float32_copy(student)
+        failure = "LiteRT computes in float32, and the student, which computes in float16 or bfloat16,"
+        student = rebuilt(student, "float32", failure)
         signature = keras.tree.map_structure(_in_float32_spec, signature)
         serve = traced(student, signature)
     if has_loops(serve):
@@ -79,31 +79,6 @@ def litert_bytes(student, signature, *, quantize=None, calibration=None):
 def has_loops(serve):
     """Return whether a traced function has loops, as recurrent layers make them unless unrolled."""
     return any(node.op in _LOOPS for node in _nodes(serve))
-
-
-def float32_copy(student):
-    """Return a copy of a model with the same weights, which computes in float32 in every layer.
-
-    Raises:
-        RuntimeError: the model cannot be rebuilt from its config.
-    """
-    policy = keras.config.dtype_policy()  # what layers get that the student's own classes make
-    state = random.getstate()  # Keras draws the seeds of new layers from it
-    try:
-        keras.config.set_dtype_policy("float32")
-        config = _in_float32(keras.saving.serialize_keras_object(student))
-        copy = keras.saving.deserialize_keras_object(config, safe_mode=False)
-        copy.set_weights(student.get_weights())
-    except Exception as error:  # whatever a config of the user's own raises
-        raise RuntimeError(
-            "LiteRT computes in float32, and the student, which computes in float16 or bfloat16, could not be rebuilt "
-            f"from its config: {first_line(error)} Give its own classes get_config, and register them with "
-            "keras.saving.register_keras_serializable; or copy its weights into a student made in float32."
-        ) from error
-    finally:
-        keras.config.set_dtype_policy(policy)
-        random.setstate(state)
-    return copy
 
 
 def _holder_of(student):
@@ -157,21 +132,3 @@ def _nodes(serve):
 def _uses_low_precision(serve):
     low = {dtype.as_datatype_enum for dtype in _LOW_DTYPES}
     return any(attribute.type in low for node in _nodes(serve) for attribute in node.attr.values())
-
-
-def _policy_name(dtype):
-    """The name behind a serialized `dtype`: a string, or a policy as Keras writes it."""
-    return dtype["config"]["name"] if isinstance(dtype, dict) and "name" in dtype.get("config", {}) else dtype
-
-
-def _in_float32(config):
-    """A serialized model with every low-precision policy replaced, and without what `compile` left."""
-    if isinstance(config, dict):
-        return {
-            key: "float32" if key == "dtype" and _policy_name(value) in _LOW_PRECISION else _in_float32(value)
-            for key, value in config.items()
-            if key != "compile_config"
-        }
-    if isinstance(config, (list, tuple)):
-        return type(config)(map(_in_float32, config))
-    return config

@@ -321,6 +321,19 @@ def test_int8_of_other_students(tmp_path, make):
     assert report.mean_difference < 0.05
 
 
+def test_what_a_low_precision_student_has_adapted_to_is_kept(tmp_path):
+    """Mean and variance of Normalization are no weights that `set_weights` would carry over."""
+
+    def adapted():
+        normalization = layers.Normalization()
+        normalization.adapt(FEATURES * 100.0 + 50.0)
+        return keras.Sequential([keras.Input(FEATURES.shape[1:]), normalization, layers.Dense(4)])
+
+    student = in_policy("mixed_bfloat16", adapted)
+    report = export(student, tmp_path / "a.tflite", compare_with=FEATURES * 100.0 + 50.0)
+    assert report.max_difference < 0.1
+
+
 def test_a_low_precision_student_may_hold_classes_of_the_users(tmp_path):
     """The float32 copy of a registered class, whose inner layers get the policy of the moment they are made in."""
     student = in_policy("mixed_bfloat16", lambda: called(Scaled(), FEATURES))

@@ -1,21 +1,13 @@
 """A teacher's copy in half precision."""
 
-import json
-import pathlib
-import random
-import tempfile
-
 import keras
 from keras import ops
 
 from keras_kd._checks import require_choice
 from keras_kd._keras_private import call_model, functional_graph
-from keras_kd._quiet import first_line, quiet
+from keras_kd.precision import rebuilt
 from keras_kd.signals import output_names
 from keras_kd.teachers.members import require_teacher
-
-_FLOATING = ("float32", "float64", "float16", "bfloat16", "mixed_float16", "mixed_bfloat16")
-_KEPT = ("Normalization",)  # it reads raw numbers, of any size, and has hardly any weights
 
 
 def in_dtype(teacher, dtype):
@@ -53,7 +45,7 @@ def in_dtype(teacher, dtype):
     """
     require_teacher(teacher, "teacher")
     require_choice(dtype, "dtype", ["bfloat16", "float16"])
-    copy = _rebuilt(teacher, dtype)
+    copy = rebuilt(teacher, dtype, f"the teacher {teacher.name!r}")
     copy.trainable = False
     graph = functional_graph(copy)
     if graph is None:
@@ -90,41 +82,6 @@ class Float32Outputs(keras.Model):
     def from_config(cls, config, custom_objects=None):
         model = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
         return cls(model, name=config["name"])
-
-
-def _rebuilt(teacher, dtype):
-    """The teacher, saved and loaded with every floating policy replaced: Keras keeps weights and vocabularies alike."""
-    policy = keras.config.dtype_policy()  # what layers get that the teacher's own classes make
-    state = random.getstate()  # Keras draws the seeds of new layers from it
-    try:
-        with tempfile.TemporaryDirectory() as folder, quiet():  # Keras writes files with a deprecated NumPy call
-            path = pathlib.Path(folder) / "teacher"
-            keras.saving.save_model(teacher, path, zipped=False)
-            config_file = path / "config.json"
-            config = _with_policy(json.loads(config_file.read_text("utf-8")), dtype)
-            config_file.write_text(json.dumps(config), "utf-8")
-            keras.config.set_dtype_policy(dtype)
-            return keras.saving.load_model(path, compile=False, safe_mode=False)
-    except Exception as error:  # whatever a config of the user's own raises
-        raise RuntimeError(
-            f"the teacher {teacher.name!r} could not be rebuilt from its config: {first_line(error)} Give its own "
-            "classes get_config, and register them with keras.saving.register_keras_serializable."
-        ) from error
-    finally:
-        keras.config.set_dtype_policy(policy)
-        random.setstate(state)
-
-
-def _with_policy(config, name):
-    """A serialized model with every floating dtype policy replaced by the one of this name."""
-    if isinstance(config, list):
-        return [_with_policy(part, name) for part in config]
-    if not isinstance(config, dict) or config.get("class_name") in _KEPT:
-        return config
-    if config.get("class_name") == "DTypePolicy" and config["config"]["name"] in _FLOATING:
-        # Without its shared_object_id: what is kept may share the policy that is replaced.
-        return {"module": "keras", "class_name": "DTypePolicy", "config": {"name": name}, "registered_name": None}
-    return {key: _with_policy(value, name) for key, value in config.items()}
 
 
 def _in_float32(tensor):
