@@ -1,12 +1,13 @@
 # Every target does its own set-up: the environment is .venv in this checkout. `make` lists the targets.
 PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell python$(version) -c '' 2>/dev/null && echo python$(version))) python3)
 BIN := .venv/bin
+WORKERS ?= 2
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help install test lint demo seeds objectives tune compare notebook wheel clean
+.PHONY: help install test lint demo seeds objectives transformers tune compare notebook wheel clean
 
 help:  ## List the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 .venv/.installed: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -16,8 +17,8 @@ help:  ## List the targets
 
 install: .venv/.installed  ## Make .venv and install the package into it
 
-test: install  ## Run the tests
-	$(BIN)/python -m pytest
+test: install  ## Run the tests, in WORKERS processes
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
 lint: install  ## Check style with ruff
 	$(BIN)/ruff check .
@@ -31,6 +32,9 @@ seeds: install  ## The demo over five seeds: the table of the README
 
 objectives: install  ## What each objective gains over five seeds; DATA=folder for the tweets too: runs/objectives
 	$(BIN)/python benchmarks/objectives.py $(if $(DATA),--data $(DATA))
+
+transformers: install  ## What objectives over attention and hidden states gain, with DATA=folder: runs/transformers
+	$(BIN)/python benchmarks/transformers.py $(if $(DATA),--data $(DATA))
 
 tune: install  ## What tuning λ, temperature and learning rate gains over five seeds: runs/tuning
 	$(BIN)/python benchmarks/tuning.py

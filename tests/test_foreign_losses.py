@@ -69,7 +69,15 @@ def test_anything_else_is_refused(loss):
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: keras_kd.SoftLabels(2.0), lambda: keras_kd.SkewKL(0.1), lambda: keras_kd.Hint("hidden_0", "hidden_0")],
+    [
+        lambda: keras_kd.SoftLabels(2.0),
+        lambda: keras_kd.SkewKL(0.1),
+        lambda: keras_kd.SortedProbabilities(),
+        lambda: keras_kd.VocabularyMap(keras_kd.SoftLabels(), teacher_ids=[2, 0, 1]),
+        lambda: keras_kd.Hint("hidden_0", "hidden_0"),
+        lambda: keras_kd.CosineFeatures("hidden_0", "hidden_0"),
+        lambda: keras_kd.RelationalKD(teacher_layer="hidden_0", student_layer="hidden_0"),
+    ],
 )
 def test_ours_work_in_the_distiller_of_keras(data, make):
     """There, too, the logged distillation loss is the objective's value on the models' own signals."""
