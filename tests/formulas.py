@@ -135,3 +135,15 @@ def contrastive_kd(teacher, student, temperature, symmetric):
     logits = unit(student) @ unit(teacher).T / temperature
     one_way, other_way = -np.diag(log_softmax(logits)), -np.diag(log_softmax(logits.T))
     return (one_way + other_way) / 2 if symmetric else one_way
+
+
+def attention_relations(signal, heads, mask=None):
+    """(batch, length, heads, dim) -> (batch, relation heads, length, length), padding hidden."""
+    signal = signal.reshape(*signal.shape[:2], heads, -1)
+    scores = np.einsum("bqhd,bkhd->bhqk", signal, signal) / np.sqrt(signal.shape[-1])
+    return softmax(scores if mask is None else np.where(mask[:, None, None, :], scores, -np.inf))
+
+
+def self_attention_relations(teacher, student, heads, mask=None):
+    """One value a token."""
+    return kl(*(attention_relations(signal, heads, mask) for signal in (teacher, student))).mean(1)

@@ -16,6 +16,10 @@ LABELS = np.array([0, 2, 4, 1])
 # Features of 4 examples at 3 x 2 positions, 5 channels.
 GRIDS = tuple(wave(np.arange(4 * 3 * 2 * 5.0)).reshape(4, 3, 2, 5) for wave in (np.cos, lambda n: np.sin(0.7 * n)))
 
+# Queries of 4 texts of 3 tokens, 2 heads, 6 and 4 wide; and attention scores of 2 heads over 3 tokens.
+QUERIES = np.cos(0.3 * np.arange(144.0)).reshape(4, 3, 2, 6), np.sin(0.7 * np.arange(96.0)).reshape(4, 3, 2, 4)
+SCORES = tuple(wave(np.arange(72.0)).reshape(4, 2, 3, 3) for wave in (np.cos, np.sin))
+
 
 def opposite(scale):
     """Logits of ±scale, the student's being the opposite."""
@@ -38,6 +42,14 @@ def grid_classifier(width):
     return keras.Sequential([keras.Input((8,)), *layers, keras.layers.Flatten(), keras.layers.Dense(5)])
 
 
+def attention_classifier(width):
+    """A classifier with a self-attention of 2 heads over 4 tokens, `attention`."""
+    inputs = keras.Input((8,))
+    tokens = keras.layers.Dense(width)(keras.layers.Reshape((4, 2))(inputs))
+    attended = keras.layers.MultiHeadAttention(2, width // 2, name="attention")(tokens, tokens)
+    return keras.Model(inputs, keras.layers.Dense(5)(keras.layers.Flatten()(attended)))
+
+
 def undecided(scale):
     """Logits of ±scale, the teacher between two classes, the student sure of one."""
     return np.array([[scale, scale, -scale, -scale]]), np.array([[scale, 0.0, 0.0, -scale]])
@@ -58,6 +70,7 @@ class Row(NamedTuple):
         signals: Of teacher and student, what it is tried on.
         far: Signals of a size to be finite at; the student's is wrong.
         model: Makes a model of 8 inputs and 5 classes that it is trained on, of a given width.
+        part: What is compared of a layer of this model: see `keras_kd.taps`.
     """
 
     make: object
@@ -71,6 +84,7 @@ class Row(NamedTuple):
     signals: tuple = (TEACHER, STUDENT)
     far: object = opposite
     model: object = classifier
+    part: str = "output"
 
 
 # What the objectives share that compare one vector an example, and those that relate the examples of a batch.
@@ -153,6 +167,32 @@ OBJECTIVES = {
         far=lambda scale: tuple(scale * grid for grid in GRIDS),
         refused=(((4, 5), (4, 5)), ((4, 3, 2, 5), (4, 3, 3, 5)), ((4, 6, 5), (4, 3, 2, 5))),
         model=grid_classifier,
+    ),
+    "self_attention_relations": Row(
+        lambda **o: keras_kd.SelfAttentionRelations("attention", "attention", of="query", heads=2, **o),
+        lambda t, s: formulas.self_attention_relations(t, s, heads=2),
+        saturates=True,
+        of_sequences=False,
+        refusal=r"\(batch, length, heads, dim\), but the teacher gives \(2, 4, 5\)",
+        signals=QUERIES,
+        far=lambda scale: tuple(scale * queries for queries in QUERIES),
+        refused=(((4, 3, 2), (4, 3, 2)), ((4, 3, 2, 6), (4, 2, 2, 4)), ((4, 3, 1, 6), (4, 3, 1, 5))),
+        model=attention_classifier,
+        part="query",
+    ),
+    "attention_maps": Row(
+        lambda **o: keras_kd.AttentionMaps("attention", "attention", **o),
+        lambda t, s: np.mean((t - s) ** 2, axis=(1, 3)),
+        of_sequences=False,
+        refusal=r"\(batch, heads, queries, keys\), but the teacher gives \(2, 4, 5\)",
+        signals=SCORES,
+        far=lambda scale: tuple(scale * scores for scores in SCORES),
+        refused=(((4, 3, 3), (4, 3, 3)), ((4, 4, 3, 3), (4, 2, 3, 3)), ((4, 2, 3, 3), (4, 2, 3, 4))),
+        model=attention_classifier,
+        part="scores",
+    ),
+    "hidden_states": Row(
+        lambda **o: keras_kd.HiddenStates("logits", "logits", **o), lambda t, s: np.mean((t - s) ** 2, axis=-1)
     ),
     "relational_kd": Row(
         lambda **o: keras_kd.RelationalKD(distance=2.0, angle=3.0, **o),

@@ -13,6 +13,8 @@ from formulas import binary_soft_labels
 from objective_table import LABELS, OBJECTIVES, PUBLISHED, ROWS, STUDENT, TEACHER
 
 import keras_kd
+from keras_kd.signals import SignalReader
+from keras_kd.taps import Tap
 
 
 @pytest.fixture(params=OBJECTIVES)
@@ -50,9 +52,12 @@ def numeric_gradient(function, student, step=1e-6):
     return gradient
 
 
-def signal_of(model, layer, x):
-    """What a model, or one of its layers, gives."""
-    return (keras.Model(model.inputs, model.get_layer(layer).output) if layer else model).predict(x, verbose=0)
+def signal_of(model, layer, part, x):
+    """What a model, or a part of one of its layers, gives."""
+    if layer is None:
+        return model.predict(x, verbose=0)
+    tap = Tap(layer, part)
+    return np.array(SignalReader(model, [tap], role="teacher")(x, training=False).layers[tap])
 
 
 # Laws of every objective ------------------------------------------------------------------------------------------
@@ -177,7 +182,8 @@ def test_trains_inside_a_distiller_on_its_own_value(row):
     x = np.random.default_rng(0).normal(size=(12, 8)).astype("float32")
     y = np.arange(12) % 5
     layers = objective.teacher_layer, objective.student_layer
-    signals = (signal_of(*pair, x).astype("float64") for pair in zip((teacher, student), layers, strict=True))
+    sides = zip((teacher, student), layers, strict=True)
+    signals = (signal_of(model, layer, row.part, x).astype("float64") for model, layer in sides)
     expected = expected_values(row, *signals, y).mean()
     distiller = keras_kd.Distiller(teacher, student, objective)
     distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
