@@ -34,7 +34,7 @@ objectives: install  ## What each objective gains over five seeds; DATA=folder f
 	$(BIN)/python benchmarks/objectives.py $(if $(DATA),--data $(DATA))
 
 transformers: install  ## What objectives over attention and hidden states gain, with DATA=folder: runs/transformers
-	$(BIN)/python benchmarks/transformers.py $(if $(DATA),--data $(DATA))
+	$(BIN)/python benchmarks/transformer_objectives.py $(if $(DATA),--data $(DATA))
 
 tune: install  ## What tuning λ, temperature and learning rate gains over five seeds: runs/tuning
 	$(BIN)/python benchmarks/tuning.py
