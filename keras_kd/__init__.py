@@ -11,7 +11,9 @@ from keras_kd.objectives import ContrastiveKD, CorrelationCongruence, Relational
 from keras_kd.objectives import SortedProbabilities, VocabularyMap, match_vocabularies
 from keras_kd.objectives import AttentionMaps, HiddenStates, SelfAttentionRelations
 from keras_kd.objectives import ByLanguage, KerasLoss
+from keras_kd import large_vocabulary
 from keras_kd.balancing import GradientNormBalance, UncertaintyBalance
+from keras_kd.cache import cache_signals, open_cache
 from keras_kd.distiller import Distiller, load_distiller
 from keras_kd.callbacks import LambdaRamp
 from keras_kd.self_distillation import MeanTeacher, born_again
@@ -56,13 +58,16 @@ __all__ = [
     "VocabularyMap",
     "__version__",
     "born_again",
+    "cache_signals",
     "datasets",
     "evaluate",
     "every_kth_block",
     "export",
+    "large_vocabulary",
     "load_distiller",
     "match_vocabularies",
     "metrics",
+    "open_cache",
     "signals",
     "teachers",
     "text",

@@ -113,7 +113,7 @@ class Pairing:
         for objective in self.objectives:
             for reader, side in ((self._teacher_reader, "teacher"), (self._student_reader, "student")):
                 if objective.undoes and not objective.layers_of(side):
-                    _require_comparable(reader, objective, side)
+                    require_comparable(reader, objective, side)
         teacher, student = self._teacher_reader.symbolic(), self._student_reader.symbolic()
         if teacher is None or student is None:
             return  # the shapes show when the first batch is traced, where the objectives check them again
@@ -163,7 +163,7 @@ def _of_all_outputs(structure):
     return None if keras.tree.is_nested(structure) else structure
 
 
-def _require_comparable(reader, objective, side):
+def require_comparable(reader, objective, side):
     """Raise ValueError if outputs that an objective compares are known to end in an activation that it cannot undo."""
     signals = reader.symbolic()
     for activation in [] if signals is None else reader.activations(signals, objective.output_of(side)):

@@ -2,7 +2,6 @@
 
 tune ──► space.py        what is searched: ranges and choices, checked
      ├─► recipe.py       how a student is made, trained and scored with given values
-     ├─► fingerprint.py  what makes two searches the same one
      ├─► oracle.py       KerasTuner's oracles, which propose the values; the only module that imports it
      ├─► record.py       the folder of a search: every trial, and the best student's weights
      └─► Tuning          result.py: the best values, student and distiller; report.py: the table; figure.py: the picture

@@ -11,10 +11,10 @@ import typing
 import keras
 import tensorflow as tf
 
+from keras_kd import fingerprint
 from keras_kd._checks import require_model
 from keras_kd.distiller import Distiller
 from keras_kd.objectives.base import scalar_value
-from keras_kd.tuning import fingerprint
 from keras_kd.tuning.record import Trial, finite_or_none
 from keras_kd.tuning.space import LEARNING_RATE
 

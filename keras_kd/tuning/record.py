@@ -13,6 +13,7 @@ import shutil
 
 from keras_kd._files import written_whole
 from keras_kd._quiet import quiet
+from keras_kd.fingerprint import differences
 
 _FORMAT = "keras_kd.Tuning/1"
 
@@ -103,11 +104,11 @@ class Record:
         found = content.get("format") if isinstance(content, dict) else None
         if found != _FORMAT:
             raise ValueError(f"directory holds {self._file}, which keras_kd.tune did not write ({_FORMAT}).")
-        differences = list(_differences(content["setting"], self._setting))
-        if differences:
+        differing = list(differences(content["setting"], self._setting))
+        if differing:
             raise ValueError(
                 f"directory {str(self.folder)!r} holds another search, whose trials are not to be mixed with these. "
-                "It differs in\n" + "\n".join(differences) + "\nGive another directory, or remove that one."
+                "It differs in\n" + "\n".join(differing) + "\nGive another directory, or remove that one."
             )
         return [Trial(**trial) for trial in content["trials"]]
 
@@ -117,13 +118,3 @@ def finite_or_none(history):
     return {
         name: [float(value) if math.isfinite(value) else None for value in values] for name, values in history.items()
     }
-
-
-def _differences(there, asked, name=""):
-    """A line for each part of the settings, down to the leaves of its dicts, that is not the same."""
-    if isinstance(there, dict) and isinstance(asked, dict):
-        for key in dict.fromkeys([*asked, *there]):
-            yield from _differences(there.get(key), asked.get(key), f"{name} {key}")
-    elif there != asked:
-        texts = (json.dumps(value, ensure_ascii=False)[:200] for value in (there, asked))
-        yield " {}: there it is {}, here {}".format(name, *texts)

@@ -1,4 +1,4 @@
-"""What makes two searches the same one: models, data and settings, as small as JSON can hold them."""
+"""What makes two runs the same one: models, data and settings, as small as JSON can hold them."""
 
 import hashlib
 import json
@@ -51,6 +51,16 @@ def of_data(data):
     if isinstance(data, tf.data.Dataset):
         return {"elements": str(data.element_spec), "batches": int(data.cardinality())}
     return {"class": type(data).__name__}
+
+
+def differences(there, asked, name=""):
+    """A line for each part of two settings, down to the leaves of their dicts, that is not the same."""
+    if isinstance(there, dict) and isinstance(asked, dict):
+        for key in dict.fromkeys([*asked, *there]):
+            yield from differences(there.get(key), asked.get(key), f"{name} {key}")
+    elif there != asked:
+        texts = (json.dumps(value, ensure_ascii=False)[:200] for value in (there, asked))
+        yield " {}: there it is {}, here {}".format(name, *texts)
 
 
 def _bytes(array):

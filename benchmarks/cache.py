@@ -1,0 +1,220 @@
+"""What a cache of the teacher's signals costs and saves: building, bytes, an epoch from it, the error of each coding.
+
+    python benchmarks/cache.py [--rounds 7] [--output runs/cache]
+
+Two pairs of teacher and student: MLPs (784-1024-1024-10 and 784-64-10, batches of 256 of 12,800 made-up images), and
+text transformers (4 blocks 256 wide and 1 block 64 wide, 1,000 classes, batches of 32 of 640 made-up texts of 64
+characters). Nothing is trained before; the teachers' heads are scaled so that logits have a standard deviation of 4.
+What is compared runs in turn, `--rounds` times, in one process; ratios are to the first row. An epoch is a call of
+`fit`. "in memory" has the signals as arrays beside x: what a cache could reach at best. Keys are hashes of the content
+where it does not say "by id".
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import shutil
+import statistics
+import tempfile
+import time
+from typing import NamedTuple
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import keras_kd
+from keras_kd.taught import Taught
+
+LENGTH, CLASSES, SPREAD = 64, 1000, 4.0  # characters a text, classes of texts, standard deviation of the logits
+
+
+class Case(NamedTuple):
+    """A teacher, what makes a student of it, the data, and the codings that are tried."""
+
+    teacher: keras.Model
+    make_student: object
+    x: np.ndarray
+    y: np.ndarray
+    batch: int
+    codings: dict
+
+    def dataset(self):
+        return tf.data.Dataset.from_tensor_slices((self.x, self.y)).batch(self.batch)
+
+    def dataset_with_ids(self):
+        x = {self.teacher.inputs[0].name: self.x, "id": np.arange(len(self.x))}
+        return tf.data.Dataset.from_tensor_slices((x, self.y)).batch(self.batch)
+
+
+def mlp(*units):
+    layers = [keras.layers.Dense(n, "relu") for n in units[:-1]]
+    return keras.Sequential([keras.Input((784,), name="pixels"), *layers, keras.layers.Dense(units[-1], name="logits")])
+
+
+def transformer(blocks, width):
+    ids = keras.Input((LENGTH,), dtype="int32", name="ids")
+    x = keras.layers.Embedding(256, width)(ids)
+    for _ in range(blocks):
+        attended = keras.layers.MultiHeadAttention(4, width // 4)(*[keras.layers.LayerNormalization()(x)] * 2)
+        x = keras.layers.Add()([x, attended])
+        hidden = keras.layers.Dense(4 * width, "gelu")(keras.layers.LayerNormalization()(x))
+        x = keras.layers.Add()([x, keras.layers.Dense(width)(hidden)])
+    pooled = keras.layers.GlobalAveragePooling1D(name="pooled")(keras.layers.LayerNormalization()(x))
+    return keras.Model(ids, keras.layers.Dense(CLASSES, name="logits")(pooled))
+
+
+def scaled(teacher, x):
+    """The teacher with logits of the standard deviation `SPREAD`."""
+    head = teacher.get_layer("logits")
+    head.kernel.assign(head.kernel * (SPREAD / teacher.predict(x, verbose=0).std()))
+    return teacher
+
+
+def cases():
+    random = np.random.default_rng(0)
+    images, texts = random.normal(size=(12_800, 784)).astype("float32"), random.integers(0, 256, (640, LENGTH))
+    full = {"float16": {}, "float32": {"dtype": "float32"}}
+    sparse = {"top 8": {"top_k": 8}, "top 50": {"top_k": 50}}
+    labels = random.integers(0, 10, len(images)), random.integers(0, CLASSES, len(texts))
+    texts = texts.astype("int32")
+    yield "MLP", Case(scaled(mlp(1024, 1024, 10), images[:256]), lambda: mlp(64, 10), images, labels[0], 256, full)
+    teacher = scaled(transformer(4, 256), texts[:64])
+    yield "text", Case(teacher, lambda: transformer(1, 64), texts, labels[1], 32, {**full, **sparse})
+
+
+# What is measured --------------------------------------------------------------------------------------------------
+
+
+def seconds(function):
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def interleaved(functions, rounds):
+    """`{name: (least, median)}` of the seconds that each function takes, all in turn, behind a round that warms up."""
+    times = {name: [] for name in functions}
+    for turn in range(rounds + 1):
+        for name, function in functions.items():
+            taken = seconds(function)
+            if turn:
+                times[name].append(taken)
+    return {name: (min(values), statistics.median(values)) for name, values in times.items()}
+
+
+def with_ratios(times, examples):
+    """Rows of a table, ratios to the first first."""
+    first = next(iter(times.values()))
+    return {
+        name: {
+            "ratio of least": least / first[0],
+            "ratio of medians": median / first[1],
+            "least, s": least,
+            "median, s": median,
+            "examples/s": examples / least,
+        }
+        for name, (least, median) in times.items()
+    }
+
+
+def build_rate(case, folder, rounds):
+    """A whole build, manifest and all, against `predict` on the same dataset."""
+
+    def build(options):
+        shutil.rmtree(folder, ignore_errors=True)
+        keras_kd.cache_signals(case.teacher, case.dataset(), folder, verbose=0, **options)
+
+    functions = {"teacher.predict": lambda: case.teacher.predict(case.dataset(), verbose=0)}
+    for name, options in case.codings.items():
+        if name in ("float16", "top 8"):
+            functions[f"build, {name}"] = lambda options=options: build(options)
+    return with_ratios(interleaved(functions, rounds), len(case.x))
+
+
+def epochs(case, folder, rounds):
+    """An epoch of `fit`: the plain student, the live teacher, signals in memory, each cache."""
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+    def distilled(teacher, dataset):
+        distiller = keras_kd.Distiller(teacher, case.make_student(), keras_kd.SoftLabels(2.0))
+        distiller.compile("adam", loss)
+        return lambda: distiller.fit(dataset, shuffle=False, verbose=0)
+
+    student = case.make_student()
+    student.compile("adam", loss)
+    plain = case.dataset()
+    functions = {"plain student": lambda: student.fit(plain, shuffle=False, verbose=0)}
+    functions["live teacher"] = distilled(case.teacher, plain)
+    logits = case.teacher.predict(case.x, batch_size=case.batch, verbose=0)
+    in_memory = tf.data.Dataset.from_tensor_slices((Taught(case.x, logits, {}), case.y)).batch(case.batch)
+    functions["in memory"] = distilled(None, in_memory)
+    for name, options in case.codings.items():
+        taught = keras_kd.cache_signals(case.teacher, plain, folder / name, verbose=0, **options)
+        functions[f"cached, {name}"] = distilled(None, taught)
+    by_id = keras_kd.cache_signals(case.teacher, case.dataset_with_ids(), folder / "by id", key="id", verbose=0)
+    functions["cached, float16, by id"] = distilled(None, by_id)
+    return with_ratios(interleaved(functions, rounds), len(case.x))
+
+
+def errors(case, folder):
+    """KL(teacher ‖ what comes back) in nats, same class in %, bytes an example on disk, of each coding."""
+    log_p = log_softmax(case.teacher.predict(case.x, batch_size=case.batch, verbose=0))
+    rows = {}
+    for name, options in case.codings.items():
+        taught = keras_kd.cache_signals(case.teacher, case.dataset(), folder / name, verbose=0, **options)
+        log_q = log_softmax(np.concatenate([batch.prediction.numpy() for batch, _ in taught]))
+        on_disk = sum(file.stat().st_size for file in (folder / name).iterdir())
+        rows[name] = {
+            "bytes an example": on_disk / len(case.x),
+            "KL, nats": float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean()),
+            "same class, %": 100 * float(np.mean(log_p.argmax(-1) == log_q.argmax(-1))),
+        }
+    return rows
+
+
+def log_softmax(logits):
+    logits = logits.astype("float64")
+    logits = logits - logits.max(axis=-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+
+
+def markdown(title, rows):
+    columns = list(next(iter(rows.values())))
+    lines = [f"| {title} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for name, row in rows.items():
+        lines.append(f"| {name} | " + " | ".join(f"{row[column]:.4g}" for column in columns) + " |")
+    return "\n".join(lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/cache"))
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    keras.utils.set_random_seed(0)
+    results = {}
+    for name, case in cases():
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            results[f"{name}: an epoch"] = epochs(case, folder, options.rounds)
+            results[f"{name}: building"] = build_rate(case, folder / "built", options.rounds)
+            results[f"{name}: codings"] = errors(case, folder)
+        for title in list(results)[-3:]:
+            print(markdown(title, results[title]) + "\n", flush=True)
+    versions = {module.__name__: module.__version__ for module in (keras_kd, keras, tf, np)}
+    machine = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "versions": versions}
+    machine["load when it ended"] = os.getloadavg()
+    print(machine)
+    (options.output / "report.json").write_text(json.dumps({**machine, "results": results}, indent=1))
+    tables = [markdown(title, rows) for title, rows in results.items()]
+    (options.output / "tables.md").write_text("\n\n".join(tables) + f"\n\n{json.dumps(machine)}\n")
+
+
+if __name__ == "__main__":
+    main()

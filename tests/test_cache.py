@@ -1,0 +1,669 @@
+"""Signals on disk: right in whatever order they are asked for, refused when they are not what was written."""
+
+import errno
+import hashlib
+import json
+import pathlib
+import random
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import crossentropy, dense_model, strategy_of
+from formulas import log_softmax
+
+import keras_kd
+from keras_kd.cache import TopLogProbs
+from keras_kd.cache.coding import Full, Int8, TopK
+from keras_kd.cache.keys import fingerprint
+from keras_kd.cache.sources import TeacherSource
+from keras_kd.taught import Taught
+
+REFERENCE = pathlib.Path(__file__).parents[2] / "shared" / "reference" / "losses.json"
+SMALL = {"shard_bytes": 200, "verbose": 0}  # several shards even of these few examples
+
+
+def batches_of(*arrays, batch=8):
+    return tf.data.Dataset.from_tensor_slices(arrays).batch(batch)
+
+
+def stored(teacher, dataset, folder, **options):
+    return keras_kd.cache_signals(teacher, dataset, folder, **{**SMALL, **options})
+
+
+def logits_by_example(dataset):
+    """`{bytes of an example of x: its signal}` of a dataset of one or two passes."""
+    signals = {}
+    for taught, *_ in dataset:
+        for x, prediction in zip(taught.x.numpy(), taught.prediction.numpy(), strict=True):
+            np.testing.assert_array_equal(signals.setdefault(x.tobytes(), prediction), prediction)
+    return signals
+
+
+def content_of(folder):
+    return {file.name: file.read_bytes() for file in sorted(folder.iterdir())}
+
+
+# Learning from a cache ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dtype", "losses", "weights"), [("float32", 1e-4, 1e-5), ("float16", 3e-3, 1e-2)])
+def test_the_student_learns_what_it_learns_from_the_live_teacher(data, tmp_path, dtype, losses, weights):
+    teacher, live = dense_model(16, 3), dense_model(4, 3)
+    cached = keras.models.clone_model(live)
+    cached.set_weights(live.get_weights())
+    hidden = {"teacher_layer": "hidden_0", "student_layer": "hidden_0"}
+    objectives = [keras_kd.SoftLabels(2.0), keras_kd.RelationalKD(**hidden)]
+    plain = batches_of(*data)
+    histories = []
+    for model, student, dataset in (
+        (teacher, live, plain),
+        (None, cached, stored(teacher, plain, tmp_path / "cache", signals=objectives, dtype=dtype)),
+    ):
+        distiller = keras_kd.Distiller(model, student, objectives)
+        distiller.compile(keras.optimizers.SGD(0.1), crossentropy())
+        histories.append(distiller.fit(dataset, epochs=2, shuffle=False, validation_data=plain, verbose=0).history)
+    for name, values in histories[0].items():
+        np.testing.assert_allclose(histories[1][name], values, rtol=losses, err_msg=name)
+    for one, other in zip(live.get_weights(), cached.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=losses, atol=weights)
+
+
+def test_two_replicas_learn_what_one_learns_and_ids_of_strings_do_not_stop_xla(data, tmp_path):
+    x, y = data
+    pixels = keras.Input((8,), name="pixels")
+    teacher = keras.Model(pixels, keras.layers.Dense(3)(pixels))
+    named = {"pixels": x, "id": np.array([f"name {i}" for i in range(37)])}
+    taught = stored(teacher, batches_of(named, y), tmp_path / "cache", key="id")
+    weights = []
+    for strategy, jit_compile in ((tf.distribute.get_strategy(), True), (strategy_of(2), False)):
+        with strategy.scope():
+            inner = keras.Input((8,), name="pixels")
+            student = keras.Model(inner, keras.layers.Dense(3, kernel_initializer="ones")(inner))
+            distiller = keras_kd.Distiller(None, student)
+            distiller.compile(keras.optimizers.SGD(0.1), crossentropy(), jit_compile=jit_compile)
+        distiller.fit(taught, epochs=2, shuffle=False, verbose=0)
+        weights.append(student.get_weights())
+    for one, two in zip(*weights, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
+
+
+def test_the_teacher_comes_out_as_it_went_in_and_is_not_run_again(data, tmp_path, monkeypatch):
+    teacher = dense_model(16, 3)
+    teacher.trainable = False
+    before = teacher.get_weights()
+    stored(teacher, batches_of(*data), tmp_path / "cache")
+    files = content_of(tmp_path / "cache")
+    monkeypatch.setattr("keras_kd.cache.signals.Building", None)  # would fail if it were built again
+    stored(teacher, batches_of(*data), tmp_path / "cache")
+    assert content_of(tmp_path / "cache") == files
+    assert not teacher.trainable
+    for one, other in zip(before, teacher.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+# Keys --------------------------------------------------------------------------------------------------------------
+
+
+def test_signals_follow_their_examples_through_shuffling_batches_repeats_and_shards(data, tmp_path):
+    x, y = data
+    teacher = dense_model(16, 3)
+    stored(teacher, batches_of(x, y), tmp_path / "cache", dtype="float32")
+    cache = keras_kd.open_cache(tmp_path / "cache", teacher=teacher)
+    expected = dict(zip([row.tobytes() for row in x], teacher.predict(x, verbose=0), strict=True))
+    flat = tf.data.Dataset.from_tensor_slices((x, y))
+    for dataset in (
+        flat.shuffle(37, seed=2).batch(5),
+        flat.shuffle(37, seed=3).repeat(2).batch(7),
+        flat.batch(37).shuffle(2),
+        flat.shard(3, 1).batch(4, drop_remainder=True),
+        flat.batch(1).map(lambda x, y: x),
+        flat.batch(6).map(lambda x, y: (x, y, tf.ones_like(y))),
+    ):
+        attached = cache.attach(dataset)
+        assert attached.cardinality() == dataset.cardinality()
+        for key, signal in logits_by_example(attached).items():
+            np.testing.assert_allclose(signal, expected[key], rtol=1e-5, atol=1e-6)
+    again = cache.attach(flat.batch(8)).unbatch().shuffle(37, seed=4).batch(9)  # the signals travel with the examples
+    assert len(logits_by_example(again)) == 37
+
+
+@pytest.mark.parametrize("ids", [np.arange(37) * 2**40 - 5, np.array([f"näme {i}" for i in range(37)])])
+def test_ids_name_the_examples_however_they_are_augmented(data, tmp_path, ids):
+    pixels = keras.Input((8,), name="pixels")
+    teacher = keras.Model(pixels, keras.layers.Dense(3)(pixels))
+    dataset = batches_of({"pixels": data[0], "id": ids})
+    stored(teacher, dataset, tmp_path / "cache", key="id", dtype="float32")
+    noisy = dataset.map(lambda x: {**x, "pixels": x["pixels"] + tf.random.normal(tf.shape(x["pixels"]))})
+    attached = keras_kd.open_cache(tmp_path / "cache").attach(noisy.unbatch().shuffle(37, seed=1).batch(4))
+    order = np.concatenate([x["id"].numpy() for x in noisy.unbatch().shuffle(37, seed=1).batch(4)])
+    order = [list(ids).index(one.decode() if isinstance(one, bytes) else one) for one in order]
+    signals = np.concatenate([taught.prediction.numpy() for (taught,) in attached])
+    np.testing.assert_allclose(signals, teacher.predict(data[0], verbose=0)[order], rtol=1e-5, atol=1e-6)
+
+
+def test_fingerprints_are_those_of_farmhash():
+    """FARM_FINGERPRINT's examples in BigQuery's documentation."""
+    published = {b"1footrue": -1541654101129638711, b"2applefalse": 2794438866806483259, b"3true": -4880158226897771312}
+    assert fingerprint(tf.constant(list(published))).numpy().tolist() == list(published.values())
+    letters = tf.constant([list(b"1footrue")], tf.uint8)  # bytes of an array count as those of a string
+    assert fingerprint(letters).numpy().tolist() == [-1541654101129638711]
+
+
+def test_an_example_that_is_not_in_the_cache_is_named(data, tmp_path):
+    x, y = data
+    teacher = dense_model(3)
+    stored(teacher, batches_of(x, y), tmp_path / "content")
+    stranger = np.concatenate([x[:20], x[:1] + 1.0])
+    key = int(fingerprint(tf.constant(stranger)).numpy()[-1]) % 2**64
+    cache = keras_kd.open_cache(tmp_path / "content")
+    distiller = keras_kd.Distiller(None, dense_model(3))
+    distiller.compile("sgd", crossentropy())
+    with pytest.raises(
+        ValueError, match=rf"holds no signals of the example content {key:016x} \(4 of its batch, 1 of 5"
+    ):
+        distiller.fit(cache.attach(batches_of(stranger, y[:21])), shuffle=False, verbose=0)
+    ids = [(np.arange(37), teacher.predict(x, verbose=0))]
+    cache = keras_kd.cache_signals("numbers", ids, tmp_path / "ids", key="id", verbose=0)
+    dataset = cache.attach(batches_of({"x": x[:9], "id": np.arange(9) * 9}))
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"no signals of the example.*id 45"):
+        list(dataset)
+
+
+def test_equal_examples_are_one_and_one_id_for_two_examples_is_refused(data, tmp_path):
+    x, _ = data
+    twice = np.concatenate([x, x[5:30]])
+    attached = stored(dense_model(3), batches_of(twice), tmp_path / "content")
+    assert len(logits_by_example(attached.repeat(2))) == 37
+    manifest = json.loads((tmp_path / "content" / "manifest.json").read_text())
+    assert (manifest["examples"], manifest["distinct"]) == (62, 37)
+    ids = np.arange(37) % 30
+    pixels = keras.Input((8,), name="pixels")
+    teacher = keras.Model(pixels, keras.layers.Dense(3)(pixels))
+    for shard_bytes in (200, 2**20):
+        with pytest.raises(ValueError, match="two different examples have the key 0"):
+            stored(
+                teacher,
+                batches_of({"pixels": x, "id": ids}),
+                tmp_path / f"ids {shard_bytes}",
+                key="id",
+                shard_bytes=shard_bytes,
+            )
+    with pytest.raises(ValueError, match="two different examples have the key 0"):
+        keras_kd.cache_signals("scores", [(ids, x)], tmp_path / "scores", key="id", verbose=0)
+
+
+# Codings -----------------------------------------------------------------------------------------------------------
+
+
+def through(coding, signal):
+    """What comes back of a signal, in NumPy, after it lay in a record."""
+    fields = coding.encode(tf.constant(signal))
+    records = {name: np.asarray(fields[name]).astype(dtype) for name, (dtype, _) in coding.fields().items()}
+    return coding.decode({name: tf.constant(array) for name, array in records.items()}).numpy()
+
+
+@pytest.mark.parametrize("shape", [(6, 9), (6, 4, 9)])
+def test_top_k_keeps_the_likeliest_and_spreads_the_rest(shape):
+    logits = np.random.default_rng(0).normal(scale=4.0, size=shape).astype("float32")
+    log_p = log_softmax(logits.astype("float64"))
+    order = np.argsort(-log_p, axis=-1)
+    rest = np.exp(np.take_along_axis(log_p, order[..., 3:], -1)).sum(axis=-1, keepdims=True)
+    expected = np.broadcast_to(np.log(rest / 6), shape).copy()
+    np.put_along_axis(expected, order[..., :3], np.take_along_axis(log_p, order[..., :3], -1), -1)
+    np.testing.assert_allclose(through(TopK(shape[1:], 3, "float32"), logits), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(through(TopK(shape[1:], 3, "float16"), logits), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_top_k_of_extreme_logits_is_finite():
+    logits = np.array([[1e4, 0.0, -1e4, -1e4], [0.0, 0.0, 0.0, 0.0]], "float32")
+    decoded = through(TopK((4,), 2, "float32"), logits)
+    np.testing.assert_allclose(decoded, [[0.0, -1e4, -2e4, -2e4], np.full(4, -np.log(4.0))], rtol=1e-5)
+
+
+def test_top_k_of_more_classes_than_16_bits_count():
+    logits = np.zeros((1, 70_000), "float32")
+    logits[0, 69_999] = 20.0
+    assert through(TopK((70_000,), 2, "float16"), logits).argmax() == 69_999
+
+
+@pytest.mark.skipif(not REFERENCE.exists(), reason="needs the reference values of shared/")
+def test_kl_from_the_top_two_is_that_of_distillkit_where_the_student_spreads_its_rest_as_well():
+    grid = 5 * np.arange(4)[:, None] + np.arange(5)
+    student, teacher = 2 * np.sin(1.0 + grid), 3 * np.cos(2.0 + grid)
+    named = {value["name"]: value for value in json.loads(REFERENCE.read_text())["values"]}
+    published = named["sparse top-2 teacher KL, summed over the 4 rows, T=1"]
+    objective, coding = keras_kd.SoftLabels(1.0), TopK((5,), 2, "float32")
+    fields = coding.encode(tf.constant(teacher, tf.float32))
+    log_q = np.take_along_axis(log_softmax(student), fields[".classes"].numpy().astype(int), -1)
+    log_rest = np.log(1.0 - np.exp(log_q).sum(axis=-1))
+    spread = coding.decode({**fields, ".log_p": tf.constant(log_q), ".log_rest": tf.constant(log_rest, tf.float32)})
+    top_two = coding.decode(fields)
+    assert 4 * float(objective(top_two, spread)) == pytest.approx(published["missing_mass_uniform_tail"], rel=1e-5)
+    assert 4 * float(objective(top_two, student)) == pytest.approx(11.8472534776, rel=1e-5)  # float64 NumPy
+    full = through(Full((5,), "float16"), teacher.astype("float32"))
+    assert 4 * float(objective(full, student)) == pytest.approx(published["full"], rel=1e-3)
+
+
+def test_int8_is_off_by_half_a_step_at_most():
+    rng = np.random.default_rng(0)
+    hidden = (rng.normal(size=(50, 4, 16)) * np.exp(rng.normal(scale=4.0, size=(50, 4, 1)))).astype("float32")
+    hidden[3, 2] = 0.0
+    error = np.abs(through(Int8((4, 16)), hidden) - hidden)
+    bound = np.abs(hidden).max(axis=-1, keepdims=True) / 254
+    assert (error <= bound * (1 + 1e-4)).all()
+    assert error.max() > 0.5 * bound[error.max(axis=-1) == error.max()].max()  # the bound is near
+
+
+def test_several_signals_at_once_each_in_its_coding(data, tmp_path):
+    x, _ = data
+    teacher = dense_model(16, 12, 5)
+    signals = [keras_kd.SoftLabels(), keras_kd.Hint("hidden_0", "hidden_0"), "hidden_1"]
+    attached = stored(teacher, batches_of(x), tmp_path / "cache", signals=signals, top_k=2, dtype="int8")
+    outputs = {layer.name: layer.output for layer in teacher.layers}
+    expected = keras.Model(teacher.inputs, outputs).predict(x, verbose=0)
+    (taught,) = next(iter(attached.unbatch().batch(37)))
+    for name in ("hidden_0", "hidden_1"):
+        error = np.abs(taught.layers[name].numpy() - expected[name])
+        assert 0 < error.max() <= expected[name].max() / 250
+    likeliest = np.argsort(-expected["logits"], axis=-1)[:, :2]
+    np.testing.assert_allclose(
+        np.take_along_axis(taught.prediction.numpy(), likeliest, -1),
+        np.take_along_axis(log_softmax(expected["logits"]), likeliest, -1),
+        rtol=2e-3,
+        atol=1e-3,
+    )
+    assert {d.dtype for d in (taught.prediction, *taught.layers.values())} == {tf.float32}
+
+
+def test_numbers_that_cannot_be_kept_are_refused(data, tmp_path):
+    x, _ = data
+    teacher = dense_model(3)
+    teacher.set_weights([np.full((8, 3), 1e5), np.zeros(3)])
+    with pytest.raises(ValueError, match=r"signal 'output' of the example with the key -?\d+ holds.*float16 cannot"):
+        stored(teacher, batches_of(x), tmp_path / "float16")
+    assert len(logits_by_example(stored(teacher, batches_of(x), tmp_path / "float32", dtype="float32"))) == 37
+    teacher.set_weights([np.full((8, 3), np.nan), np.zeros(3)])
+    with pytest.raises(ValueError, match="holds NaN"):
+        stored(teacher, batches_of(x), tmp_path / "nan", dtype="float32")
+
+
+# Which signals -----------------------------------------------------------------------------------------------------
+
+
+def two_outputs(kind):
+    pixels = keras.Input((8,), name="pixels")
+    outputs = {"b": keras.layers.Dense(3, name="b")(pixels), "a": keras.layers.Dense(4, name="a")(pixels)}
+    return keras.Model(pixels, outputs if kind == "dict" else list(outputs.values()))
+
+
+@pytest.mark.parametrize(
+    ("kind", "signals", "widths"),
+    [
+        ("dict", None, {"a": 4, "b": 3}),
+        ("list", None, (3, 4)),
+        ("list", "a", {"a": 4}),
+        ("dict", keras_kd.SoftLabels(output="b"), {"b": 3}),
+        ("list", keras_kd.SoftLabels(output=1), (3, 4)),
+        ("list", keras.losses.MeanSquaredError(), (3, 4)),
+    ],
+)
+def test_outputs_come_back_in_the_structure_in_which_objectives_look_for_them(data, tmp_path, kind, signals, widths):
+    attached = stored(two_outputs(kind), batches_of(data[0]), tmp_path / "cache", signals=signals)
+    (taught,) = next(iter(attached))
+    assert tf.nest.map_structure(lambda signal: signal.shape[1], taught.prediction) == widths
+
+
+@pytest.mark.parametrize("last", ["softmax", "sigmoid"])
+def test_outputs_are_stored_as_logits(data, tmp_path, last):
+    x, _ = data
+    teacher = dense_model(3, last=last)
+    (taught,) = next(iter(stored(teacher, batches_of(x, batch=37), tmp_path / "cache", dtype="float32")))
+    linear = dense_model(3)
+    linear.set_weights(teacher.get_weights())
+    expected = linear.predict(x, verbose=0)
+    if last == "softmax":
+        expected = log_softmax(expected)
+    np.testing.assert_allclose(taught.prediction, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_signals_that_objectives_want_in_two_ways_are_refused(data, tmp_path):
+    x, _ = data
+    both = [keras_kd.SoftLabels(), keras_kd.KerasLoss(keras.losses.MeanSquaredError())]
+    with pytest.raises(ValueError, match="both as it is and as logits, and it ends in softmax"):
+        stored(dense_model(3, last="softmax"), batches_of(x), tmp_path / "cache", signals=both)
+    with pytest.raises(ValueError, match=r"soft_labels compares distributions.*ends in sigmoid"):
+        stored(dense_model(3, last="sigmoid"), batches_of(x), tmp_path / "cache", signals=keras_kd.SoftLabels())
+    assert not (tmp_path / "cache").exists()
+
+
+def test_only_a_layer_may_be_stored(data, tmp_path):
+    attached = stored(dense_model(16, 3), batches_of(*data), tmp_path / "cache", signals="hidden_0")
+    distiller = keras_kd.Distiller(None, dense_model(4, 3), keras_kd.Hint("hidden_0", "hidden_0"))
+    distiller.compile("adam", crossentropy())
+    history = distiller.fit(attached, epochs=5, shuffle=False, verbose=0).history["hint"]
+    assert history[-1] < history[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        (
+            {"top_k": 3},
+            ValueError,
+            r"top_k must be less than the number of classes, got 3 for 'output' of shape \(3,\)",
+        ),
+        ({"top_k": 0}, ValueError, "top_k must be >= 1"),
+        ({"dtype": "float64"}, ValueError, "dtype must be one of"),
+        ({"key": 3}, TypeError, "key must be the name of an entry"),
+        ({"key": "id"}, ValueError, "key='id' must be an entry of x, which is no dict"),
+        ({"signals": "hidden_9"}, ValueError, "teacher_layer='hidden_9' is not a layer of the teacher"),
+        ({"signals": "hidden_0:soul"}, ValueError, "names no part of a layer; the parts are"),
+        ({"signals": 3}, TypeError, "signals must be objectives, names of outputs or names of layers"),
+        ({"dataset": np.zeros((3, 8))}, TypeError, "dataset must be a batched tf.data.Dataset, got ndarray"),
+        ({"dataset": tf.data.Dataset.range(3)}, TypeError, "Batch it first"),
+        ({"dataset": tf.data.Dataset.from_tensors(np.zeros((3, 8))).repeat()}, ValueError, "dataset must end"),
+        ({"dataset": tf.data.Dataset.from_tensors(np.zeros((0, 8)))}, ValueError, "at least one example"),
+        ({"teacher": None}, TypeError, "teacher must be a keras.Model"),
+        ({"teacher": "scores"}, TypeError, r"dataset must give tuples \(x or ids, prediction\)"),
+    ],
+)
+def test_bad_arguments_are_named(data, tmp_path, options, error, message):
+    arguments = {"teacher": dense_model(16, 3), "dataset": batches_of(data[0]), **options}
+    with pytest.raises(error, match=message):
+        keras_kd.cache_signals(path=tmp_path / "cache", verbose=0, **arguments)
+
+
+def test_a_folder_with_other_files_is_left_alone(data, tmp_path):
+    (tmp_path / "letters.txt").write_text("mine")
+    with pytest.raises(ValueError, match="path must be a new or empty folder"):
+        stored(dense_model(3), batches_of(data[0]), tmp_path)
+    assert content_of(tmp_path) == {"letters.txt": b"mine"}
+    with pytest.raises(FileNotFoundError, match="path must be the folder of a cache"):
+        keras_kd.open_cache(tmp_path)
+
+
+# Signals of other programs -----------------------------------------------------------------------------------------
+
+
+def test_scores_of_scikit_learn_teach(data, tmp_path):
+    from sklearn.linear_model import LogisticRegression
+
+    x, y = data
+    scores = LogisticRegression(max_iter=500).fit(x, y).predict_log_proba
+    batches = ((part, scores(part)) for part in np.array_split(x, 4))
+    cache = keras_kd.cache_signals("logistic regression", batches, tmp_path / "cache", **SMALL)
+    assert (cache.teacher, cache.examples, cache.names) == ("logistic regression", 37, ["output"])
+    signals = logits_by_example(cache.attach(batches_of(x, y)))
+    for row, expected in zip(x, scores(x), strict=True):
+        np.testing.assert_allclose(signals[row.tobytes()], expected, rtol=1e-3, atol=1e-4)
+
+
+def test_log_probabilities_of_an_api_teach(tmp_path):
+    log_p = np.log([[0.5, 0.3], [0.9, 0.02]])
+    answers = TopLogProbs(np.array([[4, 0], [1, 2]]), log_p, of=5)
+    cache = keras_kd.cache_signals("api", [(["first", "second"], answers)], tmp_path / "cache", key="id", verbose=0)
+    dataset = batches_of({"id": np.array(["second", "first"]), "x": np.zeros((2, 1))})
+    (taught,) = next(iter(cache.attach(dataset)))
+    expected = [[0.08 / 3, 0.9, 0.02, 0.08 / 3, 0.08 / 3], [0.3, 0.2 / 3, 0.2 / 3, 0.2 / 3, 0.5]]
+    np.testing.assert_allclose(np.exp(taught.prediction), expected, rtol=1e-3)
+    assert set(taught.x) == {"x"}
+
+
+def test_layers_of_other_programs_come_along(data, tmp_path):
+    x, _ = data
+    cache = keras_kd.cache_signals("arrays", [(x, x[:, :3], {"block": x})], tmp_path / "cache", dtype="int8", verbose=0)
+    (taught,) = next(iter(cache.attach(batches_of(x, batch=37))))
+    assert isinstance(taught, Taught)
+    np.testing.assert_allclose(taught.layers["block"], x, atol=np.abs(x).max() / 250)
+    with pytest.raises(ValueError, match=r"as many examples, got \[3, 37\] in one batch"):
+        keras_kd.cache_signals("arrays", [(x, x[:3])], tmp_path / "other", verbose=0)
+
+
+def test_a_folder_written_by_hand_in_the_documented_layout_is_read(tmp_path):
+    """With NumPy, json and hashlib alone, as another program would."""
+    fields = [["key", "<i8", []], ["content", "<i8", []], ["output", "<f4", [2]]]
+    records = np.zeros(3, [(name, dtype, tuple(shape)) for name, dtype, shape in fields])
+    records["key"], records["output"] = [30, -10, 20], [[3, 1], [1, 2], [2, 3]]
+    arrays = {"shard_00000.npy": records, "index.npy": np.array([[-10, 20, 30], [1, 2, 0]], "<i8")}
+    entries = []
+    for name, array in arrays.items():
+        np.save(tmp_path / name, array)
+        content = (tmp_path / name).read_bytes()
+        entries.append({"file": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
+    signals = {"output": {"coding": "Full", "shape": [2], "dtype": "float32"}}
+    layout = {"format": "keras_kd.signals/1", "key": {"entry": "id"}, "signals": signals, "record": fields}
+    manifest = {
+        "setting": {"teacher": "by hand", "signals": {**layout, "prediction": "output", "layers": {}}},
+        "examples": 3,
+        "distinct": 3,
+        "shards": [{"examples": 3, **entries[0]}],
+        "index": entries[1],
+    }
+    text = json.dumps(manifest, sort_keys=True)
+    manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    (taught,) = next(iter(keras_kd.open_cache(tmp_path).attach(batches_of({"id": np.array([20, 30, -10])}))))
+    np.testing.assert_array_equal(taught.prediction, [[2, 3], [3, 1], [1, 2]])
+
+
+# What is refused ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(data, tmp_path):
+    stored(dense_model(16, 3, name="teacher"), batches_of(*data), tmp_path / "cache", signals=["logits", "hidden_0"])
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "index.npy", "shard_00000.npy", "shard_00002.npy"])
+def test_a_flipped_bit_is_noticed_wherever_it_is(cache, name):
+    file = cache / name
+    content, places = file.read_bytes(), random.Random(name)
+    for _ in range(60):
+        place, bit = places.randrange(len(content)), places.randrange(8)
+        flipped = bytearray(content)
+        flipped[place] ^= 1 << bit
+        file.write_bytes(flipped)
+        with pytest.raises(ValueError, match=f"not as it was written, .*{name}"):
+            keras_kd.open_cache(cache)
+    file.write_bytes(content)
+    keras_kd.open_cache(cache)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "index.npy", "shard_00001.npy"])
+def test_a_file_cut_short_or_gone_is_noticed_without_reading_it(cache, name):
+    file = cache / name
+    content = file.read_bytes()
+    for length in (0, 1, 100, len(content) - 1):
+        file.write_bytes(content[:length])
+        with pytest.raises(ValueError, match=f"not as it was written, .*{name}"):
+            keras_kd.open_cache(cache, verify=False)
+    file.unlink()
+    with pytest.raises((ValueError, FileNotFoundError), match=f"{name}"):
+        keras_kd.open_cache(cache)
+
+
+def test_shards_that_changed_places_are_noticed(cache):
+    one, other = cache / "shard_00000.npy", cache / "shard_00001.npy"
+    contents = one.read_bytes(), other.read_bytes()
+    other.write_bytes(contents[0])
+    one.write_bytes(contents[1])
+    with pytest.raises(ValueError, match=r"shard_00000.npy.*checksum is not that of the manifest"):
+        keras_kd.open_cache(cache)
+
+
+def test_a_cache_of_another_version_is_refused(cache):
+    manifest = json.loads((cache / "manifest.json").read_text())
+    del manifest["sha256"]
+    manifest["setting"]["signals"]["format"] = "keras_kd.signals/9"
+    text = json.dumps(manifest, sort_keys=True)
+    manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (cache / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match=r"format 'keras_kd.signals/9'; this version reads 'keras_kd.signals/1'"):
+        keras_kd.open_cache(cache)
+
+
+def test_another_teacher_or_other_settings_are_refused(data, tmp_path):
+    teacher, folder = dense_model(16, 3), tmp_path / "cache"
+    dataset = batches_of(*data)
+    stored(teacher, dataset, folder)
+    other_weights = keras.models.clone_model(teacher)
+    before = content_of(folder)
+    for changed, there in (
+        ({"teacher": other_weights}, "teacher weights: there it is"),
+        ({"teacher": dense_model(8, 3)}, "teacher architecture: there it is"),
+        ({"dtype": "float32"}, 'dtype: there it is "float16", here "float32"'),
+        ({"top_k": 2}, 'coding: there it is "Full", here "TopK"'),
+        ({"signals": "hidden_0"}, "layer hidden_0: there it is null"),
+    ):
+        with pytest.raises(ValueError, match="another teacher or of other settings") as error:
+            stored(**{"teacher": teacher, "dataset": dataset, "folder": folder, **changed})
+        assert there in str(error.value)
+    with pytest.raises(ValueError, match="teacher weights: there it is"):
+        keras_kd.open_cache(folder, teacher=other_weights)
+    other_weights.set_weights(teacher.get_weights())
+    keras_kd.open_cache(folder, teacher=other_weights)
+    assert content_of(folder) == before
+
+
+# Builds that stop --------------------------------------------------------------------------------------------------
+
+
+class FullDisk:
+    """A disk on which so many bytes fit: what is written beyond fails as the system would have it."""
+
+    def __init__(self, monkeypatch, free):
+        self.free, self._open = free, pathlib.Path.open
+        monkeypatch.setattr(pathlib.Path, "open", lambda path, *args, **kwargs: self.opened(path, *args, **kwargs))
+
+    def opened(self, path, mode="r", *args, **kwargs):
+        file = self._open(path, mode, *args, **kwargs)
+        if "w" not in mode:
+            return file
+        disk = self
+
+        class Limited:
+            def __enter__(self):
+                return self
+
+            def __exit__(self, *_):
+                file.close()
+
+            def write(self, content):
+                fits = content[: disk.free]
+                disk.free -= len(fits)
+                file.write(fits)
+                if len(fits) < len(content):
+                    raise OSError(errno.ENOSPC, "No space left on device")
+
+        return Limited()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8, 0.99])
+def test_a_full_disk_is_told_and_the_build_goes_on_when_there_is_space(data, tmp_path, monkeypatch, share):
+    teacher, dataset = dense_model(3), batches_of(*data, batch=4)
+    with monkeypatch.context() as patched:
+        disk = FullDisk(patched, 10**6)
+        stored(teacher, dataset, tmp_path / "whole")
+        written = 10**6 - disk.free
+    with monkeypatch.context() as patched:
+        disk = FullDisk(patched, int(share * written))
+        with pytest.raises(OSError, match=r"the disk is full. The shards that were finished are good") as error:
+            stored(teacher, dataset, tmp_path / "cache")
+        assert error.value.errno == errno.ENOSPC
+        assert disk.free == 0
+    with pytest.raises((ValueError, FileNotFoundError), match=r"only half built|must be the folder of a cache"):
+        keras_kd.open_cache(tmp_path / "cache")
+    stored(teacher, dataset, tmp_path / "cache")
+    assert content_of(tmp_path / "cache") == content_of(tmp_path / "whole")
+
+
+def interrupted(teacher, dataset, folder, batches):
+    """A build that fails behind so many batches."""
+
+    def fail(number, element):
+        tf.debugging.assert_less(number, tf.constant(batches, tf.int64))
+        return element
+
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        stored(teacher, dataset.enumerate().map(fail), folder)
+
+
+def test_an_interrupted_build_goes_on_only_with_the_same_data_teacher_and_files(data, tmp_path, monkeypatch):
+    teacher, folder = dense_model(3), tmp_path / "cache"
+    x = data[0]
+    dataset = batches_of(x, batch=4)
+    interrupted(teacher, dataset, folder, 6)
+    names = sorted(content_of(folder))
+    assert names[0] == "building.json"
+    assert 1 < len(names) < 6
+    with pytest.raises(ValueError, match=r"only half built. Call cache_signals again"):
+        keras_kd.open_cache(folder)
+    for other in (batches_of(x[::-1], batch=4), batches_of(x, batch=5), batches_of(x[:5], batch=4)):
+        with pytest.raises(ValueError, match="other examples, another order or another batch size"):
+            stored(teacher, other, folder)
+    with pytest.raises(ValueError, match="another teacher or of other settings"):
+        stored(dense_model(3), dataset, folder)
+    for name in names:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-1] + b"!")
+        with pytest.raises(ValueError, match=f"not as it was written, .*{name}"):
+            stored(teacher, dataset, folder)
+        (folder / name).write_bytes(content)
+    (folder / ".shard_00003.0123456789abcdef.npy").write_bytes(b"half")  # as a kill leaves it
+    runs, encoded = [], TeacherSource.encoded
+    with monkeypatch.context() as patched:
+        patched.setattr(TeacherSource, "encoded", lambda source, x: runs.append(1) or encoded(source, x))
+        stored(teacher, dataset, folder)
+    assert 0 < len(runs) < 10  # of ten batches, those that were stored are not run again
+    stored(teacher, dataset, tmp_path / "whole")
+    assert content_of(folder) == content_of(tmp_path / "whole")
+
+
+KILLED = """
+import os, pathlib, random, signal, sys, time
+import keras, numpy as np, tensorflow as tf
+import keras_kd
+folder = pathlib.Path(sys.argv[1])
+
+def build(name, pause):
+    keras.utils.set_random_seed(1)
+    teacher = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(3)])
+    x = np.random.default_rng(0).normal(size=(320, 8)).astype("float32")
+    slow = lambda x: tf.numpy_function(lambda x: time.sleep(pause) or x, [x], tf.float32)
+    dataset = tf.data.Dataset.from_tensor_slices(x).batch(8).map(lambda x: tf.ensure_shape(slow(x), (None, 8)))
+    keras_kd.cache_signals(teacher, dataset, folder / name, shard_bytes=100, verbose=0)
+
+def child(name, pause):
+    pid = os.fork()  # before TensorFlow has any threads
+    if pid == 0:
+        build(name, pause)
+        os._exit(0)
+    return pid
+
+assert os.waitpid(child("whole", 0.0), 0)[1] == 0
+moments = random.Random(7)
+for shards in (0, 3, 12, 21, 30):
+    pid = child("killed", 0.01)
+    while len(list((folder / "killed").glob("shard_*"))) < shards:
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+        time.sleep(0.001)
+    time.sleep(moments.uniform(0.0, 0.02) if shards else 0.5)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    print("finished" if (folder / "killed" / "manifest.json").exists() else "killed", flush=True)
+assert os.waitpid(child("killed", 0.0), 0)[1] == 0
+"""
+
+
+def test_a_build_killed_at_any_moment_resumes_to_the_same_bytes(tmp_path):
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.split() == ["killed"] * 5
+    whole = content_of(tmp_path / "whole")
+    assert len(whole) > 40
+    assert content_of(tmp_path / "killed") == whole
