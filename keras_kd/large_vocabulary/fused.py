@@ -1,0 +1,139 @@
+"""The fused loss: a divergence and the cross-entropy of hidden states and heads, with their gradient."""
+
+from typing import NamedTuple
+
+import tensorflow as tf
+
+from keras_kd._checks import require_count
+from keras_kd.large_vocabulary.chunks import Chunks, added, added_in_place
+from keras_kd.large_vocabulary.sides import (
+    Head,
+    LiveTeacher,
+    TopTeacher,
+    TopTokens,
+    by_token,
+    checked_head,
+    require_tokens,
+)
+from keras_kd.objectives.logits import Divergence
+
+CHUNK_BYTES = 2**26  # of one float32 array (chunk of tokens, vocabulary)
+
+
+class FusedLoss(NamedTuple):
+    """What `fused_loss` gives.
+
+    Attributes:
+        total: Scalar `Σ (soft_weights · soft + hard_weights · hard)`; the gradient flows through it.
+        soft: The objective's value of each token, `(...)` nats, not weighted; no gradient.
+        hard: The cross-entropy with the label, `(...)` nats, 0 where the label is negative; None without labels.
+    """
+
+    total: object
+    soft: object
+    hard: object
+
+
+@tf.autograph.experimental.do_not_convert
+def fused_loss(
+    objective,
+    teacher,
+    student,
+    labels=None,
+    *,
+    soft_weights=1.0,
+    hard_weights=1.0,
+    jit_compile=False,
+    chunk_bytes=CHUNK_BYTES,
+):
+    """The weighted sum of a divergence and of the labels' cross-entropy over all tokens, without holding their logits.
+
+    `total = Σ_i (soft_weights_i · D(t_i, s_i) + hard_weights_i · CE(y_i, s_i))` over tokens i, where t and s are the
+    logits of the two heads and D is the objective, T² included. Value and gradient are those of the dense form: of each
+    chunk of logits, the objective itself gives the value and a tape the gradient. It flows to the student's hidden
+    states, kernel and bias and to the weights, not to the teacher.
+
+    Means are the caller's: for the mean over the tokens of a mask, pass `soft_weights=mask / sum(mask)`. A token of
+    weight 0 adds nothing. The gradient is computed with the value and kept, as large as the head; so the weights, which
+    it depends on, have to be known beforehand, and there is no second derivative.
+
+    Beside the kernel's gradient, several arrays of `chunk_bytes` are held inside a `tf.function`, however many tokens
+    there are. XLA, which knows no sum in place, holds the gradient twice. Half precision is multiplied in float32: of a
+    kernel in half precision there is a float32 copy while that goes on, and its gradient is summed in float32.
+
+    Args:
+        objective: A `keras_kd.Divergence`, for instance `SoftLabels(temperature=2.0)`. Its `weight` is not heeded.
+        teacher: A `Head`, or `TopTokens`.
+        student: A `Head`. Widths and dtypes of the two may differ; the vocabulary is one.
+        labels: Whole numbers `(...)`, as many as tokens; negative ones are passed over. None: no cross-entropy.
+        soft_weights: A number or `(...)`: each token's weight in the soft loss.
+        hard_weights: Likewise in the cross-entropy.
+        jit_compile: Whether the call is compiled by XLA, as in Keras's `compile`.
+        chunk_bytes: Bytes of one float32 array `(chunk, vocabulary)`, at least 16 tokens. Larger chunks are
+            faster, up to a few hundred tokens.
+
+    Returns:
+        A `FusedLoss`.
+
+    Raises:
+        TypeError: `objective` is no `Divergence`, `student` no `Head`, `teacher` neither `Head` nor `TopTokens`;
+            `chunk_bytes` is no whole number.
+        ValueError: Widths, vocabularies or tokens of hidden states, kernels, biases, labels do not fit each other;
+            `chunk_bytes` is below 1.
+
+    Example: With identity kernels the hidden states are the logits.
+
+    >>> teacher = keras_kd.large_vocabulary.Head(np.array([[2.0, 0.0, -1.0]]), np.eye(3))
+    >>> student = keras_kd.large_vocabulary.Head(np.array([[0.0, 0.0, 0.0]]), np.eye(3))
+    >>> loss = keras_kd.large_vocabulary.fused_loss(keras_kd.SoftLabels(2.0), teacher, student, labels=np.array([0]))
+    >>> float(loss.soft[0]), float(loss.hard[0]), float(loss.total)
+    (0.7706..., 1.0986..., 1.8692...)
+
+    Reference: Hsu et al., "Liger Kernel: Efficient Triton Kernels for LLM Training", 2024
+    (https://arxiv.org/abs/2410.10989), which computes the gradient of a fused cross-entropy in the forward pass.
+    """
+    if not isinstance(objective, Divergence):
+        raise TypeError(
+            f"objective must be a keras_kd.Divergence, which has one value a token, got {type(objective).__name__}: "
+            f"{objective!r}. SoftLabels, ReverseKL, JensenShannon, SkewKL and SkewReverseKL are."
+        )
+    require_count(chunk_bytes, "chunk_bytes", at_least=1)
+    student = checked_head(student, "student", "Head")
+    tokens = student.hidden.shape[:-1]
+    of_teacher = TopTeacher(teacher) if isinstance(teacher, TopTokens) else LiveTeacher(teacher, student)
+    require_tokens(of_teacher.shape, tokens, "teacher")
+    if labels is not None:
+        labels = tf.cast(labels, "int32")
+        require_tokens(labels.shape, tokens, "labels")
+    shape = tf.shape(student.hidden)[:-1]
+    weights = [tf.broadcast_to(tf.cast(weight, "float32"), shape) for weight in (soft_weights, hard_weights)]
+    add = added if jit_compile else added_in_place
+    loss = Chunks(objective, of_teacher, student, labels, add, chunk_bytes)
+    total, soft, hard = _differentiable(loss, student, *[by_token(weight) for weight in weights])
+    soft, hard = (tf.reshape(tf.stop_gradient(values), shape) for values in (soft, hard))
+    return FusedLoss(total, soft, None if labels is None else hard)
+
+
+def _differentiable(loss, student, soft_weights, hard_weights):
+    """(total, values (tokens,) x2), with the gradient that was computed beside them."""
+
+    @tf.custom_gradient
+    def summed(hidden, kernel, soft_weights, hard_weights, *bias):
+        parts = [tf.stop_gradient(part) for part in (hidden, kernel, *bias)]  # a persistent tape records what is inside
+        head = Head(parts[0], parts[1], parts[2] if bias else None, student.vocabulary_first)
+        of_tokens = [tf.stop_gradient(weights) for weights in (soft_weights, hard_weights)]
+        soft, hard, of_hidden, of_kernel, of_bias = loss.run(head, *of_tokens)
+
+        def gradient(upstream, *_):
+            return (
+                tf.cast(upstream * of_hidden, hidden.dtype),
+                tf.cast(upstream * of_kernel, kernel.dtype),
+                upstream * soft,
+                upstream * hard,
+                *[tf.cast(upstream * of_bias, given.dtype) for given in bias],
+            )
+
+        return (tf.reduce_sum(soft_weights * soft + hard_weights * hard), soft, hard), gradient
+
+    bias = [] if student.bias is None else [student.bias]
+    return summed(by_token(student.hidden, 1), student.kernel, soft_weights, hard_weights, *bias)

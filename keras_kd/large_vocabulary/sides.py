@@ -1,0 +1,137 @@
+"""What a teacher and a student hand over in place of logits, and the logits of a chunk of it."""
+
+from typing import NamedTuple
+
+import keras
+import tensorflow as tf
+
+_TINY = 1.1754944e-38  # the smallest normal float32: keeps log(0) finite
+
+
+class Head(NamedTuple):
+    """What a model ends in: `logits = hidden · kernel + bias`.
+
+    Attributes:
+        hidden: Input of the last layer, `(..., width)`.
+        kernel: `(width, vocabulary)` as in `keras.layers.Dense`, or `(vocabulary, width)` as in a tied embedding.
+        bias: `(vocabulary,)`, or None.
+        vocabulary_first: Whether the kernel is `(vocabulary, width)`.
+    """
+
+    hidden: object
+    kernel: object
+    bias: object = None
+    vocabulary_first: bool = False
+
+
+class TopTokens(NamedTuple):
+    """What a teacher's most probable tokens tell; the rest of its probability is spread evenly over all other tokens.
+
+    Where nothing is left for the others, they get the smallest normal float32, of which the log is finite.
+
+    Attributes:
+        ids: The tokens, `(..., k)` whole numbers, each once.
+        log_probabilities: Natural logs of their probabilities at temperature 1, `(..., k)`.
+    """
+
+    ids: object
+    log_probabilities: object
+
+
+class LiveTeacher:
+    """A teacher's hidden states and head."""
+
+    def __init__(self, head, student):
+        head = checked_head(head, "teacher", "Head or TopTokens")
+        if vocabulary_of(head) != vocabulary_of(student):
+            raise ValueError(
+                f"teacher and student must have one vocabulary, got kernels {head.kernel.shape} and "
+                f"{student.kernel.shape}. For two vocabularies see keras_kd.VocabularyMap."
+            )
+        parts = [None if part is None else tf.stop_gradient(part) for part in head[:3]]
+        self.head = in_float32(Head(*parts, head.vocabulary_first))
+        self.shape = head.hidden.shape[:-1]
+        self.of_tokens = (by_token(self.head.hidden, 1),)
+
+    def chunk(self, hidden):
+        """(chunk, width) -> (chunk, vocabulary)"""
+        return (logits_of_head(self.head._replace(hidden=hidden)),)
+
+    def piece(self, logits, *, vocabulary):
+        return logits
+
+
+class TopTeacher:
+    """A teacher's most probable tokens."""
+
+    def __init__(self, top):
+        ids, log_probabilities = tf.cast(top.ids, "int32"), tf.cast(top.log_probabilities, "float32")
+        if ids.shape.rank != log_probabilities.shape.rank or not ids.shape.is_compatible_with(log_probabilities.shape):
+            raise ValueError(
+                "teacher: ids and log_probabilities must have one shape, got "
+                f"{ids.shape} and {log_probabilities.shape}."
+            )
+        self.shape = ids.shape[:-1]
+        self.of_tokens = (by_token(ids, 1), by_token(tf.stop_gradient(log_probabilities), 1))
+
+    def chunk(self, ids, log_probabilities):
+        return ids, log_probabilities
+
+    def piece(self, ids, log_probabilities, *, vocabulary):
+        """(rows, k) x2 -> log probabilities (rows, vocabulary)"""
+        rest = 1.0 - tf.reduce_sum(tf.exp(log_probabilities), axis=-1)
+        others = tf.math.log(tf.maximum(rest / max(vocabulary - ids.shape[-1], 1), _TINY))
+        logits = tf.repeat(others[:, None], vocabulary, axis=1)
+        rows = tf.repeat(tf.range(tf.shape(ids)[0])[:, None], ids.shape[-1], axis=1)
+        return tf.tensor_scatter_nd_update(logits, tf.stack([rows, ids], axis=-1), log_probabilities)
+
+
+def logits_of_head(head):
+    """(tokens, width) -> (tokens, vocabulary)"""
+    logits = tf.matmul(head.hidden, head.kernel, transpose_b=head.vocabulary_first)
+    return logits if head.bias is None else logits + head.bias
+
+
+def by_token(tensor, trailing=0):
+    """(..., trailing axes) -> (tokens, trailing axes)"""
+    return tf.reshape(tensor, (-1, *tensor.shape[len(tensor.shape) - trailing :]))
+
+
+def vocabulary_of(head):
+    """How many tokens the kernel has."""
+    return head.kernel.shape[0 if head.vocabulary_first else 1]
+
+
+def in_float32(head):
+    """The head as it is multiplied."""
+    hidden, kernel, bias = (None if part is None else tf.cast(part, "float32") for part in head[:3])
+    return Head(hidden, kernel, bias, head.vocabulary_first)
+
+
+def checked_head(head, argument, expected):
+    """The head with tensors in place of variables and arrays, whose shapes fit each other."""
+    if not isinstance(head, Head):
+        raise TypeError(
+            f"{argument} must be a keras_kd.large_vocabulary.{expected}, got {type(head).__name__}: {head!r}. "
+            "Pass Head(hidden, layer.kernel, layer.bias)."
+        )
+    hidden, kernel, bias = (None if part is None else keras.ops.convert_to_tensor(part) for part in head[:3])
+    width = kernel.shape[1 if head.vocabulary_first else 0]
+    if hidden.shape[-1] != width:
+        raise ValueError(
+            f"{argument}: hidden {hidden.shape} must be as wide as kernel {kernel.shape} with "
+            f"vocabulary_first={head.vocabulary_first}, got {hidden.shape[-1]} and {width}. Dense has kernels (width, "
+            "vocabulary); embeddings are (vocabulary, width) and need vocabulary_first=True."
+        )
+    head = Head(hidden, kernel, bias, head.vocabulary_first)
+    if bias is not None and bias.shape != (vocabulary_of(head),):
+        raise ValueError(
+            f"{argument}: bias must be ({vocabulary_of(head)},), as kernel {kernel.shape}, got {bias.shape}."
+        )
+    return head
+
+
+def require_tokens(shape, tokens, argument):
+    """Raise ValueError unless both static shapes, without the last axis, can be one."""
+    if not shape.is_compatible_with(tokens):
+        raise ValueError(f"{argument} must have as many tokens as the student, {tokens}, got {shape}.")
