@@ -15,6 +15,13 @@ tf.config.set_logical_device_configuration(
 )
 
 
+def pytest_sessionstart(session):
+    """What TensorFlow says while it is imported is dropped: the summary is to be the last that is printed."""
+    capture = session.config.pluginmanager.getplugin("capturemanager")
+    if capture.is_globally_capturing():
+        capture.read_global_capture()
+
+
 @pytest.fixture(autouse=True)
 def fresh_state():
     """Each test starts from the same seeds, the float32 policy and no left-over Keras names."""
