@@ -34,6 +34,9 @@ class Balance(keras.layers.Layer):
         self.build_for(len(names))
         self.built = True
 
+    def require_supported(self, replicas, jit_compile):
+        """Raise ValueError for a number of replicas, or for XLA, that the balance does not run with."""
+
     def build_for(self, count):
         """Make the variables for so many losses."""
         raise NotImplementedError(f"{type(self).__name__} must implement build_for(count).")
@@ -127,6 +130,15 @@ class GradientNormBalance(Balance):
         self.momentum = require_number(momentum, "momentum", at_least=0.0)
         if self.momentum >= 1.0:
             raise ValueError(f"momentum must be < 1, got {momentum!r}.")
+
+    def require_supported(self, replicas, jit_compile):
+        if self.every > 1 and jit_compile:
+            raise ValueError(f"every={self.every} of the balance does not run under jit_compile=True. Use 1.")
+        if replicas > 1:
+            raise ValueError(
+                f"balance={self.name!r} needs the gradients of the whole batch, but each of {replicas} replicas sees "
+                "its own part. Use keras_kd.UncertaintyBalance()."
+            )
 
     def build_for(self, count):
         self.norms = self.add_weight(

@@ -5,7 +5,6 @@ import tensorflow as tf
 from tensorflow.python.distribute.values import PerReplicaSpec
 
 from keras_kd._keras_private import backend_variable, get_mask, sparse_label_options
-from keras_kd.balancing import GradientNormBalance
 
 
 def replica_count():
@@ -75,13 +74,6 @@ def require_in_scope(student, strategy):
 def require_supported(distiller):
     """Raise ValueError for what the distiller was compiled with and a mirrored strategy cannot run."""
     strategy, optimizer = distiller.distribute_strategy, distiller.optimizer
-    if isinstance(distiller.balance, GradientNormBalance) and distiller.balance.every > 1 and distiller.jit_compile:
-        raise ValueError(f"every={distiller.balance.every} of the balance does not run under jit_compile=True. Use 1.")
-    if distiller.balance is not None and distiller.balance.needs_gradients and strategy.num_replicas_in_sync > 1:
-        raise ValueError(
-            f"balance={distiller.balance.name!r} needs the gradients of the whole batch, but each of "
-            f"{strategy.num_replicas_in_sync} replicas sees its own part. Use keras_kd.UncertaintyBalance()."
-        )
     mirrored = isinstance(strategy, (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy))
     if not mirrored or optimizer is None:
         return

@@ -202,6 +202,8 @@ class TensorFlowStep:
         super().compile(optimizer, loss, loss_weights, observers.metrics, observers.weighted_metrics, *args, **kwargs)
         fit_checks.warn_of_mistaken_logits(self)
         replicas.require_supported(self)
+        if self.balance is not None:
+            self.balance.require_supported(self.distribute_strategy.num_replicas_in_sync, self.jit_compile)
         self._note = guards.Note()
         self._first_labels = False
 
