@@ -29,6 +29,17 @@ class Tap(NamedTuple):
     layer: str
     part: str = "output"
 
+    @classmethod
+    def named(cls, name):
+        """The tap of "layer", its output, or of "layer:part"."""
+        layer, _, part = name.partition(":")
+        return cls(layer, part or "output")
+
+    @property
+    def name(self):
+        """What `named` reads."""
+        return self.layer if self.part == "output" else f"{self.layer}:{self.part}"
+
 
 class LayerOutput:
     """What a layer gives."""

@@ -25,12 +25,7 @@ class Taught(NamedTuple):
 
     def signals(self):
         """The teacher's `Signals`."""
-        return Signals(self.prediction, {_tap(name): tensor for name, tensor in self.layers.items()})
-
-
-def _tap(name):
-    layer, _, part = name.partition(":")
-    return Tap(layer, part or "output")
+        return Signals(self.prediction, {Tap.named(name): tensor for name, tensor in self.layers.items()})
 
 
 class BroughtAlong:

@@ -41,7 +41,7 @@ class Selection:
     def __call__(self, x):
         """`(prediction, layers)` of a batch: outputs as logits where that is known, `{"layer:part": tensor}`."""
         signals = self._reader(x, training=False)
-        layers = {_name(tap): tensor for tap, tensor in signals.layers.items()}
+        layers = {tap.name: tensor for tap, tensor in signals.layers.items()}
         return self._prediction(signals), layers
 
     def _prediction(self, signals):
@@ -87,11 +87,7 @@ def _tap(name):
             "signals must be objectives, names of outputs or names of layers ('layer' or 'layer:part'), got "
             f"{type(name).__name__}: {name!r}."
         )
-    layer, _, part = name.partition(":")
-    if part and part not in PARTS:
+    tap = Tap.named(name)
+    if tap.part not in PARTS:
         raise ValueError(f"signals: {name!r} names no part of a layer; the parts are {sorted(PARTS)}.")
-    return Tap(layer, part or "output")
-
-
-def _name(tap):
-    return tap.layer if tap.part == "output" else f"{tap.layer}:{tap.part}"
+    return tap
