@@ -6,6 +6,7 @@ from keras import ops
 from keras_kd._assertions import require_all
 from keras_kd._checks import require_choice
 from keras_kd._keras_private import get_mask, set_direction
+from keras_kd.objectives.base import class_labels
 
 
 class ExampleMetric(keras.metrics.Metric):
@@ -48,18 +49,12 @@ class ExampleMetric(keras.metrics.Metric):
     def labels_and_weights(self, y_true, outputs, weights):
         """Labels as integers, and the weights, 0 where a label is negative: such examples are unlabelled."""
         # (batch, ...), (batch, ..., 1) or one-hot (batch, ..., classes) -> (batch, ...) int32, (batch, ...)
-        labels = ops.convert_to_tensor(y_true)
-        classes, rank = outputs.shape[-1], len(outputs.shape)
-        if len(labels.shape) == rank and labels.shape[-1] == classes:
-            labels = ops.argmax(labels, axis=-1)
-        elif len(labels.shape) == rank and labels.shape[-1] == 1:
-            labels = ops.squeeze(labels, axis=-1)
-        elif len(labels.shape) != rank - 1:
+        labels, classes = class_labels(ops.convert_to_tensor(y_true), outputs), outputs.shape[-1]
+        if len(labels.shape) != len(outputs.shape) - 1:
             raise ValueError(
                 f"{self.name} needs labels y that are integers, one per example (token), or one-hot, for outputs of "
                 f"shape {tuple(outputs.shape)}, got shape {tuple(labels.shape)}."
             )
-        labels = ops.cast(labels, "int32")
         weights = ops.where(labels >= 0, weights, ops.zeros_like(weights))
         inside = ops.logical_or(labels < classes, weights == 0)
         message = f"{self.name}: labels must lie in 0 … {classes - 1}, or below 0 where there is none; got"

@@ -164,19 +164,28 @@ class LabelledObjective(Objective):
         # (batch, ..., classes), labels, (batch, ..., classes) -> (batch, ...)
         teacher, labels = teacher_and_labels
         self.check_shapes(tuple(teacher.shape), tuple(student.shape))
-        classes = student.shape[-1]
-        if tuple(labels.shape[:-1]) == tuple(student.shape[:-1]) and labels.shape[-1] == classes:
-            labels = ops.argmax(labels, axis=-1)
-        elif len(labels.shape) == len(student.shape) and labels.shape[-1] == 1:
-            labels = ops.squeeze(labels, axis=-1)
-        labels = ops.cast(labels, "int32")
-        true_class = ops.expand_dims(labels, -1) == ops.arange(classes, dtype="int32")
+        labels = class_labels(labels, student)
+        true_class = ops.expand_dims(labels, -1) == ops.arange(student.shape[-1], dtype="int32")
         values = self.compare(teacher, student, true_class)
         return ops.where(labels >= 0, values, ops.zeros_like(values))
 
     def compare(self, teacher, student, true_class):
         """One value per sample; `true_class` is True at the label, `(batch, ..., classes)` bool."""
         raise NotImplementedError(f"{type(self).__name__} must implement compare(teacher, student, true_class).")
+
+
+def class_labels(labels, outputs):
+    """Labels as integers, one an example or token.
+
+    Args:
+        labels: Integers `(batch, ...)` or `(batch, ..., 1)`, or one-hot rows `(batch, ..., classes)`.
+        outputs: `(batch, ..., classes)`.
+    """
+    if len(labels.shape) == len(outputs.shape) and labels.shape[-1] == outputs.shape[-1]:
+        labels = ops.argmax(labels, axis=-1)
+    elif len(labels.shape) == len(outputs.shape) and labels.shape[-1] == 1:
+        labels = ops.squeeze(labels, axis=-1)
+    return ops.cast(labels, "int32")
 
 
 def _layer_list(layers, argument):
