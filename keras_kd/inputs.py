@@ -36,6 +36,13 @@ def input_names(model):
     return keras.tree.map_structure(lambda tensor: names[id(tensor)], graph.input)
 
 
+def own_entries(x, names):
+    """Of a dict `x`, the entries of these names, in the structure of `names`; None where one is missing."""
+    if not isinstance(x, dict) or not set(keras.tree.flatten(names)) <= set(x):
+        return None
+    return keras.tree.map_structure(lambda name: x[name], names)
+
+
 def input_specs(model):
     """Return {input name: tf.TensorSpec} of a functional or built sequential model, None for any other model."""
     names = input_names(model)

@@ -6,10 +6,10 @@ import keras
 from keras import ops
 
 from keras_kd._keras_private import call_model, functional_graph, get_mask, producer, set_mask, symbolic_result
-from keras_kd.inputs import input_names
+from keras_kd.inputs import input_names, own_entries
 from keras_kd.taps import Listener
 
-_TINY = 1.1754944e-38  # the smallest normal float32: keeps log(0) finite
+TINY = 1.1754944e-38  # the smallest normal float32: keeps log(0) finite
 _LEAST_REST = 2.0**-25  # half the distance from 1 to the float32 below: what a probability of 1 may leave
 
 
@@ -65,9 +65,9 @@ class SignalReader:
         """
         if not isinstance(x, dict) or self._inputs is None:
             return x
-        names = keras.tree.flatten(self._inputs)
-        if set(names) <= set(x):
-            return keras.tree.map_structure(lambda name: x[name], self._inputs)
+        own, names = own_entries(x, self._inputs), keras.tree.flatten(self._inputs)
+        if own is not None:
+            return own
         if len(x) > len(names):
             raise ValueError(
                 f"x must hold the {self.role}'s inputs {sorted(names)}, got the entries {sorted(x)}. Name the "
@@ -250,7 +250,7 @@ def _detached(tensor):
 def logits_of(tensor, activation):
     """What the activation was applied to, up to a constant: log p of a softmax, log p − log(1 − p) of a sigmoid."""
     probabilities = ops.cast(tensor, "float32")
-    logits = ops.log(ops.maximum(probabilities, _TINY))
+    logits = ops.log(ops.maximum(probabilities, TINY))
     if activation == "sigmoid":
         logits = logits - ops.log(ops.maximum(1.0 - probabilities, _LEAST_REST))
     return logits if isinstance(tensor, keras.KerasTensor) else set_mask(logits, get_mask(tensor))

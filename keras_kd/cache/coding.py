@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from keras_kd.top_classes import dense_logs, replaced
+
 INT8 = "int8"
 DTYPES = ["float16", "float32", INT8]
 
@@ -94,7 +96,7 @@ class TopK:
         else:
             everything = tf.nn.log_softmax(tf.cast(signal, tf.float32))
             log_p, classes = tf.math.top_k(everything, self.k)
-            others = _replaced(everything, classes, tf.fill(tf.shape(log_p), -math.inf))
+            others = replaced(everything, classes, tf.fill(tf.shape(log_p), -math.inf))
             log_rest = tf.reduce_logsumexp(others, axis=-1)  # not 1 − Σ p, which cancels where the rest is small
         return {
             ".classes": tf.cast(classes, tf.as_dtype(np.dtype(self.fields()[".classes"][0]))),
@@ -105,8 +107,8 @@ class TopK:
     def decode(self, parts):
         # (batch, ..., k) x2, (batch, ...) -> (batch, ..., classes)
         each = parts[".log_rest"] - math.log(self.shape[-1] - self.k)
-        rest = tf.repeat(each[..., None], self.shape[-1], axis=-1)
-        return _replaced(rest, tf.cast(parts[".classes"], tf.int32), tf.cast(parts[".log_p"], tf.float32))
+        classes, log_p = tf.cast(parts[".classes"], tf.int32), tf.cast(parts[".log_p"], tf.float32)
+        return dense_logs(classes, log_p, each, self.shape[-1])
 
 
 class TopLogProbs(NamedTuple):
@@ -140,12 +142,3 @@ def coding_of(config):
 
 def _numpy(dtype):
     return {"float16": "<f2", "float32": "<f4"}[dtype]
-
-
-def _replaced(tensor, positions, values):
-    """`tensor (..., n)` with `values (..., k)` at `positions (..., k)` of its last axis."""
-    count, k = tensor.shape[-1], positions.shape[-1]
-    flat = tf.reshape(tensor, [-1, count])
-    rows = tf.repeat(tf.range(tf.shape(flat)[0]), k)
-    where = tf.stack([rows, tf.reshape(positions, [-1])], axis=-1)
-    return tf.reshape(tf.tensor_scatter_nd_update(flat, where, tf.reshape(values, [-1])), tf.shape(tensor))

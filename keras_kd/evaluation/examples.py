@@ -3,6 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
+from keras_kd.inputs import own_entries
+
 
 def read_examples(data):
     """Return `(x, y)` as NumPy arrays (`x` may be a dict of them) from arrays or from a batched `tf.data.Dataset`.
@@ -34,9 +36,8 @@ def first_example(x):
 def own_inputs(runtime, x):
     """Of a dict `x` with more entries than the model has inputs, those that have the inputs' names."""
     specs = runtime.specs()
-    if not isinstance(x, dict) or specs is None or not set(specs) < set(x):
-        return x
-    return {name: x[name] for name in specs}
+    own = None if specs is None else own_entries(x, {name: name for name in specs})
+    return x if own is None else own
 
 
 def class_indices(y, classes):

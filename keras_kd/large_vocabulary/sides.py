@@ -5,7 +5,8 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-_TINY = 1.1754944e-38  # the smallest normal float32: keeps log(0) finite
+from keras_kd.signals import TINY
+from keras_kd.top_classes import dense_logs
 
 
 class Head(NamedTuple):
@@ -80,10 +81,8 @@ class TopTeacher:
     def piece(self, ids, log_probabilities, *, vocabulary):
         """(rows, k) x2 -> log probabilities (rows, vocabulary)"""
         rest = 1.0 - tf.reduce_sum(tf.exp(log_probabilities), axis=-1)
-        others = tf.math.log(tf.maximum(rest / max(vocabulary - ids.shape[-1], 1), _TINY))
-        logits = tf.repeat(others[:, None], vocabulary, axis=1)
-        rows = tf.repeat(tf.range(tf.shape(ids)[0])[:, None], ids.shape[-1], axis=1)
-        return tf.tensor_scatter_nd_update(logits, tf.stack([rows, ids], axis=-1), log_probabilities)
+        others = tf.math.log(tf.maximum(rest / max(vocabulary - ids.shape[-1], 1), TINY))
+        return dense_logs(ids, log_probabilities, others, vocabulary)
 
 
 def logits_of_head(head):
