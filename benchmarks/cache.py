@@ -14,11 +14,9 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import shutil
 import statistics
 import tempfile
-import time
 from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -26,6 +24,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
+from reporting import interleaved, machine, markdown
 
 import keras_kd
 from keras_kd.taught import Taught
@@ -90,25 +89,9 @@ def cases():
 # What is measured --------------------------------------------------------------------------------------------------
 
 
-def seconds(function):
-    start = time.perf_counter()
-    function()
-    return time.perf_counter() - start
-
-
-def interleaved(functions, rounds):
-    """`{name: (least, median)}` of the seconds that each function takes, all in turn, behind a round that warms up."""
-    times = {name: [] for name in functions}
-    for turn in range(rounds + 1):
-        for name, function in functions.items():
-            taken = seconds(function)
-            if turn:
-                times[name].append(taken)
-    return {name: (min(values), statistics.median(values)) for name, values in times.items()}
-
-
 def with_ratios(times, examples):
     """Rows of a table, ratios to the first first."""
+    times = {name: (min(values), statistics.median(values)) for name, values in times.items()}
     first = next(iter(times.values()))
     return {
         name: {
@@ -183,14 +166,6 @@ def log_softmax(logits):
     return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 
-def markdown(title, rows):
-    columns = list(next(iter(rows.values())))
-    lines = [f"| {title} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, row in rows.items():
-        lines.append(f"| {name} | " + " | ".join(f"{row[column]:.4g}" for column in columns) + " |")
-    return "\n".join(lines)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
@@ -206,14 +181,12 @@ def main():
             results[f"{name}: building"] = build_rate(case, folder / "built", options.rounds)
             results[f"{name}: codings"] = errors(case, folder)
         for title in list(results)[-3:]:
-            print(markdown(title, results[title]) + "\n", flush=True)
-    versions = {module.__name__: module.__version__ for module in (keras_kd, keras, tf, np)}
-    machine = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "versions": versions}
-    machine["load when it ended"] = os.getloadavg()
-    print(machine)
-    (options.output / "report.json").write_text(json.dumps({**machine, "results": results}, indent=1))
-    tables = [markdown(title, rows) for title, rows in results.items()]
-    (options.output / "tables.md").write_text("\n\n".join(tables) + f"\n\n{json.dumps(machine)}\n")
+            print(markdown(title, results[title], digits=4) + "\n", flush=True)
+    measured_on = {**machine(keras_kd, keras, tf, np), "load when it ended": os.getloadavg()}
+    print(measured_on)
+    (options.output / "report.json").write_text(json.dumps({**measured_on, "results": results}, indent=1))
+    tables = [markdown(title, rows, digits=4) for title, rows in results.items()]
+    (options.output / "tables.md").write_text("\n\n".join(tables) + f"\n\n{json.dumps(measured_on)}\n")
 
 
 if __name__ == "__main__":

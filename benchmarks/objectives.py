@@ -13,8 +13,6 @@ import functools
 import json
 import os
 import pathlib
-import platform
-import statistics
 import time
 from typing import NamedTuple
 
@@ -23,6 +21,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import sklearn
+from reporting import machine, mean_and_spread
 from sklearn.metrics import f1_score
 
 import keras_kd
@@ -76,6 +75,14 @@ def umsab(seed, data):
 def _tweets(folder, split):
     from sklearn.feature_extraction.text import HashingVectorizer
 
+    texts, labels, languages = read_tweets(folder, split)
+    hashed = HashingVectorizer(analyzer="char_wb", ngram_range=(1, 4), n_features=2048, alternate_sign=False)
+    x = np.sqrt(hashed.transform(texts).toarray()).astype("float32")
+    return Split(x, labels, languages)
+
+
+def read_tweets(folder, split):
+    """Texts, labels and languages of one split of all languages."""
     texts, labels, languages = [], [], []
     for language in sorted(path.name for path in folder.iterdir() if path.is_dir()):
         lines = [(folder / language / f"{split}_{kind}.txt").read_text("utf-8") for kind in ("text", "labels")]
@@ -83,9 +90,7 @@ def _tweets(folder, split):
         texts += read[0]
         labels += map(int, read[1])
         languages += [language] * len(read[0])
-    hashed = HashingVectorizer(analyzer="char_wb", ngram_range=(1, 4), n_features=2048, alternate_sign=False)
-    x = np.sqrt(hashed.transform(texts).toarray()).astype("float32")
-    return Split(x, np.array(labels, "int32"), np.array(languages))
+    return texts, np.array(labels, "int32"), np.array(languages)
 
 
 TASKS = {"digits": digits, "umsab": umsab}
@@ -209,14 +214,10 @@ def markdown(results):
         for result in results.values():
             values, base = result["scores"][row], result["scores"]["labels only"]
             gains = [value - other for value, other in zip(values, base, strict=True)]
-            gain = "–" if row in ("teacher", "labels only") else _mean_and_spread(gains)
-            cells += [_mean_and_spread(values), gain, f"{result['lambdas'].get(row, '–')}"]
+            gain = "–" if row in ("teacher", "labels only") else mean_and_spread(gains)
+            cells += [mean_and_spread(values), gain, f"{result['lambdas'].get(row, '–')}"]
         lines.append(f"| {row} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
-
-
-def _mean_and_spread(values):
-    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}" if len(values) > 1 else f"{values[0]:.1f}"
 
 
 def main():
@@ -238,9 +239,8 @@ def main():
         results[name] = {"scores": scores, "lambdas": lambdas, "seconds": time.perf_counter() - start}
     if not results:
         raise SystemExit("No task was left to measure.")
-    versions = {module.__name__: module.__version__ for module in (keras_kd, keras, np, sklearn)}
-    report = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "versions": versions}
-    (options.output / "report.json").write_text(json.dumps({**report, "results": results}, indent=1))
+    report = {**machine(keras_kd, keras, np, sklearn), "results": results}
+    (options.output / "report.json").write_text(json.dumps(report, indent=1))
     table = markdown(results)
     (options.output / "table.md").write_text(table + "\n")
     print(f"\n{table}")

@@ -12,8 +12,6 @@ import argparse
 import json
 import os
 import pathlib
-import platform
-import time
 from typing import NamedTuple
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -21,6 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
+from reporting import interleaved, machine, markdown
 
 import keras_kd
 
@@ -90,16 +89,12 @@ def mlp_case():
 
 def milliseconds(models, batches, rounds):
     """The least time of a forward pass of each model on its batch, all in turn; `{name: ms}`."""
-    functions = {name: tf.function(lambda x, model=model: model(x, training=False)) for name, model in models.items()}
-    batches = {name: keras.tree.map_structure(tf.constant, batch) for name, batch in batches.items()}
-    times = {name: [] for name in models}
-    for turn in range(rounds + 1):
-        for name, function in functions.items():
-            start = time.perf_counter()
-            function(batches[name]).numpy()
-            if turn:  # the first one traces
-                times[name].append(1e3 * (time.perf_counter() - start))
-    return {name: min(values) for name, values in times.items()}
+    functions = {}
+    for name, model in models.items():
+        forward = tf.function(lambda x, model=model: model(x, training=False))
+        batch = keras.tree.map_structure(tf.constant, batches[name])
+        functions[name] = lambda forward=forward, batch=batch: forward(batch).numpy()
+    return {name: 1e3 * min(seconds) for name, seconds in interleaved(functions, rounds).items()}
 
 
 def with_ratios(times):
@@ -148,14 +143,6 @@ def languages(case, rounds):
     return with_ratios(milliseconds(models, batches, rounds))
 
 
-def markdown(title, rows):
-    columns = list(next(iter(rows.values())))
-    lines = [f"| {title} | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
-    for name, row in rows.items():
-        lines.append(f"| {name} | " + " | ".join(f"{row[column]:.3g}" for column in columns) + " |")
-    return "\n".join(lines)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
@@ -169,12 +156,11 @@ def main():
         results[f"{name}: ensembles"] = ensembles(case, options.rounds)
         results[f"{name}: languages"] = languages(case, options.rounds)
         for title in list(results)[-3:]:
-            print(markdown(title, results[title]) + "\n", flush=True)
-    versions = {module.__name__: module.__version__ for module in (keras_kd, keras, tf, np)}
-    machine = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "versions": versions}
-    print(machine)
-    (options.output / "report.json").write_text(json.dumps({**machine, "results": results}, indent=1))
-    tables = [markdown(title, rows) for title, rows in results.items()]
+            print(markdown(title, results[title], digits=3) + "\n", flush=True)
+    measured_on = machine(keras_kd, keras, tf, np)
+    print(measured_on)
+    (options.output / "report.json").write_text(json.dumps({**measured_on, "results": results}, indent=1))
+    tables = [markdown(title, rows, digits=3) for title, rows in results.items()]
     (options.output / "tables.md").write_text("\n\n".join(tables) + "\n")
 
 

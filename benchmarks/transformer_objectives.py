@@ -15,7 +15,6 @@ import functools
 import json
 import os
 import pathlib
-import platform
 import re
 import time
 import zlib
@@ -28,7 +27,8 @@ import keras
 import numpy as np
 import sklearn
 import tensorflow as tf
-from objectives import SEED_OF_LAMBDAS, UNLABELLED, Split, Task, _mean_and_spread, score
+from objectives import SEED_OF_LAMBDAS, UNLABELLED, Split, Task, read_tweets, score
+from reporting import machine, mean_and_spread
 
 import keras_kd
 
@@ -54,16 +54,8 @@ def umsab(seed, data):
 @functools.cache
 def tweets(folder, split):
     """One split of all languages, as ids."""
-    x, y, languages = [], [], []
-    for language in sorted(path for path in folder.iterdir() if path.is_dir()):
-        texts, labels = (
-            (language / f"{split}_{kind}.txt").read_text("utf-8").removesuffix("\n").split("\n")
-            for kind in ("text", "labels")
-        )
-        x += map(word_pieces, texts)
-        y += map(int, labels)
-        languages += [language.name] * len(texts)
-    return Split(np.array(x, "int32"), np.array(y, "int32"), np.array(languages))
+    texts, labels, languages = read_tweets(folder, split)
+    return Split(np.array([word_pieces(text) for text in texts], "int32"), labels, languages)
 
 
 def word_pieces(text):
@@ -221,8 +213,8 @@ def markdown(scores, chosen):
         gains = []
         for base in bases:
             differences = [value - other for value, other in zip(values, scores[base], strict=True)]
-            gains.append("–" if name in ("teacher", LABELS_ONLY, base) else _mean_and_spread(differences))
-        cells = [name, _mean_and_spread(values), *gains, *_settings(name, chosen)]
+            gains.append("–" if name in ("teacher", LABELS_ONLY, base) else mean_and_spread(differences))
+        cells = [name, mean_and_spread(values), *gains, *_settings(name, chosen)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -235,9 +227,8 @@ def _settings(name, chosen):
 
 def write(folder, report, seeds):
     """The report and the table, after each seed: a run that is ended early keeps the seeds it has."""
-    versions = {module.__name__: module.__version__ for module in (keras_kd, keras, tf, np, sklearn)}
-    machine = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "versions": versions}
-    (folder / "report.json").write_text(json.dumps({**machine, "seeds": seeds, **report}, indent=1))
+    report = {**machine(keras_kd, keras, tf, np, sklearn), "seeds": seeds, **report}
+    (folder / "report.json").write_text(json.dumps(report, indent=1))
     (folder / "table.md").write_text(markdown(report["scores"], report["chosen"]) + "\n")
 
 

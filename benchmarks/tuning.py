@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import statistics
 import time
 
@@ -20,7 +19,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import keras_tuner
 import numpy as np
-from objectives import UNLABELLED, _mean_and_spread, classifier, digits, fit, score, student_of, teacher_of
+from objectives import UNLABELLED, classifier, digits, fit, score, student_of, teacher_of
+from reporting import machine, mean_and_spread
 
 import keras_kd
 
@@ -88,7 +88,7 @@ def markdown(reports):
         table[f"tuned − {other}"] = [a - b for a, b in zip(table["tuned"], table[other], strict=True)]
     lines = ["| | " + " | ".join(f"seed {seed}" for seed in seeds) + " | mean ± sd |", "|---" * (len(seeds) + 2) + "|"]
     for row, values in table.items():
-        lines.append(f"| {row} | " + " | ".join(f"{v:.1f}" for v in values) + f" | {_mean_and_spread(values)} |")
+        lines.append(f"| {row} | " + " | ".join(f"{v:.1f}" for v in values) + f" | {mean_and_spread(values)} |")
     for name in SEARCH:
         lines.append(f"| best {name} | " + " | ".join(f"{report['best'][name]:.3g}" for report in reports) + " | |")
     return "\n".join(lines)
@@ -117,9 +117,8 @@ def main():
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     reports = [measure(seed, options.trials, options.output) for seed in options.seeds]
-    versions = {module.__name__: module.__version__ for module in (keras_kd, keras, keras_tuner, np)}
-    machine = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "versions": versions}
-    (options.output / "report.json").write_text(json.dumps({**machine, "seeds": reports}, indent=1))
+    report = {**machine(keras_kd, keras, keras_tuner, np), "seeds": reports}
+    (options.output / "report.json").write_text(json.dumps(report, indent=1))
     table = f"{markdown(reports)}\n\n{verdict(reports)}"
     (options.output / "table.md").write_text(table + "\n")
     print(f"\nMacro-F1 on the test split, in points.\n\n{table}")
