@@ -8,8 +8,8 @@ from keras import ops
 from keras_kd._keras_private import call_model, functional_graph, get_mask, producer, set_mask, symbolic_result
 from keras_kd.inputs import input_names, own_entries
 from keras_kd.taps import Listener
+from keras_kd.top_classes import TINY
 
-TINY = 1.1754944e-38  # the smallest normal float32: keeps log(0) finite
 _LEAST_REST = 2.0**-25  # half the distance from 1 to the float32 below: what a probability of 1 may leave
 
 

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 from keras_kd.signals import Signals, output_positions
 from keras_kd.taps import Tap
+from keras_kd.top_classes import in_full
 
 
 class Taught(NamedTuple):
@@ -14,7 +15,8 @@ class Taught(NamedTuple):
 
     Attributes:
         x: What the models read.
-        prediction: The teacher's outputs, as logits where they are distributions: a tensor, list or dict.
+        prediction: The teacher's outputs, as logits where they are distributions: a tensor, list or dict. A
+            `TopClasses` will do for logits.
         layers: What its layers gave: `{"path of the layer": tensor}`, of another part than the output
             `{"path:part": tensor}`.
     """
@@ -25,7 +27,7 @@ class Taught(NamedTuple):
 
     def signals(self):
         """The teacher's `Signals`."""
-        return Signals(self.prediction, {Tap.named(name): tensor for name, tensor in self.layers.items()})
+        return Signals(in_full(self.prediction), {Tap.named(name): tensor for name, tensor in self.layers.items()})
 
 
 class BroughtAlong:

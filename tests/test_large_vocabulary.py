@@ -11,7 +11,7 @@ import tensorflow as tf
 from conftest import strategy_of
 
 import keras_kd
-from keras_kd.large_vocabulary import Head, TopTokens, fused_loss
+from keras_kd.large_vocabulary import Head, TopClasses, fused_loss
 
 TOKENS, VOCABULARY = 37, 101
 REFERENCE = pathlib.Path(__file__).parents[2] / "shared" / "reference" / "losses.json"
@@ -236,7 +236,7 @@ def test_top_tokens_are_a_teacher_whose_other_tokens_share_the_rest():
     as_head = Head(decoded.astype("float32"), np.eye(VOCABULARY, dtype="float32"), np.zeros(VOCABULARY, "float32"))
     for objective in DIVERGENCES[0], DIVERGENCES[2]:
         expected, expected_gradients = dense(objective, teacher=as_head)
-        actual, gradients = fused(objective, teacher=TopTokens(ids, top))
+        actual, gradients = fused(objective, teacher=TopClasses.of(ids, top, VOCABULARY))
         assert_close(actual, expected)
         assert_close(gradients, expected_gradients)
 
@@ -262,7 +262,7 @@ def test_top_tokens_give_the_published_value():
     among_others = formulas.kl(np.full(others.shape, 1 / 3), formulas.softmax(others))
     eye = np.eye(student.shape[-1])
     objective = keras_kd.SoftLabels(temperature=1.0)
-    total = fused_loss(objective, TopTokens(ids, top), Head(student, eye)).total
+    total = fused_loss(objective, TopClasses.of(ids, top, 5), Head(student, eye)).total
     lumped = total - np.sum((1 - np.exp(top).sum(-1)) * among_others)
     np.testing.assert_allclose(lumped, value["missing_mass_uniform_tail"], rtol=1e-6)
     total = fused_loss(objective, Head(teacher, eye), Head(student, eye)).total
@@ -329,14 +329,14 @@ def test_no_array_of_tokens_by_vocabulary_is_made():
     [
         ({"objective": keras_kd.LogitsMSE()}, TypeError, "objective must be a keras_kd.Divergence"),
         ({"student": STUDENT.hidden}, TypeError, "student must be a keras_kd.large_vocabulary.Head"),
-        ({"teacher": TEACHER.hidden}, TypeError, "teacher must be a keras_kd.large_vocabulary.Head or TopTokens"),
+        ({"teacher": TEACHER.hidden}, TypeError, "teacher must be a keras_kd.large_vocabulary.Head or TopClasses"),
         ({"chunk_bytes": 0}, ValueError, "chunk_bytes must be >= 1"),
         ({"student": STUDENT._replace(kernel=STUDENT.kernel.T)}, ValueError, "vocabulary_first"),
         ({"student": STUDENT._replace(bias=np.zeros(3))}, ValueError, "bias"),
         ({"teacher": head(5, 1, vocabulary=99)}, ValueError, "one vocabulary"),
         ({"teacher": head(5, 1, tokens=36)}, ValueError, "as many tokens"),
         ({"labels": LABELS[1:]}, ValueError, "labels"),
-        ({"teacher": TopTokens(np.zeros((TOKENS, 2)), np.zeros((TOKENS, 3)))}, ValueError, "one shape"),
+        ({"teacher": TopClasses.of(np.zeros((TOKENS, 2)), np.zeros((TOKENS, 2)), 99)}, ValueError, "one vocabulary"),
     ],
 )
 def test_what_does_not_fit_is_refused(changes, error, message):

@@ -1,6 +1,7 @@
 """The losses over logits for large vocabularies, from hidden states and heads."""
 
 from keras_kd.large_vocabulary.fused import FusedLoss, fused_loss
-from keras_kd.large_vocabulary.sides import Head, TopTokens
+from keras_kd.large_vocabulary.sides import Head
+from keras_kd.top_classes import TopClasses
 
-__all__ = ["FusedLoss", "Head", "TopTokens", "fused_loss"]
+__all__ = ["FusedLoss", "Head", "TopClasses", "fused_loss"]

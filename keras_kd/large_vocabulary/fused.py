@@ -10,12 +10,12 @@ from keras_kd.large_vocabulary.sides import (
     Head,
     LiveTeacher,
     TopTeacher,
-    TopTokens,
     by_token,
     checked_head,
     require_tokens,
 )
 from keras_kd.objectives.logits import Divergence
+from keras_kd.top_classes import TopClasses
 
 CHUNK_BYTES = 2**26  # of one float32 array (chunk of tokens, vocabulary)
 
@@ -63,7 +63,7 @@ def fused_loss(
 
     Args:
         objective: A `keras_kd.Divergence`, for instance `SoftLabels(temperature=2.0)`. Its `weight` is not heeded.
-        teacher: A `Head`, or `TopTokens`.
+        teacher: A `Head`, or a `TopClasses`.
         student: A `Head`. Widths and dtypes of the two may differ; the vocabulary is one.
         labels: Whole numbers `(...)`, as many as tokens; negative ones are passed over. None: no cross-entropy.
         soft_weights: A number or `(...)`: each token's weight in the soft loss.
@@ -76,7 +76,7 @@ def fused_loss(
         A `FusedLoss`.
 
     Raises:
-        TypeError: `objective` is no `Divergence`, `student` no `Head`, `teacher` neither `Head` nor `TopTokens`;
+        TypeError: `objective` is no `Divergence`, `student` no `Head`, `teacher` neither `Head` nor `TopClasses`;
             `chunk_bytes` is no whole number.
         ValueError: Widths, vocabularies or tokens of hidden states, kernels, biases, labels do not fit each other;
             `chunk_bytes` is below 1.
@@ -100,7 +100,7 @@ def fused_loss(
     require_count(chunk_bytes, "chunk_bytes", at_least=1)
     student = checked_head(student, "student", "Head")
     tokens = student.hidden.shape[:-1]
-    of_teacher = TopTeacher(teacher) if isinstance(teacher, TopTokens) else LiveTeacher(teacher, student)
+    of_teacher = TopTeacher(teacher, student) if isinstance(teacher, TopClasses) else LiveTeacher(teacher, student)
     require_tokens(of_teacher.shape, tokens, "teacher")
     if labels is not None:
         labels = tf.cast(labels, "int32")

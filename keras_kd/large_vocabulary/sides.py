@@ -5,7 +5,6 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_kd.signals import TINY
 from keras_kd.top_classes import dense_logs
 
 
@@ -25,25 +24,11 @@ class Head(NamedTuple):
     vocabulary_first: bool = False
 
 
-class TopTokens(NamedTuple):
-    """What a teacher's most probable tokens tell; the rest of its probability is spread evenly over all other tokens.
-
-    Where nothing is left for the others, they get the smallest normal float32, of which the log is finite.
-
-    Attributes:
-        ids: The tokens, `(..., k)` whole numbers, each once.
-        log_probabilities: Natural logs of their probabilities at temperature 1, `(..., k)`.
-    """
-
-    ids: object
-    log_probabilities: object
-
-
 class LiveTeacher:
     """A teacher's hidden states and head."""
 
     def __init__(self, head, student):
-        head = checked_head(head, "teacher", "Head or TopTokens")
+        head = checked_head(head, "teacher", "Head or TopClasses")
         if vocabulary_of(head) != vocabulary_of(student):
             raise ValueError(
                 f"teacher and student must have one vocabulary, got kernels {head.kernel.shape} and "
@@ -63,26 +48,24 @@ class LiveTeacher:
 
 
 class TopTeacher:
-    """A teacher's most probable tokens."""
+    """A teacher's likeliest tokens, a `TopClasses`."""
 
-    def __init__(self, top):
-        ids, log_probabilities = tf.cast(top.ids, "int32"), tf.cast(top.log_probabilities, "float32")
-        if ids.shape.rank != log_probabilities.shape.rank or not ids.shape.is_compatible_with(log_probabilities.shape):
+    def __init__(self, top, student):
+        if top.count != vocabulary_of(student):
             raise ValueError(
-                "teacher: ids and log_probabilities must have one shape, got "
-                f"{ids.shape} and {log_probabilities.shape}."
+                f"teacher and student must have one vocabulary, got {top.count} classes and a kernel "
+                f"{student.kernel.shape}."
             )
-        self.shape = ids.shape[:-1]
-        self.of_tokens = (by_token(ids, 1), by_token(tf.stop_gradient(log_probabilities), 1))
+        self.shape = top.log_each.shape
+        values = [tf.stop_gradient(values) for values in (top.log_p, top.log_each)]
+        self.of_tokens = (by_token(top.classes, 1), by_token(values[0], 1), by_token(values[1]))
 
-    def chunk(self, ids, log_probabilities):
-        return ids, log_probabilities
+    def chunk(self, *of_tokens):
+        return of_tokens
 
-    def piece(self, ids, log_probabilities, *, vocabulary):
-        """(rows, k) x2 -> log probabilities (rows, vocabulary)"""
-        rest = 1.0 - tf.reduce_sum(tf.exp(log_probabilities), axis=-1)
-        others = tf.math.log(tf.maximum(rest / max(vocabulary - ids.shape[-1], 1), TINY))
-        return dense_logs(ids, log_probabilities, others, vocabulary)
+    def piece(self, classes, log_p, log_each, *, vocabulary):
+        """(rows, k) x2, (rows,) -> log probabilities (rows, vocabulary)"""
+        return dense_logs(classes, log_p, log_each, vocabulary)
 
 
 def logits_of_head(head):
