@@ -53,6 +53,11 @@ def loss_argument(model):
     )
 
 
+def has_loss_weights(model):
+    """Whether the model was compiled with `loss_weights`."""
+    return model._compile_loss is not None and model._compile_loss._user_loss_weights is not None
+
+
 def replace_compiled_losses(model, wrap):
     """Replace each loss of `compile(loss=...)` by `wrap(loss)`; does nothing where it is done already."""
     compile_loss = model._compile_loss
@@ -106,6 +111,11 @@ def attention_call(layer, args, kwargs):
     """The arguments of an attention layer's `_compute_attention` by name: projected query, key and value, mask."""
     bound = inspect.signature(type(layer)._compute_attention).bind(layer, *args, **kwargs)
     return {"attention_mask": None, "use_causal_mask": False, **bound.arguments}
+
+
+def call_arguments(layer, args, kwargs):
+    """The arguments that were given to a layer's `call`, by name."""
+    return inspect.signature(type(layer).call).bind(layer, *args, **kwargs).arguments
 
 
 def sublayers(layer):

@@ -5,7 +5,7 @@ import functools
 import keras
 
 from keras_kd import fit_checks
-from keras_kd._checks import require_model, require_number
+from keras_kd._checks import require_choice, require_model, require_number
 from keras_kd._keras_private import functional_graph, random_states, symbolic_result
 from keras_kd.balancing import Balance
 from keras_kd.objectives import KerasLoss, Objective, SoftLabels
@@ -56,6 +56,11 @@ class Distiller(Step, keras.Model):
         hard_weight: Factor ≥ 0 of `L_raw`, kept in the variable `distiller.hard_weight`.
         balance: `UncertaintyBalance()` or `GradientNormBalance()`, which find a further factor for each loss while
             training; None: no such factors.
+        fuse_logits: Whether soft labels (or another divergence) and the cross-entropy are computed from the last
+            layers' inputs, without the logits, which for a large vocabulary are most of a step's memory: both models
+            have to be functional, with one output from a `Dense` or a `ReversibleEmbedding`, and `compile` has to have
+            no metrics, and the loss `SparseCategoricalCrossentropy(from_logits=True)` or None. True: always, or a
+            ValueError says why not; False: never; None: where it can be had and there are 16,384 classes or more.
         name: Name of the model.
 
     Raises:
@@ -79,13 +84,25 @@ class Distiller(Step, keras.Model):
     (https://arxiv.org/abs/1503.02531).
     """
 
-    def __init__(self, teacher, student, objectives=None, *, soft_weight=1.0, hard_weight=1.0, balance=None, name=None):
+    def __init__(
+        self,
+        teacher,
+        student,
+        objectives=None,
+        *,
+        soft_weight=1.0,
+        hard_weight=1.0,
+        balance=None,
+        fuse_logits=None,
+        name=None,
+    ):
         require_model(student, "student")
         super().__init__(name=name, dtype=student.dtype_policy, autocast=False)  # the student casts its own inputs
         self.objectives = _objective_list(objectives)
         self.soft_weight = scalar_variable(require_number(soft_weight, "soft_weight", at_least=0.0), "soft_weight")
         self.hard_weight = scalar_variable(require_number(hard_weight, "hard_weight", at_least=0.0), "hard_weight")
         self.balance = _built_balance(balance, self.objectives)
+        self.fuse_logits = require_choice(fuse_logits, "fuse_logits", [True, False, None])
         self._objective_variables = [v for o in self.objectives for v in o.hyperparameters().values()]
         self.projections = {}
         if teacher is not None:
@@ -122,12 +139,15 @@ class Distiller(Step, keras.Model):
         if not isinstance(x, Taught):
             return self._live_pairing
         if self._brought_pairing is None:
-            return Pairing(self.objectives, self.student, BroughtAlong(x))
+            return self._pairing(BroughtAlong(x))
         return self._brought_pairing
+
+    def _pairing(self, teacher):
+        return Pairing(self.objectives, self.student, teacher, fuse_logits=self.fuse_logits)
 
     def _checked_pairing(self, teacher):
         """The signals of a teacher and of the student; makes the projections that the objectives ask for."""
-        pairing = Pairing(self.objectives, self.student, teacher)
+        pairing = self._pairing(teacher)
         widths = {}
         for objective, pair in pairing.symbolic_pairs():
             self._fit_projection(objective, pair, widths)
@@ -233,6 +253,7 @@ class Distiller(Step, keras.Model):
             "soft_weight": scalar_value(self.soft_weight),
             "hard_weight": scalar_value(self.hard_weight),
             "balance": self.balance and keras.saving.serialize_keras_object(self.balance),
+            "fuse_logits": self.fuse_logits,
             "teaches_itself": self._live_pairing.of_itself,
             "projections": {
                 name: keras.saving.serialize_keras_object(layer) for name, layer in self.projections.items()

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import keras
 
+from keras_kd.large_vocabulary.fusion import Fusion
 from keras_kd.signals import SignalReader
 from keras_kd.taps import Tap
 from keras_kd.taught import BroughtAlong, without_signals
@@ -34,23 +35,31 @@ class Pairing:
         student: A built `keras.Model`.
         teacher: A built `keras.Model`; the student itself for one that learns from its own signals; a `BroughtAlong`
             for signals that come with the batches; or None.
+        fuse_logits: As of the `Distiller`.
+
+    Attributes:
+        fusion: How losses can do without the logits, a `Fusion`; or None.
 
     Raises:
         ValueError: Signals do not fit: other shapes or activations, unknown layers or outputs.
     """
 
-    def __init__(self, objectives, student, teacher=None):
+    def __init__(self, objectives, student, teacher=None, *, fuse_logits=False):
         self.objectives = objectives
         self.teacher = teacher
         self.of_itself = teacher is student
         if self.of_itself:
             _require_two_signals(objectives)
-        taps = taps_of(objectives, "student") + (taps_of(objectives, "teacher") if self.of_itself else ())
+        self.fusion = None if teacher is None else Fusion.wanted(fuse_logits, objectives, student, teacher)
+        taps = self._taps("student") + (taps_of(objectives, "teacher") if self.of_itself else ())
         self._student_reader = self._teacher_reader = SignalReader(student, taps, role="student")
         if isinstance(teacher, BroughtAlong) or teacher is None:
             self._teacher_reader = teacher
         elif not self.of_itself:
-            self._teacher_reader = SignalReader(teacher, taps_of(objectives, "teacher"), role="teacher")
+            self._teacher_reader = SignalReader(teacher, self._taps("teacher"), role="teacher")
+
+    def _taps(self, side):
+        return taps_of(self.objectives, side) + (() if self.fusion is None else self.fusion.taps(side))
 
     def inputs_of_student(self, x):
         """Of a batch, what the student reads."""

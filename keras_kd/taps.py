@@ -1,8 +1,8 @@
 """Taps: what layers inside a model give while the model runs, read without changing the model.
 
-A tap names a layer and one of its `PARTS`: the layer's output, or the queries, keys, values or scores of the attention
-in it. While the model is called, the tapped layers tell what they compute; behind the call they are as they were. So
-layers of nested and of subclassed models can be tapped as well as those of functional ones.
+A tap names a layer and one of its `PARTS`: the layer's output or input, or the queries, keys, values or scores of the
+attention in it. While the model is called, the tapped layers tell what they compute; behind the call they are as they
+were. So layers of nested and of subclassed models can be tapped as well as those of functional ones.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from keras_kd._keras_private import ATTENTION_LAYERS, attention_call, set_mask, sublayers
+from keras_kd._keras_private import ATTENTION_LAYERS, attention_call, call_arguments, set_mask, sublayers
 
 NOT_ATTENDED = -1e9  # the score of a key that the attention's mask hides from a query
 
@@ -50,6 +50,10 @@ class LayerOutput:
         """The layer that is listened to; `label` says where it stands, for the messages."""
         return layer
 
+    def chosen(self, calls):
+        """Those of the `Call`s in a forward pass that count: there must be one."""
+        return calls
+
     def read(self, call):
         """The signal, of a `Call`."""
         if not keras.ops.is_tensor(call.result):
@@ -57,7 +61,20 @@ class LayerOutput:
         return call.result
 
 
-class AttentionPart:
+class LayerInput(LayerOutput):
+    """What a layer gets; an embedding that is called both ways, what it makes logits of."""
+
+    def chosen(self, calls):
+        if not isinstance(calls[0].layer, keras.layers.ReversibleEmbedding):
+            return calls
+        return [call for call in calls if call_arguments(call.layer, call.args, call.kwargs).get("reverse", False)]
+
+    def read(self, call):
+        _, inputs, *_ = call_arguments(call.layer, call.args, call.kwargs).values()
+        return inputs
+
+
+class AttentionPart(LayerOutput):
     """Queries, keys or values of a self-attention, `(batch, length, heads, dim)`, as they enter the dot product.
 
     Tokens that the attention's mask hides from all queries, padding that is, are masked.
@@ -104,6 +121,7 @@ class AttentionScores(AttentionPart):
 
 PARTS = {
     "output": LayerOutput(),
+    "input": LayerInput(),
     "query": AttentionPart("query"),
     "key": AttentionPart("key"),
     "value": AttentionPart("value"),
@@ -152,6 +170,7 @@ class Listener:
 
     def _signal(self, tap, calls):
         label = self._labels[tap]
+        calls = PARTS[tap.part].chosen(calls) if calls else []
         if len(calls) != 1:
             times = f"is called {len(calls)} times" if calls else "is not called"
             raise ValueError(f"{label} {times} in the {self._role}. Name one that is called once in a forward pass.")

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
+from keras_kd._keras_private import set_mask
 from keras_kd.signals import Signals, output_positions
 from keras_kd.taps import Tap
 from keras_kd.top_classes import in_full
@@ -19,15 +20,29 @@ class Taught(NamedTuple):
             `TopClasses` will do for logits.
         layers: What its layers gave: `{"path of the layer": tensor}`, of another part than the output
             `{"path:part": tensor}`.
+        masks: The Keras masks of the teacher's signals, where they had some: `{name: bool (batch, length)}`; an output
+            is called "output", one of several "output 0" or "output a", a layer "layer path".
     """
 
     x: object
     prediction: object
     layers: dict
+    masks: dict = {}  # noqa: RUF012, which is for mutable defaults: nobody changes it
 
     def signals(self):
         """The teacher's `Signals`."""
-        return Signals(in_full(self.prediction), {Tap.named(name): tensor for name, tensor in self.layers.items()})
+        prediction = in_full(self.prediction)
+        if isinstance(prediction, dict):
+            prediction = {key: self._masked(output, f"output {key}") for key, output in prediction.items()}
+        elif isinstance(prediction, (list, tuple)):
+            prediction = type(prediction)(self._masked(one, f"output {i}") for i, one in enumerate(prediction))
+        else:
+            prediction = self._masked(prediction, "output")
+        layers = {Tap.named(name): self._masked(tensor, f"layer {name}") for name, tensor in self.layers.items()}
+        return Signals(prediction, layers)
+
+    def _masked(self, signal, name):
+        return set_mask(signal, self.masks[name]) if name in self.masks else signal
 
 
 class BroughtAlong:
@@ -40,6 +55,7 @@ class BroughtAlong:
     role = "teacher"
 
     def __init__(self, spec):
+        self.spec = spec
         self._symbolic = Taught(*keras.tree.map_structure(_symbolic_tensor, tuple(spec))).signals()
 
     def __call__(self, batch, training):

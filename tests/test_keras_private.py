@@ -47,6 +47,20 @@ def test_masks_travel_with_tensors():
     np.testing.assert_array_equal(private.get_mask(tensor), [[False, True]])
 
 
+def test_loss_weights_can_be_seen():
+    model = dense_model(4, 3)
+    model.compile("sgd", "mse", loss_weights=0.5)
+    assert private.has_loss_weights(model)
+    model.compile("sgd")
+    assert not private.has_loss_weights(model)
+
+
+def test_the_arguments_of_a_call_have_names():
+    embedding = keras.layers.ReversibleEmbedding(5, 2)
+    arguments = private.call_arguments(embedding, (1,), {"reverse": True})
+    assert list(arguments.items()) == [("self", embedding), ("inputs", 1), ("reverse", True)]
+
+
 def test_the_compiled_loss_can_be_seen_and_replaced():
     model = dense_model(4, 3)
     model.compile("sgd", "sparse_categorical_crossentropy")
@@ -54,6 +68,7 @@ def test_the_compiled_loss_can_be_seen_and_replaced():
     model.compile("sgd", crossentropy(ignore_class=-1))
     assert private.sparse_label_options(private.loss_argument(model)) == (True, -1)
     assert private.loss_function(private.loss_argument(model))[1]["from_logits"] is True
+    assert not private.has_loss_weights(model)
     model.fit(np.zeros((4, 8)), np.zeros(4), verbose=0)
     replaced = []
 

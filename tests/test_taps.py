@@ -61,6 +61,20 @@ def test_layers_of_subclassed_models_are_read():
     assert SignalReader(model, [Tap("last")], role="student").symbolic() is None
 
 
+def test_the_input_of_a_layer_is_read():
+    model = dense_model(6, 5, 3)
+    layers = read(model, Tap("hidden_1", "input"), Tap("hidden_0"))
+    np.testing.assert_array_equal(layers[Tap("hidden_1", "input")], layers[Tap("hidden_0")])
+
+
+def test_the_input_of_an_embedding_used_both_ways_is_what_it_makes_logits_of():
+    tokens = keras.Input((None,), dtype="int32")
+    embedding = keras.layers.ReversibleEmbedding(10, 4, name="embedding")
+    model = keras.Model(tokens, embedding(keras.layers.Dense(4, name="hidden")(embedding(tokens)), reverse=True))
+    layers = read(model, Tap("embedding", "input"), Tap("hidden"), inputs=TOKENS)
+    np.testing.assert_array_equal(layers[Tap("embedding", "input")], layers[Tap("hidden")])
+
+
 def test_static_shapes_are_known_of_functional_models_before_any_batch():
     model, _ = nested()
     symbolic = SignalReader(model, [Tap("hidden_0")], role="student").symbolic()

@@ -10,8 +10,9 @@ from keras import ops
 
 from keras_kd import _keras_private, fit_checks
 from keras_kd.languages import languages_of
+from keras_kd.large_vocabulary.fusion import refusal
 from keras_kd.objectives.base import with_rank
-from keras_kd.steps import guards, replicas
+from keras_kd.steps import fused, guards, replicas
 from keras_kd.steps.observers import Observers
 from keras_kd.taught import without_signals
 
@@ -35,6 +36,8 @@ class TensorFlowStep:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         pairing = self.pairing_of(x)
         teacher, batch = pairing.read_teacher(x), Batch(without_signals(x), y, sample_weight)
+        if self._fusion(pairing) is not None:
+            teacher = pairing.fusion.without_logits(teacher, x)
         finite = guards.all_finite(teacher)
         if not self.jit_compile:
             batch, teacher = guards.require(finite, "teacher", self.optimizer.iterations, (batch, teacher))
@@ -52,9 +55,8 @@ class TensorFlowStep:
             student = pairing.read_student(batch.x, training=True)
             teacher = student.detached() if teacher is None else teacher
             batch = batch._replace(y=self._sound_labels(batch.y, student.prediction))
-            hard_loss = self._hard_loss(batch.y, student.prediction, batch.sample_weight)
-            soft_losses = self._soft_losses(pairing, teacher, student, batch)
-            loss = self._total(hard_loss, soft_losses, tape) + self._regularization(batch.x)
+            hard_loss, soft_losses, total = self._hard_and_soft(pairing, teacher, student, batch, tape)
+            loss = total + self._regularization(batch.x)
             scaled_loss = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled_loss, self.trainable_variables)
         with tf.control_dependencies([scaled_loss]):  # weight decay and step counter wait for the checks, too
@@ -100,6 +102,27 @@ class TensorFlowStep:
 
     # Losses ------------------------------------------------------------------------------------------------------
 
+    def _fusion(self, pairing):
+        """How this step does without logits, a `Fusion`; None where it needs them."""
+        return None if pairing.fusion is None or fused.reason_against(self) else pairing.fusion
+
+    def _hard_and_soft(self, pairing, teacher, student, batch, tape):
+        """L_raw, or None; each Lᵢ; and what is minimized of them."""
+        fusion = self._fusion(pairing)
+        if fusion is None:
+            hard_loss = self._hard_loss(batch.y, student.prediction, batch.sample_weight)
+            soft_losses = [
+                self._soft_loss(objective, pairing, teacher, student, batch) for objective in self.objectives
+            ]
+            return hard_loss, soft_losses, self._total(hard_loss, soft_losses, tape)
+        hard_loss, divergence, total = fused.losses(self, fusion, teacher, student, batch)
+        others = [
+            None if objective is fusion.objective else self._soft_loss(objective, pairing, teacher, student, batch)
+            for objective in self.objectives
+        ]
+        soft_losses = [divergence if loss is None else loss for loss in others]
+        return hard_loss, soft_losses, total + self._total(None, others, tape)
+
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The student's own loss, which `evaluate` reports: L_raw and regularization; 0 where there is neither."""
         hard_loss = self._hard_loss(y, y_pred, sample_weight)
@@ -130,12 +153,9 @@ class TensorFlowStep:
             return None
         return ops.cast(self._compile_loss(y, prediction, sample_weight), "float32")
 
-    def _soft_losses(self, pairing, teacher, student, batch):
-        """One value an objective, without its weight: the mean over the batch, summed over pairs of signals."""
-        return [
-            ops.cast(sum(self._values(objective, pairing, teacher, student, batch)), "float32")
-            for objective in self.objectives
-        ]
+    def _soft_loss(self, objective, pairing, teacher, student, batch):
+        """Lᵢ, without its weight: the mean over the batch, summed over pairs of signals."""
+        return ops.cast(sum(self._values(objective, pairing, teacher, student, batch)), "float32")
 
     def _values(self, objective, pairing, teacher, student, batch):
         """The value of an objective for each pair of signals that it compares."""
@@ -202,6 +222,9 @@ class TensorFlowStep:
         super().compile(optimizer, loss, loss_weights, observers.metrics, observers.weighted_metrics, *args, **kwargs)
         fit_checks.warn_of_mistaken_logits(self)
         replicas.require_supported(self)
+        reason = fused.reason_against(self) if self.fuse_logits else None
+        if reason is not None:
+            raise ValueError(refusal(reason))
         if self.balance is not None:
             self.balance.require_supported(self.distribute_strategy.num_replicas_in_sync, self.jit_compile)
         self._note = guards.Note()

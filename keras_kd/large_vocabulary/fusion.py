@@ -1,0 +1,99 @@
+"""Whether the loss of two models can be had without their logits."""
+
+from keras_kd.large_vocabulary.last_layer import LastLayer
+from keras_kd.objectives.logits import Divergence
+from keras_kd.taught import BroughtAlong
+from keras_kd.top_classes import TopClasses
+
+LEAST_VOCABULARY = 16_384  # from where on logits are done without, unless asked otherwise
+
+
+class CannotFuse(ValueError):
+    """Why logits are needed."""
+
+
+class Fusion:
+    """A divergence between the outputs of a teacher and a student, which `fused_loss` takes from their last layers.
+
+    Args:
+        objectives: The `Objective`s of a distiller.
+        student: A built `keras.Model`.
+        teacher: Likewise; or a `BroughtAlong`.
+
+    Attributes:
+        objective: The divergence.
+        student: The student's `LastLayer`.
+        teacher: The teacher's; None where a `TopClasses` comes with the batch.
+
+    Raises:
+        CannotFuse: There is no such divergence, or more than that depends on the logits.
+    """
+
+    def __init__(self, objectives, student, teacher):
+        over_outputs = [objective for objective in objectives if not objective.layers_of("student")]
+        if len(over_outputs) != 1 or not isinstance(over_outputs[0], Divergence):
+            raise CannotFuse(
+                "beside objectives over layers, one divergence, such as SoftLabels, may be among the objectives, got "
+                f"{[objective.name for objective in over_outputs]}"
+            )
+        if teacher is student:
+            raise CannotFuse("the teacher must be another model than the student")
+        self.objective = over_outputs[0]
+        self.student = _last_layer(student, "student")
+        if not isinstance(teacher, BroughtAlong):
+            self.teacher = _last_layer(teacher, "teacher")
+        elif isinstance(teacher.spec.prediction, TopClasses):
+            self.teacher = None
+        else:
+            raise CannotFuse(
+                "signals that come with the batches must be the likeliest classes (top_k=), not all logits"
+            )
+
+    @classmethod
+    def wanted(cls, wish, *models):
+        """The `Fusion` of objectives, student and teacher; None where it is not wanted.
+
+        Args:
+            wish: True; False; or None: if it can be had, and the vocabulary is large.
+        """
+        if wish is False:
+            return None
+        try:
+            fusion = cls(*models)
+        except CannotFuse as error:
+            if wish:
+                raise ValueError(refusal(error)) from None
+            return None
+        return fusion if wish or fusion.student.vocabulary >= LEAST_VOCABULARY else None
+
+    def taps(self, side):
+        """The `Tap`s that are read for it on the "teacher" or the "student"."""
+        last = self.student if side == "student" else self.teacher
+        return () if last is None else (last.tap,)
+
+    def without_logits(self, signals, x):
+        """The teacher's `Signals` for a batch, with nothing of the size of its logits."""
+        return signals._replace(prediction=None if self.teacher is not None else x.prediction)
+
+    def of_teacher(self, signals):
+        """The `Head` of a live teacher, or the `TopClasses` of one that was stored."""
+        return signals.prediction if self.teacher is None else self.teacher.head(signals.layers[self.teacher.tap])
+
+    def of_student(self, signals):
+        """The student's `Head`."""
+        return self.student.head(signals.layers[self.student.tap])
+
+
+def refusal(reason):
+    """What is said where fuse_logits=True cannot be had."""
+    return f"fuse_logits=True cannot be had: {reason}. Leave fuse_logits out to have logits where they are needed."
+
+
+def _last_layer(model, role):
+    last = LastLayer.of(model)
+    if last is None:
+        raise CannotFuse(
+            f"the {role} must be a functional model with one output that ends in a Dense without activation or a "
+            "ReversibleEmbedding, which gets its input from one place"
+        )
+    return last

@@ -1,0 +1,106 @@
+"""The losses on the logits of a large vocabulary, which are never held: L_raw and a divergence in one pass."""
+
+import keras
+import tensorflow as tf
+
+from keras_kd._keras_private import (
+    get_mask,
+    has_loss_weights,
+    loss_argument,
+    loss_function,
+    set_mask,
+    sparse_label_options,
+)
+from keras_kd.large_vocabulary.fused import fused_loss
+from keras_kd.objectives.base import class_labels, with_rank
+from keras_kd.steps import replicas
+
+
+def reason_against(distiller):
+    """Why the logits are needed for what the distiller was compiled with; None if they are not."""
+    if distiller._compile_metrics is not None or distiller._observers.all:
+        return "metrics of compile are computed from the logits"
+    if distiller.balance is not None:
+        return "balance= needs the gradient of each loss by itself"
+    losses = [loss for loss in keras.tree.flatten(loss_argument(distiller)) if loss is not None]
+    if any(not sparse_label_options(loss)[0] or not loss_function(loss)[1].get("from_logits") for loss in losses):
+        return "loss= must be keras.losses.SparseCategoricalCrossentropy(from_logits=True) or None"
+    if has_loss_weights(distiller):
+        return "loss_weights= weigh several outputs"
+    return None
+
+
+def losses(distiller, fusion, teacher, student, batch):
+    """L_raw, the divergence, and the sum of both with their weights, through which alone the gradient flows.
+
+    Args:
+        fusion: The `Fusion` of the two models.
+        teacher, student: `Signals`.
+        batch: A `Batch`; its labels may be None, and L_raw is then, too.
+    """
+    head, mask = fusion.of_student(student), get_mask(student.prediction)
+    tokens = tf.shape(head.hidden)[:-1]
+    weight = batch.sample_weight
+    over_soft = TokenMean(
+        fusion.objective.reduction, mask, weight if weight is None else with_rank(weight, len(head.hidden.shape) - 1)
+    )
+    labels, over_hard = None, None
+    loss = next((loss for loss in keras.tree.flatten(loss_argument(distiller)) if loss is not None), None)
+    if loss is not None and batch.y is not None:
+        labels = _labels(keras.tree.flatten(batch.y)[0], loss, student.prediction)
+        labelled = mask if sparse_label_options(loss)[1] is None else _both(mask, labels >= 0)
+        over_hard = TokenMean(loss.reduction, labelled, weight)
+    fused = fused_loss(
+        fusion.objective,
+        fusion.of_teacher(teacher),
+        head,
+        labels,
+        soft_weights=distiller.soft_weight * fusion.objective.weight * over_soft.shares(tokens),
+        hard_weights=1.0 if over_hard is None else distiller.hard_weight * over_hard.shares(tokens),
+        jit_compile=distiller.jit_compile,
+    )
+    hard_loss = None if over_hard is None else over_hard(fused.hard)
+    return hard_loss, over_soft(fused.soft), fused.total
+
+
+class TokenMean:
+    """The mean over the tokens of a batch as Keras takes it of a loss, from one value a token.
+
+    Args:
+        reduction: Of the loss.
+        mask: bool, of the values' shape; or None.
+        sample_weight: Or None.
+    """
+
+    def __init__(self, reduction, mask, sample_weight):
+        self._mean = replicas.GlobalMean(AsGiven(reduction=reduction, dtype="float32"))
+        self._mask, self._weight = mask, sample_weight
+
+    def __call__(self, values):
+        """The mean of values, `(batch, ...)`; a scalar."""
+        return self._mean(values, set_mask(values[..., None], self._mask), self._weight)
+
+    def shares(self, shape):
+        """How much the value of each token counts, `(batch, ...)`: the mean is Σ share · value."""
+        values = tf.zeros(shape)
+        with tf.GradientTape() as tape:
+            tape.watch(values)
+            mean = self(values)
+        return tf.stop_gradient(tape.gradient(mean, values))
+
+
+class AsGiven(keras.losses.Loss):
+    """The values themselves, `(batch, ..., 1)`: what is left of a loss are its reduction, weights and mask."""
+
+    def call(self, y_true, y_pred):
+        return y_pred[..., 0]
+
+
+def _labels(y, loss, prediction):
+    """Classes `(batch, ...)` int32, -1 for those that the loss ignores."""
+    labels, (_, ignored) = class_labels(y, prediction), sparse_label_options(loss)
+    return labels if ignored is None else tf.where(labels == ignored, -1, labels)
+
+
+def _both(mask, other):
+    return other if mask is None else tf.logical_and(mask, other)

@@ -1,0 +1,296 @@
+"""A distiller whose losses do without the logits learns what one with logits learns."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import crossentropy, strategy_of
+
+import keras_kd
+from keras_kd.large_vocabulary.last_layer import LastLayer
+from keras_kd.taught import Taught
+from keras_kd.top_classes import TopClasses
+
+RNG = np.random.default_rng(0)
+EXAMPLES, LENGTH, VOCABULARY = 11, 6, 53
+TOKENS = RNG.integers(1, VOCABULARY, (EXAMPLES, LENGTH))
+TOKENS[::2, 4:] = 0  # padding
+LABELS = RNG.integers(0, VOCABULARY, (EXAMPLES, LENGTH))
+
+
+def token_model(width, *, tied=False, name=None, units=VOCABULARY, **last):
+    """Tokens in, a distribution over the vocabulary for each of them out; padding is masked."""
+    tokens = keras.Input((None,), dtype="int32", name="tokens")
+    if tied:
+        embedding = keras.layers.ReversibleEmbedding(units, width, mask_zero=True, name="embedding", **last)
+    else:
+        embedding = keras.layers.Embedding(units, width, mask_zero=True, name="embedding")
+    hidden = keras.layers.Dense(width, "tanh", name="hidden")(embedding(tokens))
+    if tied:
+        return keras.Model(tokens, embedding(hidden, reverse=True), name=name)
+    return keras.Model(tokens, keras.layers.Dense(units, name="logits", **last)(hidden), name=name)
+
+
+def with_opinions(*pair):
+    """The models with weights that make their distributions far from flat."""
+    rng = np.random.default_rng(3)
+    for model in pair:
+        model.set_weights([rng.normal(size=weight.shape) for weight in model.get_weights()])
+    return pair
+
+
+def models(**options):
+    return with_opinions(token_model(9, **options), token_model(5, **options))
+
+
+def trained(
+    fuse_logits,
+    *,
+    objectives=None,
+    loss=None,
+    pair=None,
+    data=None,
+    weights=None,
+    labels=LABELS,
+    teacher_of=lambda teacher: teacher,
+    strategy=None,
+    balance=None,
+    **compiled,
+):
+    """The student's weights and the logs behind two epochs."""
+    keras.utils.set_random_seed(3)
+    with (strategy or tf.distribute.get_strategy()).scope():
+        teacher, student = (pair or models)()
+        distiller = keras_kd.Distiller(
+            teacher_of(teacher),
+            student,
+            objectives() if objectives else keras_kd.SoftLabels(2.0, weight=0.5),
+            soft_weight=0.7,
+            hard_weight=0.9,
+            fuse_logits=fuse_logits,
+        )
+        distiller.compile(keras.optimizers.SGD(0.5), crossentropy() if loss is None else loss(), **compiled)
+    if data is None:
+        arrays = (TOKENS, labels) if weights is None else (TOKENS, labels, weights)
+        data = tf.data.Dataset.from_tensor_slices(arrays if labels is not None else (TOKENS,)).batch(4)
+    history = distiller.fit(data, epochs=2, verbose=0)
+    return distiller, student.get_weights(), history.history
+
+
+def assert_same(*, atol=1e-5, **options):
+    """Weights and logs are those of the dense form."""
+    (_, dense, dense_logs), (_, fused, fused_logs) = (trained(fuse, **options) for fuse in (False, True))
+    start = (options.get("pair") or models)()[1].get_weights()
+    assert max(np.abs(a - b).max() for a, b in zip(start, dense, strict=True)) > 100 * atol  # something was learnt
+    for a, b in zip(dense, fused, strict=True):
+        np.testing.assert_allclose(b, a, atol=atol)
+    assert sorted(dense_logs) == sorted(fused_logs)
+    for name, values in dense_logs.items():
+        np.testing.assert_allclose(fused_logs[name], values, rtol=10 * atol, err_msg=name)
+
+
+def test_labels_and_soft_labels_over_padded_tokens():
+    assert_same()
+
+
+def test_tied_embeddings():
+    assert_same(pair=lambda: models(tied=True))
+
+
+def test_embeddings_of_two_directions():
+    assert_same(pair=lambda: models(tied=True, tie_weights=False))
+
+
+def test_a_last_layer_inside_a_nested_model_behind_a_cast():
+    def nested(width):
+        inner = token_model(width, name=f"inner_{width}")
+        tokens = keras.Input((None,), dtype="int32")
+        return keras.Model(tokens, keras.layers.Activation("linear", dtype="float32")(inner(tokens)))
+
+    assert_same(pair=lambda: with_opinions(nested(9), nested(5)))
+
+
+def test_one_example_one_distribution(data):
+    x, _ = data
+
+    def model(width):
+        return keras.Sequential([keras.Input((8,)), keras.layers.Dense(width), keras.layers.Dense(VOCABULARY)])
+
+    labels = RNG.integers(0, VOCABULARY, (len(x), 1))
+    assert_same(
+        pair=lambda: with_opinions(model(9), model(5)), data=tf.data.Dataset.from_tensor_slices((x, labels)).batch(8)
+    )
+
+
+@pytest.mark.parametrize("shape", [(EXAMPLES, 1), (EXAMPLES, LENGTH)])
+def test_sample_weights(shape):
+    assert_same(weights=RNG.uniform(size=shape).astype("float32"))
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean_with_sample_weight"])
+def test_reductions(reduction):
+    assert_same(
+        loss=lambda: crossentropy(reduction=reduction),
+        objectives=lambda: keras_kd.SoftLabels(2.0, reduction=reduction),
+        weights=RNG.uniform(size=(EXAMPLES, LENGTH)).astype("float32"),
+        atol=1e-4 if reduction == "sum" else 1e-5,
+    )
+
+
+def test_labels_that_the_loss_ignores():
+    labels = np.where(RNG.uniform(size=LABELS.shape) < 0.4, 7, LABELS)
+    assert_same(loss=lambda: crossentropy(ignore_class=7), labels=labels)
+
+
+def test_unlabelled_data():
+    assert_same(labels=None)
+
+
+@pytest.mark.parametrize("objective", [keras_kd.ReverseKL, keras_kd.JensenShannon, keras_kd.SkewKL])
+def test_other_divergences(objective):
+    assert_same(objectives=objective)
+
+
+def test_objectives_over_layers_beside_it():
+    assert_same(
+        objectives=lambda: [
+            keras_kd.Hint(teacher_layer="hidden", student_layer="hidden", weight=2.0),
+            keras_kd.SoftLabels(2.0),
+        ]
+    )
+
+
+def test_under_xla():
+    assert_same(jit_compile=True)
+
+
+def test_over_replicas_with_uneven_batches():
+    assert_same(strategy=strategy_of(2), weights=RNG.uniform(size=(EXAMPLES, LENGTH)).astype("float32"))
+    _, two, _ = trained(True, strategy=strategy_of(2))
+    _, one, _ = trained(True)
+    for a, b in zip(one, two, strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-5)
+
+
+@pytest.mark.parametrize("fuse_logits", [False, True])
+def test_half_precision(fuse_logits):
+    def in_bfloat16():
+        keras.config.set_dtype_policy("mixed_bfloat16")
+        pair = models()
+        keras.config.set_dtype_policy("float32")
+        return pair
+
+    for exact, rounded in zip(trained(False)[1], trained(fuse_logits, pair=in_bfloat16)[1], strict=True):
+        np.testing.assert_allclose(rounded, exact, atol=0.01)
+
+
+def likeliest(k):
+    """The teacher's k likeliest tokens of every position, as a dataset that brings them along."""
+    log_p = keras.ops.convert_to_numpy(keras.ops.log_softmax(models()[0](TOKENS)))
+    classes = np.argsort(-log_p, axis=-1)[..., :k]
+    top = TopClasses.of(classes, np.take_along_axis(log_p, classes, axis=-1), VOCABULARY)
+    return tf.data.Dataset.from_tensor_slices((Taught(TOKENS, top, {}), LABELS)).batch(4)
+
+
+def test_a_teacher_whose_likeliest_tokens_come_with_the_batch():
+    assert_same(data=likeliest(8), teacher_of=lambda teacher: None)
+
+
+def arrays_of(function):
+    """Elements of the largest array that a traced function computes for its result."""
+    graph = function.graph
+    pending = [tensor.op for tensor in tf.nest.flatten(function.structured_outputs)] + list(
+        function.graph.control_outputs
+    )
+    pending += [op for op in graph.get_operations() if op.op_def.is_stateful]
+    seen, largest = set(), 0
+    while pending:
+        op = pending.pop()
+        if op in seen:
+            continue
+        seen.add(op)
+        largest = max([largest, *(tensor.shape.num_elements() or 0 for tensor in op.outputs if tensor.shape.rank)])
+        pending += [tensor.op for tensor in op.inputs] + list(op.control_inputs)
+    return largest
+
+
+@pytest.mark.parametrize("fuse_logits", [True, False])
+def test_the_logits_are_not_computed(fuse_logits):
+    examples, length, vocabulary = 8, 128, 211
+    distiller = keras_kd.Distiller(
+        token_model(9, units=vocabulary), token_model(5, units=vocabulary), fuse_logits=fuse_logits
+    )
+    distiller.compile("sgd", crossentropy())
+    batch = tf.ones((examples, length), "int32"), tf.ones((examples, length), "int32")
+    distiller.fit(*batch, verbose=0)
+    function = tf.function(distiller.train_step).get_concrete_function(batch)
+    in_full = examples * length * vocabulary
+    assert (arrays_of(function) < in_full) == fuse_logits
+
+
+def test_it_is_found_where_the_vocabulary_is_large():
+    for units, is_fused in ((100, False), (20_000, True)):
+        models = [keras.Sequential([keras.Input((2,)), keras.layers.Dense(units)]) for _ in range(2)]
+        assert (keras_kd.Distiller(*models)._live_pairing.fusion is not None) == is_fused
+        assert keras_kd.Distiller(*models, fuse_logits=False)._live_pairing.fusion is None
+
+
+def test_with_metrics_it_has_logits_where_nobody_asked_for_none():
+    distiller, _, logs = trained(None, metrics=["accuracy"])
+    assert "accuracy" in logs
+    assert distiller.evaluate(TOKENS, LABELS, verbose=0)[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"metrics": ["accuracy"]}, "metrics of compile"),
+        ({"metrics": [keras_kd.metrics.Agreement()]}, "metrics of compile"),
+        ({"loss": lambda: "mse"}, "SparseCategoricalCrossentropy"),
+        ({"loss": keras.losses.SparseCategoricalCrossentropy}, "SparseCategoricalCrossentropy"),
+        ({"objectives": keras_kd.LogitsMSE}, "one divergence"),
+        ({"objectives": lambda: [keras_kd.SoftLabels(), keras_kd.ReverseKL()]}, "one divergence"),
+        ({"pair": lambda: models(activation="softmax")}, "Dense without activation"),
+        ({"pair": lambda: models(activity_regularizer="l2")}, "Dense without activation"),
+        ({"pair": lambda: models(tied=True, logit_soft_cap=3.0)}, "Dense without activation"),
+    ],
+)
+def test_where_logits_are_needed_asking_for_none_says_why(changes, message):
+    with pytest.raises(ValueError, match=f"fuse_logits=True cannot be had: .*{message}"):
+        trained(True, **changes)
+
+
+def test_balance_needs_logits():
+    distiller = keras_kd.Distiller(*models(), fuse_logits=True, balance=keras_kd.UncertaintyBalance())
+    with pytest.raises(ValueError, match="balance"):
+        distiller.compile("sgd", crossentropy())
+
+
+def test_the_switch_is_checked_and_saved(tmp_path):
+    with pytest.raises(ValueError, match="fuse_logits must be one of"):
+        keras_kd.Distiller(*models(), fuse_logits="yes")
+    distiller, _, _ = trained(True)
+    distiller.save(tmp_path / "d.keras")
+    teacher = models()[0]
+    assert keras_kd.load_distiller(tmp_path / "d.keras", teacher)._live_pairing.fusion is not None
+
+
+def test_nan_of_the_teacher_stops_the_step():
+    def broken(teacher):
+        teacher.get_layer("hidden").bias.assign(np.full(9, np.nan, "float32"))
+        return teacher
+
+    with pytest.raises(ValueError, match="teacher's output holds NaN"):
+        trained(True, teacher_of=broken)
+
+
+def test_a_label_outside_the_vocabulary_stops_the_step():
+    with pytest.raises(ValueError, match="outside the student's"):
+        trained(True, labels=np.full_like(LABELS, VOCABULARY))
+
+
+def test_a_layer_that_makes_two_outputs_is_no_last_layer():
+    shared, x = keras.layers.Dense(5), keras.Input((4,))
+    middle = shared(keras.layers.Dense(3)(x))
+    assert LastLayer.of(keras.Model(x, shared(keras.layers.Dense(3)(middle)))) is None
+    assert LastLayer.of(keras.Model(x, shared(keras.layers.Dense(3)(x)))).layer is shared
