@@ -43,7 +43,7 @@ SOFT, HARD = (RNG.uniform(size=TOKENS).astype("float32") for _ in range(2))
 
 
 def chunks_of(tokens):
-    """Sixteen tokens a chunk are the fewest; 37 are not divided by it."""
+    """Eight tokens a chunk are the fewest; 37 are not divided by it."""
     return 4 * VOCABULARY * tokens
 
 
@@ -128,6 +128,16 @@ def test_a_second_step_gives_what_the_first_gave():
     assert np.abs(first).max() > 0
 
 
+def test_a_temperature_that_is_assigned_holds_from_the_next_step_on():
+    """What XLA compiles reads no variable: the temperature has to be handed to it in every step."""
+    objective = keras_kd.SoftLabels(temperature=1.0)
+    step = tf.function(lambda hidden: fused_loss(objective, TEACHER, STUDENT._replace(hidden=hidden)).soft)
+    for temperature in (1.0, 3.0):
+        objective.temperature.assign(temperature)
+        expected = formulas.soft_labels(logits(TEACHER), logits(STUDENT), temperature)
+        assert_close([step(tf.constant(STUDENT.hidden))], [expected])
+
+
 def test_two_losses_of_one_step_do_not_share_their_sums():
     @tf.function
     def step(kernel):
@@ -205,6 +215,11 @@ def test_the_gradient_of_a_weight_is_its_tokens_value():
         tape.watch(weight)
         loss = fused_loss(DIVERGENCES[0], TEACHER, STUDENT, soft_weights=weight)
     np.testing.assert_allclose(tape.gradient(loss.total, weight), np.sum(dense()[0][1]), rtol=1e-5)
+
+
+def test_a_label_beyond_the_vocabulary_is_not_passed_over():
+    loss, _ = fused(labels=np.full(TOKENS, VOCABULARY))
+    assert np.isnan(loss.hard).all()
 
 
 def test_no_gradient_flows_to_the_teacher():

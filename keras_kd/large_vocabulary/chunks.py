@@ -1,150 +1,125 @@
 """The loops of the fused losses: no `(tokens, vocabulary)` array is held.
 
-The logits are computed for one chunk of tokens at a time, and so are, in the same pass, the loss, its gradient with
-respect to the logits, and what that adds to the gradients of hidden states and head. Computing the logits again in the
-backward pass would cost 6 matrix products in place of 4, and these products are most of the time.
+Three sizes, each chosen for what happens at it. A chunk of tokens has one array of logits, which gives its place, bit
+by bit, to its gradient; then hidden states and head get their gradients. Few chunks are fast, since each adds to all of
+the head's gradient. A piece of a chunk is how long the teacher's logits live: as small as matrix products are still
+fast. A share of a piece is what loss and gradient are computed of at once. XLA does this in half of TensorFlow's time,
+with several arrays of the share's size; that is small, and no number depends on the batch, so that it compiles once.
+
+To compute the logits again in the backward pass would cost 6 matrix products in place of 4, and they are most of the
+time.
 """
 
+import keras
 import tensorflow as tf
 
+from keras_kd.large_vocabulary.crossentropy import label_crossentropy
 from keras_kd.large_vocabulary.sides import by_token, in_float32, logits_of_head, vocabulary_of
 
-_PIECES = 16  # a chunk's matrix products take all its tokens, the divergence a 16th of them at a time
-_SLICE_BYTES = 2**25  # of what is added to the head's gradient at a time
+_ROWS = 64  # tokens of a piece
+_SHARES = 8  # of a piece
 
 
 class Chunks:
     """The loop over chunks of tokens, and in it that over the pieces of a chunk.
 
-    A chunk has `_PIECES` pieces of equally many tokens; zeros of weight 0 fill up the last chunk.
+    All pieces have equally many tokens; zeros of weight 0 fill up the last.
 
     Args:
         objective: The `Divergence`.
         teacher: A `LiveTeacher` or `TopTeacher`.
         student: The student's `Head`, for its shapes.
         labels: `(..., )` int32, or None.
-        add: `added` or `added_in_place`.
-        chunk_bytes: Bytes of a chunk's logits, at most, but no fewer than `_PIECES` tokens.
+        store: `InPlace` or `Functional`.
+        chunk_bytes: Bytes of a chunk's logits, at most, but no fewer than `_SHARES` tokens.
 
     Attributes:
-        tokens, chunks, rows: How many there are, rows being the tokens of a piece; numbers where the number of tokens
-            is known, else scalars.
+        tokens, chunks, pieces, rows: How many tokens there are, chunks, pieces a chunk, tokens a share. The first three
+            are numbers where the number of tokens is known, else scalars.
     """
 
-    def __init__(self, objective, teacher, student, labels, add, chunk_bytes):
-        self.add = add
+    def __init__(self, objective, teacher, student, labels, store, chunk_bytes):
         self.objective = objective
         self.teacher = teacher
+        self.store = store
         self.has_labels = labels is not None
         shape = student.hidden.shape[:-1]
         self.labels = by_token(
             tf.cast(labels, "int32") if self.has_labels else tf.fill(tf.shape(student.hidden)[:-1], -1)
         )
-        larger = max if shape.is_fully_defined() else tf.maximum
-        self.tokens = shape.num_elements() if shape.is_fully_defined() else tf.size(self.labels)
-        at_most = max(chunk_bytes // (4 * vocabulary_of(student) * _PIECES), 1) * _PIECES
-        self.chunks = larger(-(-self.tokens // at_most), 1)
-        self.rows = larger(-(-self.tokens // (self.chunks * _PIECES)), 1)
+        known = shape.is_fully_defined()
+        larger = max if known else tf.maximum
+        self.tokens = shape.num_elements() if known else tf.size(self.labels)
+        at_most = max(chunk_bytes // (4 * vocabulary_of(student)), _SHARES)
+        self.rows = min(_ROWS, at_most, max(self.tokens, _SHARES) if known else _ROWS) // _SHARES
+        piece = _SHARES * self.rows
+        self.chunks = larger(-(-self.tokens // (at_most // piece * piece)), 1)
+        self.pieces = larger(-(-self.tokens // (self.chunks * piece)), 1)
+        self.variables = list(objective.hyperparameters().values())
+        self.differentiated = store.compiled(self._differentiated)
 
     def run(self, student, soft_weights, hard_weights):
         """Values (tokens,) x2 and the gradients of their weighted sum: of hidden states, kernel, bias."""
         student = in_float32(student)
         of_tokens = (student.hidden, soft_weights, hard_weights, self.labels, *self.teacher.of_tokens)
         hidden, *of_tokens = (self._chunked(tensor) for tensor in of_tokens)
-        # Zeros made by a stateful operation: others may be folded into a constant, and that must not be added to.
-        of_kernel = tf.raw_ops.Empty(shape=student.kernel.shape, dtype="float32", init=True)
-        of_bias = tf.zeros((vocabulary_of(student),))
-        rows = [_PIECES * self.rows if isinstance(self.rows, int) else None]
+        of_kernel, of_bias = self.store.zeros(student.kernel.shape), tf.zeros((vocabulary_of(student),))
 
         def add_chunk(i, of_kernel, of_bias, arrays):
-            part = student._replace(hidden=hidden[i])
-            soft, hard, gradient = self._chunk(part, [tensor[i] for tensor in of_tokens])
+            part = student._replace(hidden=by_token(hidden[i], 1))
+            soft, hard, gradient = self._chunk(logits_of_head(part), [tensor[i] for tensor in of_tokens])
             of_hidden = tf.matmul(gradient, part.kernel, transpose_b=not part.vocabulary_first)
             arrays = [array.write(i, value) for array, value in zip(arrays, (soft, hard, of_hidden), strict=True)]
-            of_kernel = self.add(of_kernel, part.hidden, gradient, vocabulary_first=part.vocabulary_first)
+            left, right = (gradient, part.hidden) if part.vocabulary_first else (part.hidden, gradient)
+            of_kernel = self.store.with_product(of_kernel, left, right, 4 * _ROWS * vocabulary_of(part))
             return i + 1, of_kernel, of_bias + tf.reduce_sum(gradient, axis=0), arrays
 
-        state = (0, of_kernel, of_bias, _arrays(self.chunks, rows, rows, [*rows, student.hidden.shape[-1]]))
+        state = (0, of_kernel, of_bias, _arrays(self.chunks, [None], [None], [None, hidden.shape[-1]]))
         state = tf.while_loop(lambda i, *_: i < self.chunks, add_chunk, state, parallel_iterations=1)
-        _, of_kernel, of_bias, arrays = state
-        soft, hard, of_hidden = (self._joined(array.stack()) for array in arrays)
-        return soft, hard, of_hidden, of_kernel, of_bias
+        _, of_kernel, of_bias, (soft, hard, of_hidden) = state
+        soft, hard, of_hidden = by_token(soft.stack()), by_token(hard.stack()), by_token(of_hidden.stack(), 1)
+        return soft[: self.tokens], hard[: self.tokens], of_hidden[: self.tokens], of_kernel, of_bias
 
-    def _chunk(self, student, of_tokens):
-        """Values (chunk,) x2 and the gradient of the student's logits (chunk, vocabulary)."""
-        # The logits are cut up, and each piece of them then gives its place to its gradient.
-        pieces = tf.TensorArray("float32", size=_PIECES, clear_after_read=False)
-        pieces = pieces.unstack(self._in_pieces(logits_of_head(student)))
-        with tf.control_dependencies([pieces.flow]):  # the student's logits go before the teacher's come
-            soft_weights, hard_weights, labels, *of_teacher = [tf.identity(tensor) for tensor in of_tokens]
-        of_tokens = (soft_weights, hard_weights, labels, *self.teacher.chunk(*of_teacher))
-        of_tokens = [self._in_pieces(tensor) for tensor in of_tokens]
+    def _chunk(self, logits, of_tokens):
+        """Values (chunk,) x2 and, in the place of the student's logits (chunk, vocabulary), their gradient."""
+        logits = tf.reshape(logits, (self.pieces * _SHARES, self.rows, logits.shape[-1]))
+        variables = [tf.convert_to_tensor(variable.value) for variable in self.variables]
 
-        def add_piece(j, pieces, arrays):
-            soft, hard, gradient = self._piece(pieces.read(j), *[tensor[j] for tensor in of_tokens])
-            arrays = [array.write(j, value) for array, value in zip(arrays, (soft, hard), strict=True)]
-            return j + 1, pieces.write(j, gradient), arrays
+        def add_piece(j, logits, arrays):
+            soft_weights, hard_weights, labels, *of_teacher = (tensor[j] for tensor in of_tokens)
+            teacher = self.teacher.logits(*[by_token(tensor, len(tensor.shape) - 2) for tensor in of_teacher])
+            places = [_SHARES * j + k for k in range(_SHARES)]
+            shares = (tf.reshape(teacher, (_SHARES, *logits.shape[1:])), soft_weights, hard_weights, labels)
+            shares = zip([logits[place] for place in places], *map(tf.unstack, shares), strict=True)
+            *values, gradients = zip(*[self.differentiated(*share, *variables) for share in shares], strict=True)
+            for place, gradient in zip(places, gradients, strict=True):
+                logits = self.store.replaced(logits, place, gradient)
+            arrays = [array.write(j, tf.concat(value, axis=0)) for array, value in zip(arrays, values, strict=True)]
+            return j + 1, logits, arrays
 
-        rows = [self.rows if isinstance(self.rows, int) else None]
-        state = (0, pieces, _arrays(_PIECES, rows, rows))
-        _, pieces, arrays = tf.while_loop(lambda j, *_: j < _PIECES, add_piece, state, parallel_iterations=1)
-        return [_by_row(array.stack()) for array in (*arrays, pieces)]
+        state = (0, logits, _arrays(self.pieces, [None], [None]))
+        _, logits, arrays = tf.while_loop(lambda j, *_: j < self.pieces, add_piece, state, parallel_iterations=1)
+        return *[by_token(array.stack()) for array in arrays], by_token(logits, 1)
 
-    def _piece(self, logits, soft_weights, hard_weights, labels, *of_teacher):
-        """Values (rows,) x2 and the gradient of the student's logits (rows, vocabulary)."""
-        teacher = self.teacher.piece(*of_teacher, vocabulary=logits.shape[-1])
-        with tf.GradientTape() as tape:
+    def _differentiated(self, logits, teacher, soft_weights, hard_weights, labels, *variables):
+        """Values (rows,) x2 and the gradient of the student's logits (rows, vocabulary).
+
+        Temperature and weight of the objective come as tensors: XLA takes no variable of another device.
+        """
+        with tf.GradientTape() as tape, keras.StatelessScope(zip(self.variables, variables, strict=True)):
             tape.watch(logits)
             soft = self.objective.call(teacher, logits)
-            hard = _crossentropy(labels, logits) if self.has_labels else tf.zeros_like(soft)
+            hard = label_crossentropy(labels, logits) if self.has_labels else tf.zeros_like(soft)
             total = tf.reduce_sum(soft_weights * soft + hard_weights * hard)
         return soft, hard, tape.gradient(total, logits)
 
     def _chunked(self, tensor):
-        """(tokens, ...) -> (chunks, chunk, ...)"""
-        filling = self.chunks * _PIECES * self.rows - self.tokens
+        """(tokens, ...) -> (chunks, pieces, shares, rows, ...)"""
+        shape = (self.chunks, self.pieces, _SHARES, self.rows)
+        filling = self.chunks * self.pieces * _SHARES * self.rows - self.tokens
         tensor = tf.pad(tensor, [[0, filling]] + [[0, 0]] * (len(tensor.shape) - 1))
-        return tf.reshape(tensor, (self.chunks, _PIECES * self.rows, *tensor.shape[1:]))
-
-    def _in_pieces(self, tensor):
-        """(chunk, ...) -> (pieces, rows, ...)"""
-        return tf.reshape(tensor, (_PIECES, self.rows, *tensor.shape[1:]))
-
-    def _joined(self, tensor):
-        """(chunks, chunk, ...) -> (tokens, ...)"""
-        return _by_row(tensor)[: self.tokens]
-
-
-def _crossentropy(labels, logits):
-    """(rows,), (rows, vocabulary) -> (rows,) nats; 0 where the label is negative."""
-    values = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.maximum(labels, 0), logits)
-    return tf.where(labels >= 0, values, 0.0)
-
-
-def added(sums, hidden, gradient, *, vocabulary_first):
-    """The kernel's gradient so far, with what a chunk adds: (chunk, width)ᵀ · (chunk, vocabulary), or transposed."""
-    left, right = (gradient, hidden) if vocabulary_first else (hidden, gradient)
-    return sums + tf.matmul(left, right, transpose_a=True)
-
-
-def added_in_place(sums, hidden, gradient, *, vocabulary_first):
-    """The same, some rows of the kernel at a time: no second array of the kernel's size, nor a copy of the first."""
-    left, right = (gradient, hidden) if vocabulary_first else (hidden, gradient)
-    rows, columns = sums.shape
-    step = max(_SLICE_BYTES // (4 * columns), 1)
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        with tf.control_dependencies([sums]):  # else all products are made before the first is added
-            part = left[:, start:stop]
-        product = tf.matmul(part, right, transpose_a=True)
-        sums = tf.raw_ops.InplaceAdd(x=sums, i=tf.range(start, stop), v=product)
-    return sums
+        return tf.reshape(tensor, (*shape, *tensor.shape[1:]))
 
 
 def _arrays(size, *shapes):
     return [tf.TensorArray("float32", size=size, element_shape=shape) for shape in shapes]
-
-
-def _by_row(tensor):
-    """(outer, inner, ...) -> (outer · inner, ...)"""
-    return tf.reshape(tensor, (-1, *tensor.shape[2:]))

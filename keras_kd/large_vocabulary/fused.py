@@ -5,7 +5,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_kd._checks import require_count
-from keras_kd.large_vocabulary.chunks import Chunks, added, added_in_place
+from keras_kd.large_vocabulary.chunks import Chunks
 from keras_kd.large_vocabulary.sides import (
     Head,
     LiveTeacher,
@@ -14,10 +14,11 @@ from keras_kd.large_vocabulary.sides import (
     checked_head,
     require_tokens,
 )
+from keras_kd.large_vocabulary.stores import Functional, InPlace
 from keras_kd.objectives.logits import Divergence
 from keras_kd.top_classes import TopClasses
 
-CHUNK_BYTES = 2**26  # of one float32 array (chunk of tokens, vocabulary)
+CHUNK_BYTES = 2**27  # of one float32 array (chunk of tokens, vocabulary)
 
 
 class FusedLoss(NamedTuple):
@@ -57,20 +58,23 @@ def fused_loss(
     weight 0 adds nothing. The gradient is computed with the value and kept, as large as the head; so the weights, which
     it depends on, have to be known beforehand, and there is no second derivative.
 
-    Beside the kernel's gradient, several arrays of `chunk_bytes` are held inside a `tf.function`, however many tokens
-    there are. XLA, which knows no sum in place, holds the gradient twice. Half precision is multiplied in float32: of a
-    kernel in half precision there is a float32 copy while that goes on, and its gradient is summed in float32.
+    Beside the kernel's gradient, one array of `chunk_bytes` is held inside a `tf.function`, the teacher's logits of 64
+    tokens, and a few smaller ones, however many tokens there are. Loss and gradient of the logits are compiled by XLA
+    in any case, the matrix products only with `jit_compile=True`; XLA, which knows no sum in place, then holds the
+    head's gradient twice. Half precision is multiplied in float32: of a kernel in half precision there is a float32
+    copy while that goes on, and its gradient is summed in float32.
 
     Args:
         objective: A `keras_kd.Divergence`, for instance `SoftLabels(temperature=2.0)`. Its `weight` is not heeded.
         teacher: A `Head`, or a `TopClasses`.
         student: A `Head`. Widths and dtypes of the two may differ; the vocabulary is one.
-        labels: Whole numbers `(...)`, as many as tokens; negative ones are passed over. None: no cross-entropy.
+        labels: Whole numbers `(...)`, as many as tokens; negative ones are passed over, ones beyond the vocabulary give
+            NaN. None: no cross-entropy.
         soft_weights: A number or `(...)`: each token's weight in the soft loss.
         hard_weights: Likewise in the cross-entropy.
         jit_compile: Whether the call is compiled by XLA, as in Keras's `compile`.
-        chunk_bytes: Bytes of one float32 array `(chunk, vocabulary)`, at least 16 tokens. Larger chunks are
-            faster, up to a few hundred tokens.
+        chunk_bytes: Bytes of one float32 array `(chunk, vocabulary)`, at least 8 tokens. Larger chunks are faster, up
+            to a few hundred tokens, since each adds once more to all of the head's gradient.
 
     Returns:
         A `FusedLoss`.
@@ -107,8 +111,8 @@ def fused_loss(
         require_tokens(labels.shape, tokens, "labels")
     shape = tf.shape(student.hidden)[:-1]
     weights = [tf.broadcast_to(tf.cast(weight, "float32"), shape) for weight in (soft_weights, hard_weights)]
-    add = added if jit_compile else added_in_place
-    loss = Chunks(objective, of_teacher, student, labels, add, chunk_bytes)
+    store = Functional if jit_compile else InPlace
+    loss = Chunks(objective, of_teacher, student, labels, store, chunk_bytes)
     total, soft, hard = _differentiable(loss, student, *[by_token(weight) for weight in weights])
     soft, hard = (tf.reshape(tf.stop_gradient(values), shape) for values in (soft, hard))
     return FusedLoss(total, soft, None if labels is None else hard)

@@ -39,12 +39,9 @@ class LiveTeacher:
         self.shape = head.hidden.shape[:-1]
         self.of_tokens = (by_token(self.head.hidden, 1),)
 
-    def chunk(self, hidden):
-        """(chunk, width) -> (chunk, vocabulary)"""
-        return (logits_of_head(self.head._replace(hidden=hidden)),)
-
-    def piece(self, logits, *, vocabulary):
-        return logits
+    def logits(self, hidden):
+        """(tokens, width) -> (tokens, vocabulary)"""
+        return logits_of_head(self.head._replace(hidden=hidden))
 
 
 class TopTeacher:
@@ -56,16 +53,14 @@ class TopTeacher:
                 f"teacher and student must have one vocabulary, got {top.count} classes and a kernel "
                 f"{student.kernel.shape}."
             )
+        self.count = top.count
         self.shape = top.log_each.shape
         values = [tf.stop_gradient(values) for values in (top.log_p, top.log_each)]
         self.of_tokens = (by_token(top.classes, 1), by_token(values[0], 1), by_token(values[1]))
 
-    def chunk(self, *of_tokens):
-        return of_tokens
-
-    def piece(self, classes, log_p, log_each, *, vocabulary):
-        """(rows, k) x2, (rows,) -> log probabilities (rows, vocabulary)"""
-        return dense_logs(classes, log_p, log_each, vocabulary)
+    def logits(self, classes, log_p, log_each):
+        """(tokens, k) x2, (tokens,) -> log probabilities (tokens, vocabulary)"""
+        return dense_logs(classes, log_p, log_each, self.count)
 
 
 def logits_of_head(head):
