@@ -6,6 +6,15 @@ import numbers
 import keras
 
 
+def require_tensorflow(what):
+    """Raise RuntimeError if Keras runs on another backend than tensorflow."""
+    if keras.backend.backend() != "tensorflow":
+        raise RuntimeError(
+            f"{what} runs on Keras's tensorflow backend, but the backend is {keras.backend.backend()!r}. Set the "
+            "environment variable KERAS_BACKEND=tensorflow before Keras is imported."
+        )
+
+
 def require_model(value, argument):
     """Return `value` if it is a `keras.Model`, else raise TypeError."""
     if not isinstance(value, keras.Model):

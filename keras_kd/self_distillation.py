@@ -5,7 +5,7 @@ import math
 import keras
 import tensorflow as tf
 
-from keras_kd._checks import require_count, require_distiller, require_model, require_number
+from keras_kd._checks import require_count, require_distiller, require_model, require_number, require_tensorflow
 
 
 class MeanTeacher(keras.callbacks.Callback):
@@ -36,7 +36,7 @@ class MeanTeacher(keras.callbacks.Callback):
     Raises:
         TypeError: An argument is not a number; `fit` is called on another model than a `keras_kd.Distiller`.
         ValueError: An argument is out of range. When `fit` begins: teacher and student differ in their weights' number
-            or shapes, or share some; a weight of the teacher is of half precision.
+            or shapes, or share some; a weight of the teacher is of half precision; the teacher's signals are stored.
 
     Example:
 
@@ -162,7 +162,12 @@ def _require_apart(teacher, student, role):
 
 
 def _teacher_and_student(distiller):
-    require_distiller(distiller, "MeanTeacher")
+    require_tensorflow("MeanTeacher")
+    if require_distiller(distiller, "MeanTeacher").learns_from_stored_signals:
+        raise ValueError(
+            "MeanTeacher changes the teacher while the student learns, but the data bring along what the teacher said "
+            "before. Give fit data without signals, and no cache=."
+        )
     _require_apart(distiller.teacher, distiller.student, "the student")
     return distiller.teacher, distiller.student
 

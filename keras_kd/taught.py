@@ -60,6 +60,11 @@ class BroughtAlong:
 
     def __call__(self, batch, training):
         """The `Signals` of a `Taught` batch."""
+        if not isinstance(batch, Taught):
+            raise ValueError(
+                "the distiller has no teacher, and the batch brings no signals along. Hand in the teacher, "
+                "distiller.teacher = teacher, or make x a keras_kd.taught.Taught."
+            )
         return batch.signals()
 
     def symbolic(self):

@@ -4,6 +4,10 @@ from typing import NamedTuple
 
 import keras
 import tensorflow as tf
+from keras import ops
+
+if keras.backend.backend() == "jax":
+    import jax
 
 TINY = 1.1754944e-38  # the smallest normal float32: keeps log(0) finite
 
@@ -49,6 +53,9 @@ class TopClasses(NamedTuple):
         """The log-probabilities of all classes, `(batch, ..., count)`."""
         if isinstance(self.classes, keras.KerasTensor):
             return keras.KerasTensor((*self.classes.shape[:-1], self.count), self.log_p.dtype)
+        if keras.backend.backend() == "jax":
+            everywhere = ops.repeat(self.log_each[..., None], self.count, axis=-1)
+            return jax.numpy.put_along_axis(everywhere, self.classes, self.log_p, axis=-1, inplace=False)
         return dense_logs(self.classes, self.log_p, self.log_each, self.count)
 
 

@@ -1,5 +1,7 @@
 """A distiller whose losses do without the logits learns what one with logits learns."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -7,7 +9,10 @@ import tensorflow as tf
 from conftest import crossentropy, strategy_of
 
 import keras_kd
+from keras_kd.large_vocabulary import crossentropy as crossentropy_of_heads
+from keras_kd.large_vocabulary import fused_loss
 from keras_kd.large_vocabulary.last_layer import LastLayer
+from keras_kd.steps import fused as fused_step
 from keras_kd.taught import Taught
 from keras_kd.top_classes import TopClasses
 
@@ -196,7 +201,19 @@ def test_a_teacher_whose_likeliest_tokens_come_with_the_batch():
     assert_same(data=likeliest(8), teacher_of=lambda teacher: None)
 
 
-def arrays_of(function):
+@pytest.mark.parametrize("cached", [False, True])
+def test_evaluate_gives_the_same_loss_without_logits(cached):
+    options = {"data": likeliest(8), "teacher_of": lambda teacher: None} if cached else {}
+    losses = []
+    labels = np.where(RNG.uniform(size=LABELS.shape) < 0.4, 7, LABELS)
+    weights = RNG.uniform(size=(EXAMPLES, 1)).astype("float32")
+    for fuse in (False, True):
+        distiller, *_ = trained(fuse, loss=lambda: crossentropy(ignore_class=7), **options)
+        losses.append(distiller.evaluate(TOKENS, labels, sample_weight=weights, batch_size=4, verbose=0))
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
+def largest_array_for(function):
     """Elements of the largest array that a traced function computes for its result."""
     graph = function.graph
     pending = [tensor.op for tensor in tf.nest.flatten(function.structured_outputs)] + list(
@@ -215,7 +232,7 @@ def arrays_of(function):
 
 
 @pytest.mark.parametrize("fuse_logits", [True, False])
-def test_the_logits_are_not_computed(fuse_logits):
+def test_the_logits_are_not_computed(fuse_logits, monkeypatch):
     examples, length, vocabulary = 8, 128, 211
     distiller = keras_kd.Distiller(
         token_model(9, units=vocabulary), token_model(5, units=vocabulary), fuse_logits=fuse_logits
@@ -223,9 +240,12 @@ def test_the_logits_are_not_computed(fuse_logits):
     distiller.compile("sgd", crossentropy())
     batch = tf.ones((examples, length), "int32"), tf.ones((examples, length), "int32")
     distiller.fit(*batch, verbose=0)
-    function = tf.function(distiller.train_step).get_concrete_function(batch)
     in_full = examples * length * vocabulary
-    assert (arrays_of(function) < in_full) == fuse_logits
+    monkeypatch.setattr(crossentropy_of_heads, "_CHUNK_BYTES", 4 * 100 * vocabulary)
+    monkeypatch.setattr(fused_step, "fused_loss", functools.partial(fused_loss, chunk_bytes=4 * 100 * vocabulary))
+    for step in (distiller.train_step, distiller.test_step):
+        function = tf.function(step).get_concrete_function(batch)
+        assert (largest_array_for(function) < in_full) == fuse_logits
 
 
 def test_it_is_found_where_the_vocabulary_is_large():

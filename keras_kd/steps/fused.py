@@ -11,6 +11,7 @@ from keras_kd._keras_private import (
     set_mask,
     sparse_label_options,
 )
+from keras_kd.large_vocabulary.crossentropy import head_crossentropy
 from keras_kd.large_vocabulary.fused import fused_loss
 from keras_kd.objectives.base import class_labels, with_rank
 from keras_kd.steps import replicas
@@ -38,29 +39,44 @@ def losses(distiller, fusion, teacher, student, batch):
         teacher, student: `Signals`.
         batch: A `Batch`; its labels may be None, and L_raw is then, too.
     """
-    head, mask = fusion.of_student(student), get_mask(student.prediction)
-    tokens = tf.shape(head.hidden)[:-1]
+    head = fusion.of_student(student)
+    tokens = tf.shape(head.hidden)[:-1]  # those of the logits would have them computed
     weight = batch.sample_weight
     over_soft = TokenMean(
-        fusion.objective.reduction, mask, weight if weight is None else with_rank(weight, len(head.hidden.shape) - 1)
+        fusion.objective.reduction,
+        get_mask(student.prediction),
+        weight if weight is None else with_rank(weight, len(head.hidden.shape) - 1),
     )
-    labels, over_hard = None, None
-    loss = next((loss for loss in keras.tree.flatten(loss_argument(distiller)) if loss is not None), None)
-    if loss is not None and batch.y is not None:
-        labels = _labels(keras.tree.flatten(batch.y)[0], loss, student.prediction)
-        labelled = mask if sparse_label_options(loss)[1] is None else _both(mask, labels >= 0)
-        over_hard = TokenMean(loss.reduction, labelled, weight)
+    labels, over_hard = _labelled(distiller, student, batch)
     fused = fused_loss(
         fusion.objective,
         fusion.of_teacher(teacher),
         head,
         labels,
         soft_weights=distiller.soft_weight * fusion.objective.weight * over_soft.shares(tokens),
-        hard_weights=1.0 if over_hard is None else distiller.hard_weight * over_hard.shares(tokens),
+        hard_weights=1.0 if labels is None else distiller.hard_weight * over_hard.shares(tokens),
         jit_compile=distiller.jit_compile,
     )
-    hard_loss = None if over_hard is None else over_hard(fused.hard)
-    return hard_loss, over_soft(fused.soft), fused.total
+    return None if labels is None else over_hard(fused.hard), over_soft(fused.soft), fused.total
+
+
+def hard_loss(distiller, fusion, student, batch):
+    """L_raw, through which no gradient flows; None without labels or a loss."""
+    labels, over_hard = _labelled(distiller, student, batch)
+    return None if labels is None else over_hard(head_crossentropy(fusion.of_student(student), labels))
+
+
+def _labelled(distiller, student, batch):
+    """Classes `(batch, ...)` int32, -1 for those that the loss ignores, and the `TokenMean` of L_raw; or None twice."""
+    loss = next((loss for loss in keras.tree.flatten(loss_argument(distiller)) if loss is not None), None)
+    if loss is None or batch.y is None:
+        return None, None
+    labels, mask = class_labels(keras.tree.flatten(batch.y)[0], student.prediction), get_mask(student.prediction)
+    _, ignored = sparse_label_options(loss)
+    if ignored is not None:
+        labels = tf.where(labels == ignored, -1, labels)
+        mask = labels >= 0 if mask is None else tf.logical_and(mask, labels >= 0)
+    return labels, TokenMean(loss.reduction, mask, batch.sample_weight)
 
 
 class TokenMean:
@@ -94,13 +110,3 @@ class AsGiven(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         return y_pred[..., 0]
-
-
-def _labels(y, loss, prediction):
-    """Classes `(batch, ...)` int32, -1 for those that the loss ignores."""
-    labels, (_, ignored) = class_labels(y, prediction), sparse_label_options(loss)
-    return labels if ignored is None else tf.where(labels == ignored, -1, labels)
-
-
-def _both(mask, other):
-    return other if mask is None else tf.logical_and(mask, other)

@@ -5,6 +5,7 @@ import re
 
 import keras
 import tensorflow as tf
+from keras import ops
 
 from keras_kd._assertions import MARK
 from keras_kd._keras_private import get_mask, set_mask
@@ -24,13 +25,14 @@ _EXPLANATIONS = {
     ),
 }
 _CHECKS = list(_EXPLANATIONS)
+_CLEAN = [-1, -1]  # step and check of a note
 
 
 def all_finite(tensors):
     """Whether every floating tensor of a structure is free of NaN and infinities, as a scalar bool tensor."""
     present = [tensor for tensor in keras.tree.flatten(tensors) if tensor is not None]
-    floating = [tensor for tensor in present if tensor.dtype.is_floating]
-    return _all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in floating])
+    floating = [tensor for tensor in present if keras.backend.is_float_dtype(tensor.dtype)]
+    return _all([ops.all(ops.isfinite(tensor)) for tensor in floating])
 
 
 def labels_in_range(targets):
@@ -41,11 +43,11 @@ def labels_in_range(targets):
     """
 
     def inside(labels, classes, ignore_class):
-        labels = tf.cast(labels, tf.int64)
-        valid = tf.logical_and(labels >= 0, labels < classes)
-        return valid if ignore_class is None else tf.logical_or(valid, tf.equal(labels, ignore_class))
+        labels = ops.cast(labels, "int")
+        valid = ops.logical_and(labels >= 0, labels < classes)
+        return valid if ignore_class is None else ops.logical_or(valid, ops.equal(labels, ignore_class))
 
-    return _all([tf.reduce_all(inside(*target)) for target in targets])
+    return _all([ops.all(inside(*target)) for target in targets])
 
 
 def require(condition, check, step, tensors):
@@ -60,27 +62,40 @@ class Note:
     """The first failed check of steps that XLA compiles, where assertions are dropped.
 
     From a failed check on, the steps are to leave everything as it is (`is_clean`); behind the call, `explain` raises.
+
+    Attributes:
+        variable: Step and check, `(2,)` integers, -1 where nothing is noted.
     """
 
     def __init__(self):
-        self._step_and_check = tf.Variable([-1, -1], dtype=tf.int64, trainable=False)
+        self.variable = keras.Variable(_CLEAN, dtype="int", trainable=False, name="failed_check")
 
     def is_clean(self):
         """Whether no check has failed, as a scalar bool tensor."""
-        return self._step_and_check[0] < 0
+        return self.variable[0] < 0
 
     def take(self, condition, check, step):
         """Note the step if `condition` does not hold and nothing is noted yet."""
-        failed = tf.logical_and(tf.logical_not(condition), self.is_clean())
-        noted = tf.stack([tf.cast(step, tf.int64), _CHECKS.index(check)])
-        self._step_and_check.assign(tf.where(failed, noted, self._step_and_check))
+        failed = ops.logical_and(ops.logical_not(condition), self.is_clean())
+        noted = ops.stack([ops.cast(part, self.variable.dtype) for part in (step, _CHECKS.index(check))])
+        self.variable.assign(ops.where(failed, noted, ops.convert_to_tensor(self.variable)))
 
     def explain(self):
         """Raise ValueError if a check has failed, and be clean again."""
-        step, check = self._step_and_check.numpy()
-        if step >= 0:
-            self._step_and_check.assign([-1, -1])
-            raise _error(_CHECKS[check], step)
+        noted = self.variable.numpy()
+        self.clear()
+        explain(noted)
+
+    def clear(self):
+        """Forget what is noted."""
+        self.variable.assign(_CLEAN)
+
+
+def explain(noted):
+    """Raise ValueError for the step and check of a note, unless it is clean."""
+    step, check = noted
+    if step >= 0:
+        raise _error(_CHECKS[check], step)
 
 
 def raising_value_errors(function, check_after):
@@ -112,7 +127,7 @@ def _identity(tensor):
 
 
 def _all(conditions):
-    return tf.reduce_all(tf.stack([tf.constant(True), *conditions]))
+    return ops.all(ops.stack([ops.convert_to_tensor(True), *conditions]))
 
 
 def _error(check, step):

@@ -1,0 +1,198 @@
+"""What the step on every Keras backend shares: the losses, the metrics, the logs, and what `compile` takes."""
+
+import functools
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from keras_kd import fit_checks
+from keras_kd.languages import languages_of
+from keras_kd.objectives.base import with_rank
+from keras_kd.steps import replicas
+from keras_kd.steps.observers import Observers
+from keras_kd.taught import without_signals
+
+
+class Batch(NamedTuple):
+    """What a step gets: inputs, labels or None, sample weights or None."""
+
+    x: object
+    y: object
+    sample_weight: object
+
+
+class CommonStep:
+    """What a `Distiller` does with a batch, as far as every backend does it alike. Mixed in before `keras.Model`.
+
+    Relies on the distiller for its parts: `objectives`, `objective_trackers`, `hard_loss_tracker`, `soft_weight`,
+    `hard_weight`, `pairing_of` and `project`.
+
+    The step of a backend has, besides `train_step` and `test_step`: `require_in_scope(student)`, `_check_compiled()`,
+    `_build_optimizer()`, and `_gradient_norms(losses, tape)` where a balance is to have them.
+    """
+
+    def _examine(self, data):
+        """Compare the student with the labels of a batch, and with the teacher if a metric asks for it; the logs."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        pairing = self.pairing_of(x)
+        teacher = pairing.read_teacher(x) if self._observers.need_teacher else None
+        x = without_signals(x)
+        student = pairing.read_student(x, training=False)
+        loss = self._test_loss(pairing, student, Batch(x, y, sample_weight))
+        self._track([self._loss_tracker], [loss], x)
+        if teacher is not None:
+            self._observers.compare(*pairing.logits(teacher, student), sample_weight)
+        results = self.compute_metrics(x, y, student.prediction, sample_weight)
+        return self._logs(results, {self.hard_loss_tracker.name, *(t.name for t in self.objective_trackers)}, y)
+
+    def _report(self, pairing, teacher, student, batch, losses):
+        """Count a step of training in all metrics; the logs.
+
+        Args:
+            losses: `(L, L_raw or None, [Lᵢ])`.
+        """
+        loss, hard_loss, soft_losses = losses
+        trackers, values = [self._loss_tracker, *self.objective_trackers], [loss, *soft_losses]
+        if hard_loss is not None:
+            trackers, values = [*trackers, self.hard_loss_tracker], [*values, hard_loss]
+        self._track(trackers, values, batch.x)
+        if self._observers.need_teacher:
+            self._observers.compare(*pairing.logits(teacher, student), batch.sample_weight)
+        return self._train_logs(
+            self.compute_metrics(batch.x, batch.y, student.prediction, batch.sample_weight), batch.y
+        )
+
+    # Losses ----------------------------------------------------------------------------------------------------------
+
+    def _hard_and_soft(self, pairing, teacher, student, batch, tape):
+        """L_raw, or None; each Lᵢ; and what is minimized of them."""
+        hard_loss = self._hard_loss(batch.y, student.prediction, batch.sample_weight)
+        soft_losses = [self._soft_loss(objective, pairing, teacher, student, batch) for objective in self.objectives]
+        return hard_loss, soft_losses, self._total(hard_loss, soft_losses, tape)
+
+    def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
+        """The student's own loss, which `evaluate` reports: L_raw and regularization; 0 where there is neither."""
+        hard_loss = self._hard_loss(y, y_pred, sample_weight)
+        regularization = self._regularization(x)
+        return regularization if hard_loss is None else hard_loss + regularization
+
+    def _test_loss(self, pairing, student, batch):
+        """L_raw and regularization, of a batch that is not trained on."""
+        return self.compute_loss(batch.x, batch.y, student.prediction, batch.sample_weight, training=False)
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        """Update the metrics of `compile` where there are labels; return the results of all metrics."""
+        if y is None:
+            return self.get_metrics_result()
+        self._observers.score(x, y, y_pred, sample_weight)
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    @property
+    def metrics(self):
+        """The metrics of the step, of `compile` and of the student's layers, each once."""
+        return [*super().metrics, *self._observers.all]
+
+    def get_metrics_result(self):
+        """Results of all metrics, but for those of `compile` that have never seen a label."""
+        compiled = self._compile_metrics
+        if compiled is None or compiled.built:
+            return super().get_metrics_result()
+        return {metric.name: metric.result() for metric in self.metrics if metric is not compiled}
+
+    def _hard_loss(self, y, prediction, sample_weight):
+        if self._compile_loss is None or y is None:
+            return None
+        return ops.cast(self._compile_loss(y, prediction, sample_weight), "float32")
+
+    def _soft_loss(self, objective, pairing, teacher, student, batch):
+        """Lᵢ, without its weight: the mean over the batch, summed over pairs of signals."""
+        return ops.cast(sum(self._values(objective, pairing, teacher, student, batch)), "float32")
+
+    def _values(self, objective, pairing, teacher, student, batch):
+        """The value of an objective for each pair of signals that it compares."""
+        mean = replicas.GlobalMean(objective)
+        for pair in pairing.pairs(objective, teacher, student, batch.y, batch.sample_weight):
+            projected = self.project(pair)
+            weight = pair.sample_weight
+            if weight is not None:
+                weight = with_rank(weight, objective.rank_of_values(len(projected.shape)))
+            options = {"labels": pair.labels} if objective.needs_labels else {}
+            if objective.entry is not None:
+                options["languages"] = languages_of(batch.x, objective.entry, objective.name)
+            yield mean(pair.teacher, projected, weight, **options)
+
+    def _regularization(self, x):
+        """The student's regularization losses, each replica's part of them, as `keras.Model` adds them."""
+        losses = [ops.cast(ops.sum(loss), "float32") for loss in self.losses]
+        if not losses:
+            return ops.zeros((), "float32")
+        rows = ops.cast(_rows(x), "float32")
+        return sum(losses) * ops.divide_no_nan(rows, replicas.sum_over_replicas(rows))
+
+    def _total(self, hard_loss, soft_losses, tape):
+        """hard_weight · L_raw + soft_weight · Σ wᵢ Lᵢ, each with its factor where they are balanced."""
+        losses = [hard_loss, *soft_losses]
+        weights = [self.hard_weight, *(self.soft_weight * objective.weight for objective in self.objectives)]
+        if self.balance is None:
+            factors, penalty = [1.0] * len(losses), 0.0
+        else:
+            factors = self.balance.factors(lambda: self._gradient_norms(losses, tape), self.optimizer.iterations)
+            factors = ops.unstack(ops.stop_gradient(factors) if self.balance.needs_gradients else factors, len(losses))
+            penalty = self.balance.penalty([loss is not None for loss in losses]) / replicas.replica_count()
+        terms = zip(weights, factors, losses, strict=True)
+        return sum(weight * factor * loss for weight, factor, loss in terms if loss is not None) + penalty
+
+    # What Keras asks for ---------------------------------------------------------------------------------------------
+
+    @functools.wraps(keras.Model.compile)
+    def compile(
+        self, optimizer="rmsprop", loss=None, loss_weights=None, metrics=None, weighted_metrics=None, *args, **kwargs
+    ):
+        self._compile_loss = self._compile_metrics = None  # else Keras keeps those of an earlier compile(loss=...)
+        self._observers = observers = Observers(metrics, weighted_metrics)
+        super().compile(optimizer, loss, loss_weights, observers.metrics, observers.weighted_metrics, *args, **kwargs)
+        fit_checks.warn_of_mistaken_logits(self)
+        self._check_compiled()
+
+    def get_compile_config(self):
+        config = super().get_compile_config()
+        return config and {**config, **keras.saving.serialize_keras_object(self._observers.given)}
+
+    def compile_from_config(self, config):
+        """Compile a loaded distiller as it was, with its optimizer's variables ready to be restored."""
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        self._build_optimizer()
+
+    def _get_metrics_result_or_logs(self, logs):
+        """The logs of an epoch: each metric over all replicas, and the knobs that a schedule may have turned."""
+        if not logs:
+            raise ValueError(
+                "x is an empty dataset: it gave no batch. Check its source, filters and batch(drop_remainder)."
+            )
+        results = self.get_metrics_result()
+        merged = {name: results.get(name, value) for name, value in logs.items()}
+        trained = any(tracker.name in logs for tracker in self.objective_trackers)
+        return merged | (self.knob_logs() if trained else {})
+
+    # Logs ------------------------------------------------------------------------------------------------------------
+
+    def _track(self, trackers, values, x):
+        """Count a replica's part of each mean over the batch, so that the sum over replicas is that mean."""
+        count = replicas.replica_count()
+        rows = ops.cast(replicas.sum_over_replicas(_rows(x)), "float32")
+        for tracker, value in zip(trackers, values, strict=True):
+            tracker.update_state(value * count, sample_weight=rows / count)
+
+    def _train_logs(self, results, y):
+        unlabelled = self._compile_loss is None or y is None
+        return self._logs(results, {self.hard_loss_tracker.name} if unlabelled else set(), y)
+
+    def _logs(self, results, absent, y):
+        absent = absent if y is not None else absent | self._observers.names_of_scores()
+        return {name: value for name, value in results.items() if name not in absent}
+
+
+def _rows(x):
+    """Number of examples in the batch that this replica got."""
+    return ops.shape(next(tensor for tensor in keras.tree.flatten(x) if tensor is not None))[0]

@@ -1,0 +1,211 @@
+"""The step on the JAX backend: train_step and test_step without side effects, and how the teacher's weights get there.
+
+On JAX a step maps a state and a batch to logs and a new state. The state holds the values of the distiller's variables.
+The teacher's are none of them: they travel beside each batch, so that they are arguments of the compiled step, neither
+constants in it nor given up to it.
+"""
+
+import collections
+import functools
+import warnings
+from typing import NamedTuple
+
+import jax
+import keras
+import numpy as np
+
+from keras_kd import fit_checks
+from keras_kd._keras_private import backend_variable
+from keras_kd.large_vocabulary.fusion import refusal
+from keras_kd.metrics import MacroF1ByLanguage
+from keras_kd.steps import guards
+from keras_kd.steps.common import Batch, CommonStep
+from keras_kd.taught import without_signals
+
+_CALLS_IN_FLIGHT = 2  # steps that run on before the note of the first is read: so the host does not wait for the device
+
+
+class WithTeacher(NamedTuple):
+    """What a compiled step gets: a batch as Keras hands it out, and the values of the teacher's variables."""
+
+    data: object
+    teacher: list
+
+
+class JAXStep(CommonStep):
+    """What a `Distiller` does with a batch on JAX. Mixed in before `keras.Model`.
+
+    `compile` refuses what is not here: what goes by language, `GradientNormBalance`, `fuse_logits=True`.
+
+    From a batch on which the teacher gives NaN or whose labels are out of range, nothing is learnt, nor from any after
+    it; the ValueError comes two steps later, or at the end of the epoch.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._note = guards.Note()
+        self._note_variable = self._note.variable  # so that Keras tracks it, and it is part of the state
+        self._notes_in_flight = collections.deque()
+
+    def train_step(self, state, data):
+        data, teacher_values = self._beside_teacher(data)
+        trainable, non_trainable, of_optimizer, of_metrics = state
+
+        def learn(trainable):
+            """The scaled loss; the logs, whether the checks hold, and the values behind the step."""
+            with _scope(
+                (self.trainable_variables, trainable),
+                (self.non_trainable_variables, non_trainable),
+                (self.optimizer.variables, of_optimizer),
+                (self.metrics_variables, of_metrics),
+                (self._teacher_variables(), teacher_values),
+            ) as scope:
+                scaled_loss, logs = self._learn(data)
+                sound = self._note.is_clean()
+            behind = _values_behind(scope, self.non_trainable_variables), _values_behind(scope, self.metrics_variables)
+            return scaled_loss, (logs, sound, behind)
+
+        (_, (logs, sound, behind)), gradients = jax.value_and_grad(learn, has_aux=True)(trainable)
+        new_non_trainable, of_metrics = behind
+        new_trainable, new_of_optimizer = self.optimizer.stateless_apply(of_optimizer, gradients, trainable)
+        # where a check has failed, all but the note stays as it was
+        kept = functools.partial(jax.tree.map, functools.partial(jax.numpy.where, sound))
+        new_non_trainable = [
+            new if variable is self._note_variable else kept(new, old)
+            for variable, new, old in zip(self.non_trainable_variables, new_non_trainable, non_trainable, strict=True)
+        ]
+        new_trainable, new_of_optimizer = kept(new_trainable, trainable), kept(new_of_optimizer, of_optimizer)
+        return logs, (new_trainable, new_non_trainable, new_of_optimizer, of_metrics)
+
+    def _learn(self, data):
+        """The scaled loss of a batch, and the logs."""
+        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        pairing, step = self.pairing_of(x), self.optimizer.iterations
+        teacher, batch = pairing.read_teacher(x), Batch(without_signals(x), y, sample_weight)
+        self._note.take(guards.all_finite(teacher), "teacher", step)
+        student = pairing.read_student(batch.x, training=True)
+        teacher = student.detached() if teacher is None else teacher
+        targets = list(fit_checks.sparse_targets(self, y, student.prediction))
+        self._note.take(guards.labels_in_range(targets), "labels", step)
+        hard_loss, soft_losses, total = self._hard_and_soft(pairing, teacher, student, batch, tape=None)
+        loss = total + self._regularization(batch.x)
+        logs = self._report(pairing, teacher, student.detached(), batch, (loss, hard_loss, soft_losses))
+        return self.optimizer.scale_loss(loss), logs
+
+    def test_step(self, state, data):
+        data, teacher_values = self._beside_teacher(data)
+        trainable, non_trainable, of_metrics = state
+        with _scope(
+            (self.trainable_variables, trainable),
+            (self.non_trainable_variables, non_trainable),
+            (self.metrics_variables, of_metrics),
+            (self._teacher_variables(), teacher_values),
+        ) as scope:
+            logs = self._examine(data)
+        of_metrics = _values_behind(scope, self.metrics_variables)
+        return logs, (trainable, _values_behind(scope, self.non_trainable_variables), of_metrics)
+
+    # The teacher's weights -----------------------------------------------------------------------------------------
+
+    def _teacher_variables(self):
+        """The teacher's variables that are not the distiller's as well."""
+        own = {id(variable) for variable in self.variables}
+        return [] if self.teacher is None else [v for v in self.teacher.variables if id(v) not in own]
+
+    def _with_teacher(self, function):
+        """A function of Keras's, `(state, batches) -> (logs, state)`, that hands each step the teacher's weights."""
+        variables = self._teacher_variables()
+
+        def handed_on(state, batches):
+            values = [backend_variable(variable) for variable in variables]
+            return function(state, (WithTeacher(data, values) for data in batches))
+
+        return handed_on
+
+    def _beside_teacher(self, data):
+        """A batch and the values of the teacher's variables; by itself, a batch finds those that these have now."""
+        if isinstance(data, WithTeacher):
+            return data
+        return data, [backend_variable(variable) for variable in self._teacher_variables()]
+
+    # What Keras asks for before the first step ---------------------------------------------------------------------
+
+    def require_in_scope(self, student):
+        """Nothing: `keras.distribution` needs no scope of its own."""
+
+    def _check_compiled(self):
+        by_language = [objective.name for objective in self.objectives if objective.entry is not None]
+        by_language += [metric.name for metric in self._observers.all if isinstance(metric, MacroF1ByLanguage)]
+        if by_language:
+            raise ValueError(
+                f"{by_language} go by language, which needs the tensorflow backend: KERAS_BACKEND=tensorflow."
+            )
+        if self.fuse_logits:
+            raise ValueError(refusal("it needs the tensorflow backend: KERAS_BACKEND=tensorflow"))
+        if self.balance is not None and self.balance.needs_gradients:
+            raise ValueError(
+                f"balance={self.balance.name!r} needs the tensorflow backend (KERAS_BACKEND=tensorflow). On jax, use "
+                "keras_kd.UncertaintyBalance()."
+            )
+
+    def make_train_function(self, force=False):
+        self._note.clear()
+        self._notes_in_flight.clear()
+        if self.train_function is not None and not force:
+            return
+        fit_checks.require_teacher_apart(self)
+        self._build_optimizer()
+        if not self.trainable_variables:
+            warnings.warn("the student has no trainable weights: nothing is learnt.", stacklevel=2)
+        super().make_train_function(force=True)
+        self.train_function = self._reading_notes(self._with_teacher(self.train_function))
+
+    def make_test_function(self, force=False):
+        if self.test_function is not None and not force:
+            return
+        super().make_test_function(force=True)
+        if self._observers.need_teacher:
+            self.test_function = self._with_teacher(self.test_function)
+
+    def _build_optimizer(self):
+        self.optimizer.build(self.trainable_variables)
+
+    # Checks --------------------------------------------------------------------------------------------------------
+
+    def _reading_notes(self, function):
+        """A train function that raises ValueError for a failed check, some calls late; meanwhile nothing is learnt."""
+        position = [variable is self._note_variable for variable in self.non_trainable_variables].index(True)
+
+        def reading(state, batches):
+            if len(self._notes_in_flight) >= _CALLS_IN_FLIGHT:
+                guards.explain(np.asarray(self._notes_in_flight.popleft()))
+            logs, state = function(state, batches)
+            self._notes_in_flight.append(jax.numpy.copy(state[1][position]))  # the next step takes the state itself
+            return logs, state
+
+        return reading
+
+    def _get_metrics_result_or_logs(self, logs):
+        self._note.explain()
+        return super()._get_metrics_result_or_logs(logs)
+
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(self, *args, **kwargs):
+        logs = super().train_on_batch(*args, **kwargs)
+        self._note.explain()
+        return logs
+
+
+def _scope(*groups):
+    """A scope in which variables have other values, and in which layers add their losses to it.
+
+    Args:
+        groups: `(variables, values)`.
+    """
+    values = [pair for variables, values in groups for pair in zip(variables, values, strict=True)]
+    return keras.StatelessScope(values, collect_losses=True)
+
+
+def _values_behind(scope, variables):
+    """The values that variables have at the end of a scope."""
+    return [scope.get_current_value(variable) for variable in variables]
