@@ -7,7 +7,10 @@ text transformers (4 blocks 256 wide and 1 block 64 wide, 1,000 classes, batches
 characters). Nothing is trained before; the teachers' heads are scaled so that logits have a standard deviation of 4.
 What is compared runs in turn, `--rounds` times, in one process; ratios are to the first row. An epoch is a call of
 `fit`. "in memory" has the signals as arrays beside x: what a cache could reach at best. Keys are hashes of the content
-where it does not say "by id".
+where it does not say "by id". Processor seconds tell more than the clock where other programs run as well.
+
+Then texts of 4 to 64 characters, short ones the most: the same text teacher gives logits of each character, padded to
+64 by `predict`, and in batches of about one length.
 """
 
 import argparse
@@ -24,7 +27,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
-from reporting import interleaved, machine, markdown
+from reporting import machine, markdown, timings
 
 import keras_kd
 from keras_kd.taught import Taught
@@ -55,15 +58,18 @@ def mlp(*units):
     return keras.Sequential([keras.Input((784,), name="pixels"), *layers, keras.layers.Dense(units[-1], name="logits")])
 
 
-def transformer(blocks, width):
-    ids = keras.Input((LENGTH,), dtype="int32", name="ids")
-    x = keras.layers.Embedding(256, width)(ids)
+def transformer(blocks, width, tokens=False):
+    """A classifier of texts; with `tokens`, of each character of texts of any length, 0 being padding."""
+    ids = keras.Input((None if tokens else LENGTH,), dtype="int32", name="ids")
+    x = keras.layers.Embedding(256, width, mask_zero=tokens)(ids)
     for _ in range(blocks):
         attended = keras.layers.MultiHeadAttention(4, width // 4)(*[keras.layers.LayerNormalization()(x)] * 2)
         x = keras.layers.Add()([x, attended])
         hidden = keras.layers.Dense(4 * width, "gelu")(keras.layers.LayerNormalization()(x))
         x = keras.layers.Add()([x, keras.layers.Dense(width)(hidden)])
-    pooled = keras.layers.GlobalAveragePooling1D(name="pooled")(keras.layers.LayerNormalization()(x))
+    pooled = keras.layers.LayerNormalization()(x)
+    if not tokens:
+        pooled = keras.layers.GlobalAveragePooling1D(name="pooled")(pooled)
     return keras.Model(ids, keras.layers.Dense(CLASSES, name="logits")(pooled))
 
 
@@ -89,19 +95,27 @@ def cases():
 # What is measured --------------------------------------------------------------------------------------------------
 
 
-def with_ratios(times, examples):
+def compared(functions, rounds, examples):
     """Rows of a table, ratios to the first first."""
-    times = {name: (min(values), statistics.median(values)) for name, values in times.items()}
+    times = {
+        name: (
+            min(one.wall for one in taken),
+            statistics.median(one.wall for one in taken),
+            min(one.cpu for one in taken),
+        )
+        for name, taken in timings(functions, rounds).items()
+    }
     first = next(iter(times.values()))
     return {
         name: {
             "ratio of least": least / first[0],
             "ratio of medians": median / first[1],
+            "ratio of processor time": busy / first[2],
             "least, s": least,
             "median, s": median,
             "examples/s": examples / least,
         }
-        for name, (least, median) in times.items()
+        for name, (least, median, busy) in times.items()
     }
 
 
@@ -116,7 +130,30 @@ def build_rate(case, folder, rounds):
     for name, options in case.codings.items():
         if name in ("float16", "top 8"):
             functions[f"build, {name}"] = lambda options=options: build(options)
-    return with_ratios(interleaved(functions, rounds), len(case.x))
+    return compared(functions, rounds, len(case.x))
+
+
+def build_rate_of_lengths(folder, rounds):
+    """A build over texts in batches of about one length, against `predict` on the same texts, all padded to 64."""
+    random = np.random.default_rng(0)
+    texts = [random.integers(1, 256, length) for length in np.clip(random.gamma(2.0, 10.0, 640), 4, LENGTH).astype(int)]
+    signature = tf.TensorSpec((None,), tf.int32)
+    flat = tf.data.Dataset.from_generator(lambda: iter(texts), output_signature=signature).cache()
+    padded = flat.padded_batch(32, padded_shapes=(LENGTH,))
+    grouped = flat.bucket_by_sequence_length(lambda text: tf.shape(text)[0], [9, 17, 25, 33, 49], [32] * 6)
+    teacher = transformer(4, 256, tokens=True)
+
+    def build(dataset, **options):
+        shutil.rmtree(folder, ignore_errors=True)
+        keras_kd.cache_signals(teacher, dataset, folder, verbose=0, **options)
+
+    functions = {
+        "teacher.predict, padded": lambda: teacher.predict(padded, verbose=0),
+        "build, padded, top 8": lambda: build(padded, top_k=8),
+        "build, grouped, top 8": lambda: build(grouped, top_k=8),
+        "build, grouped, float16": lambda: build(grouped),
+    }
+    return compared(functions, rounds, len(texts))
 
 
 def epochs(case, folder, rounds):
@@ -141,7 +178,7 @@ def epochs(case, folder, rounds):
         functions[f"cached, {name}"] = distilled(None, taught)
     by_id = keras_kd.cache_signals(case.teacher, case.dataset_with_ids(), folder / "by id", key="id", verbose=0)
     functions["cached, float16, by id"] = distilled(None, by_id)
-    return with_ratios(interleaved(functions, rounds), len(case.x))
+    return compared(functions, rounds, len(case.x))
 
 
 def errors(case, folder):
@@ -150,7 +187,7 @@ def errors(case, folder):
     rows = {}
     for name, options in case.codings.items():
         taught = keras_kd.cache_signals(case.teacher, case.dataset(), folder / name, verbose=0, **options)
-        log_q = log_softmax(np.concatenate([batch.prediction.numpy() for batch, _ in taught]))
+        log_q = log_softmax(np.concatenate([batch.signals().prediction.numpy() for batch, _ in taught]))
         on_disk = sum(file.stat().st_size for file in (folder / name).iterdir())
         rows[name] = {
             "bytes an example": on_disk / len(case.x),
@@ -182,6 +219,10 @@ def main():
             results[f"{name}: codings"] = errors(case, folder)
         for title in list(results)[-3:]:
             print(markdown(title, results[title], digits=4) + "\n", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        name = "texts of 4 to 64 characters: building"
+        results[name] = build_rate_of_lengths(pathlib.Path(folder) / "built", options.rounds)
+        print(markdown(name, results[name], digits=4) + "\n", flush=True)
     measured_on = {**machine(keras_kd, keras, tf, np), "load when it ended": os.getloadavg()}
     print(measured_on)
     (options.output / "report.json").write_text(json.dumps({**measured_on, "results": results}, indent=1))

@@ -8,11 +8,12 @@ from keras_kd import fit_checks
 from keras_kd._checks import require_choice, require_model, require_number
 from keras_kd._keras_private import functional_graph, random_states, symbolic_result
 from keras_kd.balancing import Balance
+from keras_kd.cache.fitting import cached
 from keras_kd.objectives import KerasLoss, Objective, SoftLabels
 from keras_kd.objectives.base import scalar_value, scalar_variable
 from keras_kd.pairing import Pairing
 from keras_kd.signals import output_names
-from keras_kd.steps import Step, replicas
+from keras_kd.steps import Step
 from keras_kd.steps.observers import Observers
 from keras_kd.taught import BroughtAlong, Taught, brought_spec
 
@@ -108,7 +109,7 @@ class Distiller(Step, keras.Model):
         if teacher is not None:
             _require_built_teacher(teacher)
         _build_student(student, teacher)
-        replicas.require_in_scope(student, self.distribute_strategy)
+        self.require_in_scope(student)
         self.student = student
         self.output_names = output_names(student) or None
         self._live_pairing = Pairing(self.objectives, student)
@@ -134,13 +135,17 @@ class Distiller(Step, keras.Model):
         self._live_pairing = self._checked_pairing(teacher)
         self.train_function = self.test_function = None
 
+    @property
+    def learns_from_stored_signals(self):
+        """Whether the data of the last `fit` brought the teacher's signals along."""
+        return self._brought_pairing is not None
+
     def pairing_of(self, x):
         """The signals of a batch, or of a spec of one: the live teacher's, or those that the batch brings along."""
-        if not isinstance(x, Taught):
-            return self._live_pairing
-        if self._brought_pairing is None:
+        if isinstance(x, Taught) and self._brought_pairing is None:
             return self._pairing(BroughtAlong(x))
-        return self._brought_pairing
+        taught = isinstance(x, Taught) or (self.teacher is None and self._brought_pairing is not None)
+        return self._brought_pairing if taught else self._live_pairing
 
     def _pairing(self, teacher):
         return Pairing(self.objectives, self.student, teacher, fuse_logits=self.fuse_logits)
@@ -170,15 +175,29 @@ class Distiller(Step, keras.Model):
     def call(self, inputs, training=None):
         return self.student(self._live_pairing.inputs_of_student(inputs), training=training)
 
-    @functools.wraps(keras.Model.fit)
-    def fit(self, x=None, y=None, *args, **kwargs):
+    def fit(self, x=None, y=None, *args, cache=None, **kwargs):
+        """Train the student, as `keras.Model.fit` trains a model.
+
+        Args:
+            x, y, args, kwargs: As of `keras.Model.fit`. `x` may be a dataset whose batches bring the teacher's signals
+                along: see `keras_kd.cache_signals`.
+            cache: A folder, in which the teacher's signals are kept for a dataset `x`: the first epoch runs the teacher
+                and stores what it says, later ones, also of later calls, read that. Numbers do not depend on which of
+                the two happens: the step gets what a later epoch will read. Examples go by their content, so augment
+                behind `cache_signals` instead, or give ids: `cache={"path": folder, "key": "id", "top_k": 50}`, whose
+                further entries are arguments of `cache_signals`. With a finished cache, no teacher is needed.
+
+        Returns:
+            The `History`.
+        """
         fit_checks.require_batches(x)
         fit_checks.require_labels_in_range(self, y)
+        if cache is not None:
+            x = cached(x, cache, self.teacher, self.student, self.objectives)
         spec = brought_spec(x)
         if spec is None:
             self._live_pairing.require_teacher()
-        else:
-            self._brought_pairing = self._checked_pairing(BroughtAlong(spec))
+        self._brought_pairing = None if spec is None else self._checked_pairing(BroughtAlong(spec))
         return super().fit(x, y, *args, **kwargs)
 
     @functools.wraps(keras.Model.export)

@@ -17,12 +17,10 @@ from formulas import log_softmax
 
 import keras_kd
 from keras_kd.cache import TopLogProbs
-from keras_kd.cache.coding import Full, Int8, TopK
 from keras_kd.cache.keys import fingerprint
 from keras_kd.cache.sources import TeacherSource
 from keras_kd.taught import Taught
 
-REFERENCE = pathlib.Path(__file__).parents[2] / "shared" / "reference" / "losses.json"
 SMALL = {"shard_bytes": 200, "verbose": 0}  # several shards even of these few examples
 
 
@@ -97,7 +95,7 @@ def test_the_teacher_comes_out_as_it_went_in_and_is_not_run_again(data, tmp_path
     before = teacher.get_weights()
     stored(teacher, batches_of(*data), tmp_path / "cache")
     files = content_of(tmp_path / "cache")
-    monkeypatch.setattr("keras_kd.cache.signals.Building", None)  # would fail if it were built again
+    monkeypatch.setattr("keras_kd.cache.signals.Writer", None)  # would fail if it were built again
     stored(teacher, batches_of(*data), tmp_path / "cache")
     assert content_of(tmp_path / "cache") == files
     assert not teacher.trainable
@@ -199,84 +197,25 @@ def test_equal_examples_are_one_and_one_id_for_two_examples_is_refused(data, tmp
 # Codings -----------------------------------------------------------------------------------------------------------
 
 
-def through(coding, signal):
-    """What comes back of a signal, in NumPy, after it lay in a record."""
-    fields = coding.encode(tf.constant(signal))
-    records = {name: np.asarray(fields[name]).astype(dtype) for name, (dtype, _) in coding.fields().items()}
-    return coding.decode({name: tf.constant(array) for name, array in records.items()}).numpy()
-
-
-@pytest.mark.parametrize("shape", [(6, 9), (6, 4, 9)])
-def test_top_k_keeps_the_likeliest_and_spreads_the_rest(shape):
-    logits = np.random.default_rng(0).normal(scale=4.0, size=shape).astype("float32")
-    log_p = log_softmax(logits.astype("float64"))
-    order = np.argsort(-log_p, axis=-1)
-    rest = np.exp(np.take_along_axis(log_p, order[..., 3:], -1)).sum(axis=-1, keepdims=True)
-    expected = np.broadcast_to(np.log(rest / 6), shape).copy()
-    np.put_along_axis(expected, order[..., :3], np.take_along_axis(log_p, order[..., :3], -1), -1)
-    np.testing.assert_allclose(through(TopK(shape[1:], 3, "float32"), logits), expected, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(through(TopK(shape[1:], 3, "float16"), logits), expected, rtol=1e-3, atol=1e-4)
-
-
-def test_top_k_of_extreme_logits_is_finite():
-    logits = np.array([[1e4, 0.0, -1e4, -1e4], [0.0, 0.0, 0.0, 0.0]], "float32")
-    decoded = through(TopK((4,), 2, "float32"), logits)
-    np.testing.assert_allclose(decoded, [[0.0, -1e4, -2e4, -2e4], np.full(4, -np.log(4.0))], rtol=1e-5)
-
-
-def test_top_k_of_more_classes_than_16_bits_count():
-    logits = np.zeros((1, 70_000), "float32")
-    logits[0, 69_999] = 20.0
-    assert through(TopK((70_000,), 2, "float16"), logits).argmax() == 69_999
-
-
-@pytest.mark.skipif(not REFERENCE.exists(), reason="needs the reference values of shared/")
-def test_kl_from_the_top_two_is_that_of_distillkit_where_the_student_spreads_its_rest_as_well():
-    grid = 5 * np.arange(4)[:, None] + np.arange(5)
-    student, teacher = 2 * np.sin(1.0 + grid), 3 * np.cos(2.0 + grid)
-    named = {value["name"]: value for value in json.loads(REFERENCE.read_text())["values"]}
-    published = named["sparse top-2 teacher KL, summed over the 4 rows, T=1"]
-    objective, coding = keras_kd.SoftLabels(1.0), TopK((5,), 2, "float32")
-    fields = coding.encode(tf.constant(teacher, tf.float32))
-    log_q = np.take_along_axis(log_softmax(student), fields[".classes"].numpy().astype(int), -1)
-    log_rest = np.log(1.0 - np.exp(log_q).sum(axis=-1))
-    spread = coding.decode({**fields, ".log_p": tf.constant(log_q), ".log_rest": tf.constant(log_rest, tf.float32)})
-    top_two = coding.decode(fields)
-    assert 4 * float(objective(top_two, spread)) == pytest.approx(published["missing_mass_uniform_tail"], rel=1e-5)
-    assert 4 * float(objective(top_two, student)) == pytest.approx(11.8472534776, rel=1e-5)  # float64 NumPy
-    full = through(Full((5,), "float16"), teacher.astype("float32"))
-    assert 4 * float(objective(full, student)) == pytest.approx(published["full"], rel=1e-3)
-
-
-def test_int8_is_off_by_half_a_step_at_most():
-    rng = np.random.default_rng(0)
-    hidden = (rng.normal(size=(50, 4, 16)) * np.exp(rng.normal(scale=4.0, size=(50, 4, 1)))).astype("float32")
-    hidden[3, 2] = 0.0
-    error = np.abs(through(Int8((4, 16)), hidden) - hidden)
-    bound = np.abs(hidden).max(axis=-1, keepdims=True) / 254
-    assert (error <= bound * (1 + 1e-4)).all()
-    assert error.max() > 0.5 * bound[error.max(axis=-1) == error.max()].max()  # the bound is near
-
-
 def test_several_signals_at_once_each_in_its_coding(data, tmp_path):
     x, _ = data
     teacher = dense_model(16, 12, 5)
     signals = [keras_kd.SoftLabels(), keras_kd.Hint("hidden_0", "hidden_0"), "hidden_1"]
-    attached = stored(teacher, batches_of(x), tmp_path / "cache", signals=signals, top_k=2, dtype="int8")
+    stored(teacher, batches_of(x), tmp_path / "cache", signals=signals, top_k=2, dtype="int8")
     outputs = {layer.name: layer.output for layer in teacher.layers}
     expected = keras.Model(teacher.inputs, outputs).predict(x, verbose=0)
-    (taught,) = next(iter(attached.unbatch().batch(37)))
+    (taught,) = next(iter(keras_kd.open_cache(tmp_path / "cache").attach(batches_of(x, batch=37))))
     for name in ("hidden_0", "hidden_1"):
         error = np.abs(taught.layers[name].numpy() - expected[name])
         assert 0 < error.max() <= expected[name].max() / 250
     likeliest = np.argsort(-expected["logits"], axis=-1)[:, :2]
     np.testing.assert_allclose(
-        np.take_along_axis(taught.prediction.numpy(), likeliest, -1),
+        np.take_along_axis(taught.prediction.dense().numpy(), likeliest, -1),
         np.take_along_axis(log_softmax(expected["logits"]), likeliest, -1),
         rtol=2e-3,
         atol=1e-3,
     )
-    assert {d.dtype for d in (taught.prediction, *taught.layers.values())} == {tf.float32}
+    assert {d.dtype for d in (taught.prediction.log_p, *taught.layers.values())} == {tf.float32}
 
 
 def test_numbers_that_cannot_be_kept_are_refused(data, tmp_path):
@@ -409,7 +348,7 @@ def test_log_probabilities_of_an_api_teach(tmp_path):
     dataset = batches_of({"id": np.array(["second", "first"]), "x": np.zeros((2, 1))})
     (taught,) = next(iter(cache.attach(dataset)))
     expected = [[0.08 / 3, 0.9, 0.02, 0.08 / 3, 0.08 / 3], [0.3, 0.2 / 3, 0.2 / 3, 0.2 / 3, 0.5]]
-    np.testing.assert_allclose(np.exp(taught.prediction), expected, rtol=1e-3)
+    np.testing.assert_allclose(np.exp(taught.prediction.dense()), expected, rtol=1e-3)
     assert set(taught.x) == {"x"}
 
 
@@ -425,29 +364,54 @@ def test_layers_of_other_programs_come_along(data, tmp_path):
 
 def test_a_folder_written_by_hand_in_the_documented_layout_is_read(tmp_path):
     """With NumPy, json and hashlib alone, as another program would."""
-    fields = [["key", "<i8", []], ["content", "<i8", []], ["output", "<f4", [2]]]
-    records = np.zeros(3, [(name, dtype, tuple(shape)) for name, dtype, shape in fields])
-    records["key"], records["output"] = [30, -10, 20], [[3, 1], [1, 2], [2, 3]]
-    arrays = {"shard_00000.npy": records, "index.npy": np.array([[-10, 20, 30], [1, 2, 0]], "<i8")}
-    entries = []
+    arrays = {
+        "key.bin": np.array([30, -10, 20], "<i8"),
+        "content.bin": np.zeros(3, "<i8"),
+        "signal_0.bin": np.array([[3, 1], [1, 2], [2, 3]], "<f4"),
+        "signal_1.end.bin": np.array([2, 2, 3], "<i8"),  # two tokens, none, one
+        "signal_1.bin": np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]], "<f2"),
+        "index.key.bin": np.array([-10, 20, 30], "<i8"),
+        "index.position.bin": np.array([1, 2, 0], "<i8"),
+    }
+    parts = {}
     for name, array in arrays.items():
-        np.save(tmp_path / name, array)
+        array.tofile(tmp_path / name)
         content = (tmp_path / name).read_bytes()
-        entries.append({"file": name, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})
-    signals = {"output": {"coding": "Full", "shape": [2], "dtype": "float32"}}
-    layout = {"format": "keras_kd.signals/1", "key": {"entry": "id"}, "signals": signals, "record": fields}
+        parts[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    files = {
+        name: {"dtype": array.dtype.str, "shape": list(array.shape[1:]), "a row": "an example"}
+        for name, array in list(arrays.items())[:5]
+    }
+    files["signal_1.bin"]["a row"] = "a token"
+    layout = {
+        "format": "keras_kd.signals/2",
+        "key": {"of": {"entry": "id"}, "padding": 0},
+        "signals": {
+            "output": {"coding": "Full", "shape": [2], "dtype": "float32"},
+            "layer block": {"coding": "Full", "shape": [None, 3], "dtype": "float16"},
+        },
+        "masked": [],
+        "prediction": "output",
+        "layers": {"block": "layer block"},
+        "files": files,
+    }
     manifest = {
-        "setting": {"teacher": "by hand", "signals": {**layout, "prediction": "output", "layers": {}}},
+        "setting": {"teacher": "by hand", "preprocessing": None, "signals": layout},
         "examples": 3,
         "distinct": 3,
-        "shards": [{"examples": 3, **entries[0]}],
-        "index": entries[1],
+        "sequences": {"layer block": None},
+        "shards": [{"examples": 3, "files": {name: parts[name] for name in files}}],
+        "index": {name: parts[name] for name in ("index.key.bin", "index.position.bin")},
     }
     text = json.dumps(manifest, sort_keys=True)
     manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    (taught,) = next(iter(keras_kd.open_cache(tmp_path).attach(batches_of({"id": np.array([20, 30, -10])}))))
+    batch = {"id": np.array([20, 30, -10]), "tokens": np.ones((3, 3))}
+    (taught,) = next(iter(keras_kd.open_cache(tmp_path).attach(batches_of(batch))))
     np.testing.assert_array_equal(taught.prediction, [[2, 3], [3, 1], [1, 2]])
+    expected = np.zeros((3, 3, 3))
+    expected[0, 0], expected[1, :2] = [7, 8, 9], [[1, 2, 3], [4, 5, 6]]
+    np.testing.assert_array_equal(taught.layers["block"], expected)
 
 
 # What is refused ---------------------------------------------------------------------------------------------------
@@ -459,11 +423,14 @@ def cache(data, tmp_path):
     return tmp_path / "cache"
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "index.npy", "shard_00000.npy", "shard_00002.npy"])
+FILES = ["manifest.json", "index.key.bin", "index.position.bin", "key.bin", "signal_0.bin", "signal_1.bin"]
+
+
+@pytest.mark.parametrize("name", FILES)
 def test_a_flipped_bit_is_noticed_wherever_it_is(cache, name):
     file = cache / name
     content, places = file.read_bytes(), random.Random(name)
-    for _ in range(60):
+    for _ in range(40):
         place, bit = places.randrange(len(content)), places.randrange(8)
         flipped = bytearray(content)
         flipped[place] ^= 1 << bit
@@ -474,12 +441,12 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(cache, name):
     keras_kd.open_cache(cache)
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "index.npy", "shard_00001.npy"])
-def test_a_file_cut_short_or_gone_is_noticed_without_reading_it(cache, name):
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_cut_short_or_longer_or_gone_is_noticed_without_reading_it(cache, name):
     file = cache / name
     content = file.read_bytes()
-    for length in (0, 1, 100, len(content) - 1):
-        file.write_bytes(content[:length])
+    for changed in (content[:0], content[:1], content[:100], content[:-1], content + b"!"):
+        file.write_bytes(changed)
         with pytest.raises(ValueError, match=f"not as it was written, .*{name}"):
             keras_kd.open_cache(cache, verify=False)
     file.unlink()
@@ -487,12 +454,19 @@ def test_a_file_cut_short_or_gone_is_noticed_without_reading_it(cache, name):
         keras_kd.open_cache(cache)
 
 
-def test_shards_that_changed_places_are_noticed(cache):
-    one, other = cache / "shard_00000.npy", cache / "shard_00001.npy"
-    contents = one.read_bytes(), other.read_bytes()
-    other.write_bytes(contents[0])
-    one.write_bytes(contents[1])
-    with pytest.raises(ValueError, match=r"shard_00000.npy.*checksum is not that of the manifest"):
+def test_shards_and_files_that_changed_places_are_noticed(cache):
+    shards = json.loads((cache / "manifest.json").read_text())["shards"]
+    one, other = (shard["files"]["signal_1.bin"]["bytes"] for shard in shards[:2])
+    file = cache / "signal_1.bin"
+    content = file.read_bytes()
+    file.write_bytes(content[one : one + other] + content[:one] + content[one + other :])
+    with pytest.raises(ValueError, match=r"signal_1.bin.*checksum of its part 0 is not that of the manifest"):
+        keras_kd.open_cache(cache)
+    file.write_bytes(content)
+    keys, positions = (cache / "index.key.bin").read_bytes(), (cache / "index.position.bin").read_bytes()
+    (cache / "index.key.bin").write_bytes(positions)
+    (cache / "index.position.bin").write_bytes(keys)
+    with pytest.raises(ValueError, match=r"index.key.bin.*checksum of its part 0"):
         keras_kd.open_cache(cache)
 
 
@@ -503,7 +477,7 @@ def test_a_cache_of_another_version_is_refused(cache):
     text = json.dumps(manifest, sort_keys=True)
     manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     (cache / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"format 'keras_kd.signals/9'; this version reads 'keras_kd.signals/1'"):
+    with pytest.raises(ValueError, match=r"format 'keras_kd.signals/9'; this version reads 'keras_kd.signals/2'"):
         keras_kd.open_cache(cache)
 
 
@@ -542,7 +516,7 @@ class FullDisk:
 
     def opened(self, path, mode="r", *args, **kwargs):
         file = self._open(path, mode, *args, **kwargs)
-        if "w" not in mode:
+        if not set(mode) & set("wa"):
             return file
         disk = self
 
@@ -599,8 +573,8 @@ def test_an_interrupted_build_goes_on_only_with_the_same_data_teacher_and_files(
     dataset = batches_of(x, batch=4)
     interrupted(teacher, dataset, folder, 6)
     names = sorted(content_of(folder))
-    assert names[0] == "building.json"
-    assert 1 < len(names) < 6
+    assert names == ["building.json", "key.bin", "signal_0.bin"]
+    assert 0 < len(json.loads((folder / "building.json").read_text())["shards"]) < 6
     with pytest.raises(ValueError, match=r"only half built. Call cache_signals again"):
         keras_kd.open_cache(folder)
     for other in (batches_of(x[::-1], batch=4), batches_of(x, batch=5), batches_of(x[:5], batch=4)):
@@ -614,7 +588,9 @@ def test_an_interrupted_build_goes_on_only_with_the_same_data_teacher_and_files(
         with pytest.raises(ValueError, match=f"not as it was written, .*{name}"):
             stored(teacher, dataset, folder)
         (folder / name).write_bytes(content)
-    (folder / ".shard_00003.0123456789abcdef.npy").write_bytes(b"half")  # as a kill leaves it
+    (folder / ".building.0123456789abcdef.json").write_bytes(b"half")  # as a kill leaves it
+    with (folder / "signal_0.bin").open("ab") as file:
+        file.write(b"half")
     runs, encoded = [], TeacherSource.encoded
     with monkeypatch.context() as patched:
         patched.setattr(TeacherSource, "encoded", lambda source, x: runs.append(1) or encoded(source, x))
@@ -645,11 +621,15 @@ def child(name, pause):
         os._exit(0)
     return pid
 
+def shards_of(folder):
+    begun = folder / "building.json"
+    return begun.read_text().count("examples") if begun.exists() else 0
+
 assert os.waitpid(child("whole", 0.0), 0)[1] == 0
 moments = random.Random(7)
 for shards in (0, 3, 12, 21, 30):
     pid = child("killed", 0.01)
-    while len(list((folder / "killed").glob("shard_*"))) < shards:
+    while shards_of(folder / "killed") < shards:
         assert os.waitpid(pid, os.WNOHANG) == (0, 0)
         time.sleep(0.001)
     time.sleep(moments.uniform(0.0, 0.02) if shards else 0.5)
@@ -665,5 +645,5 @@ def test_a_build_killed_at_any_moment_resumes_to_the_same_bytes(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["killed"] * 5
     whole = content_of(tmp_path / "whole")
-    assert len(whole) > 40
+    assert len(json.loads(whole["manifest.json"])["shards"]) == 40
     assert content_of(tmp_path / "killed") == whole

@@ -3,35 +3,56 @@
 cache_signals ──► sources.py     a teacher over a dataset, or arrays that another program made
               │     ├─► selection.py   which signals: of objectives, by name
               │     └─► keys.py        what an example is known by: its id, or a hash of its content
-              ├─► layout.py      the record of one example; coding.py: full, int8, top-k
-              ├─► building.py    shard by shard, resumes; files.py: written whole, checksums; progress.py
-              └─► stored.py      SignalCache: found right when opened, joined with a dataset by key
+              ├─► layout.py      the files that hold the signals; coding.py: full, int8; likeliest.py: top-k;
+              │                  sampled.py: drawn classes; packing.py: numbers in as few bits as they need
+              ├─► building.py    shard by shard, resumes; files.py: checksums; progress.py
+              └─► stored.py      SignalCache: found right when opened, one folder or several
+                    └─► reading.py   joined with a dataset by key
+fit(cache=) ────► fitting.py, growing.py: built while the student learns
 
 The folder, which any program may write:
 
-manifest.json    written last: without it there is no cache
-shard_00000.npy  and so on: NumPy arrays of records (format 1.0, C order, packed, little-endian), one an example
-index.npy        int64 (2, distinct examples): the keys in ascending order, and the position of the record of each,
-                 counted through all shards; of several records of one key, the first
+manifest.json         written last: without it there is no cache
+key.bin               int64 (examples,): the integer id; FarmHash64 of the string id, or of the content as
+                      `keras_kd.cache.keys.fingerprint` takes it
+content.bin           only with ids: int64 (examples,), a hash of the rest of the example, by which two examples of one
+                      id are told apart; 0 will do
+signal_0.bin, …       the numbers of the signals, by their order in the manifest: one row an example
+index.key.bin         int64 (distinct examples,): the keys in ascending order
+index.position.bin    int64 (distinct examples,): the row of each; of several rows of one key, the first
 
-A record begins with `key` (int64: the integer id; FarmHash64 of the string id, or of the content as
-`keras_kd.cache.keys.fingerprint` takes it) and, where there are ids, `content` (int64, a hash of the rest of the
-example, by which two examples of one id are told apart; 0 will do). The fields of the signals follow:
+Each file is nothing but the numbers of an array in C order, packed, little-endian: `array.tofile`, `np.memmap`.
 
-coding   fields of a signal s                                 decoded to float32
-Full     s                                                    s
-Int8     s: int8 (..., n); s.scale: float32 (...)             s · s.scale
-TopK     s.classes: uint16 or uint32 (..., k); s.log_p        log p of the k classes, and
-         (..., k); s.log_rest: float32 (...), in nats         s.log_rest − log(classes − k) of each other
+coding       files of signal i                                    decoded
+Full         signal_i: (...)                                      to float32
+Int8         signal_i: int8 (..., n); signal_i.scale: float32     signal · scale, float32
+             (...)
+TopK         signal_i.classes: uint16 or uint32 (..., k);         log p of the k classes, and log_rest −
+             signal_i.log_p; signal_i.log_rest: float32 (...)     log(classes − k) of each other: `TopClasses`
+PackedTopK   see `keras_kd.cache.likeliest.PackedTopK`            `TopClasses`
+GradedTopK   see `keras_kd.cache.likeliest.GradedTopK`            `TopClasses`
+Sampled      see `keras_kd.cache.sampled.Sampled`                 `TopClasses`
+
+Signals by token, whose shape begins with null in the manifest, have a row for each token in these files, those of one
+example behind those of the other, without the padding behind an example's last token, and two files more:
+
+signal_i.end.bin      int64 (examples,): behind which row of all an example ends; it begins where the one before it ends
+signal_i.mask.bin     uint8 (tokens,): 0 for masked tokens; only of signals that came with a Keras mask
+
+Padding is what is behind the last token that the signal's Keras mask leaves in; without a mask, the last number of `x`
+that is not `padding`. When they come back, signals are padded with zeros to the length of their batch.
 
 The manifest is JSON in ASCII:
 
 setting.teacher             the fingerprint of a model, or a name
-setting.signals             format; key ("content" or {"entry": name}); signals {name: coding and shape of an example};
-                            prediction (a name, list or dict of names) and layers {layer: name}, where the signals go;
-                            record: the fields in order, [name, NumPy dtype, shape]
-examples, distinct          how many records, how many keys
-shards, index               file, bytes, sha256 (of the file), and of a shard examples
+setting.preprocessing       what `cache_signals` was told, or null
+setting.signals             format; key {of: "content" or {"entry": name}, padding}; signals {name: coding and shape of
+                            an example}; masked, names; prediction (a name, list or dict of names) and layers {layer:
+                            name}, where the signals go; files {file: dtype, shape of a row, what a row is of}
+examples, distinct          how many examples, how many keys
+sequences                   {signal by token: names of the entries of x as long as it, or null if x was not known}
+shards                      what was written at once: examples; files {file: bytes, sha256 of this part of it}
+index                       {file: bytes, sha256}
 sha256                      of `json.dumps(all the other entries, sort_keys=True)`
 """
 

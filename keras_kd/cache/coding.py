@@ -1,17 +1,18 @@
-"""How the numbers of a signal are kept: in full, as 8-bit integers, or as the likeliest classes.
+"""How the numbers of a signal are kept: in full, as 8-bit integers, as the likeliest classes, or as a sample of them.
 
-A coding says which fields a record has for the signal, and goes both ways, in TensorFlow: `encode` while a cache is
-built, `decode` inside a dataset's `map`, so that whoever reads it sees dense float32.
+A coding says which fields a record has for the signal, and goes both ways: `encode` while a cache is built, `decode`
+inside a dataset's `map`. Full and Int8 come back as dense float32, the others as a `TopClasses`.
 """
 
 import dataclasses
-import math
-from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
-from keras_kd.top_classes import dense_logs, replaced
+from keras_kd._checks import require_count
+from keras_kd.cache.likeliest import FLOATS, GradedTopK, PackedTopK, TopK, TopLogProbs
+from keras_kd.cache.sampled import Sampled
+
+__all__ = ["CODINGS", "DTYPES", "INT8", "Full", "Int8", "PackedTopK", "Sampled", "TopK", "TopLogProbs"]
 
 INT8 = "int8"
 DTYPES = ["float16", "float32", INT8]
@@ -31,14 +32,14 @@ class Full:
 
     def fields(self):
         """`{field: (dtype, shape)}` of one example."""
-        return {"": (_numpy(self.dtype), self.shape)}
+        return {"": (FLOATS[self.dtype], self.shape)}
 
-    def encode(self, signal):
-        """`{field: tensor}` of a batch of signals, `(batch, *shape)`."""
+    def encode(self, signal, keys=None):
+        """`{field: tensor}` of a batch of signals, `(batch, *shape)`; `keys`, int64 `(batch,)`, are the examples'."""
         return {"": tf.cast(signal, self.dtype)}
 
     def decode(self, parts):
-        """The signal in float32 from `{field: tensor}`."""
+        """The signal from `{field: tensor}`."""
         return tf.cast(parts[""], tf.float32)
 
 
@@ -51,7 +52,7 @@ class Int8:
     def fields(self):
         return {"": ("|i1", self.shape), ".scale": ("<f4", self.shape[:-1])}
 
-    def encode(self, signal):
+    def encode(self, signal, keys=None):
         # (batch, ..., features) -> the same in int8, (batch, ...)
         signal = tf.cast(signal, tf.float32)
         scale = tf.reduce_max(tf.abs(signal), axis=-1) / 127.0
@@ -62,70 +63,53 @@ class Int8:
         return tf.cast(parts[""], tf.float32) * parts[".scale"][..., None]
 
 
-@dataclasses.dataclass(frozen=True)
-class TopK:
-    """The k likeliest classes with their log-probabilities, and the log of the mass of all others.
+def require_sparse(top_k, packed, sampled):
+    """These arguments of `cache_signals` as a dict, if they are right."""
+    if top_k is not None and sampled is not None:
+        raise ValueError(f"top_k and sampled are two ways to store a part, got {top_k} and {sampled}. Give one.")
+    return {
+        "top_k": None if top_k is None else require_count(top_k, "top_k", at_least=1),
+        "packed": packed if isinstance(packed, bool) else require_count(packed, "packed", at_least=1),
+        "sampled": None if sampled is None else require_count(sampled, "sampled", at_least=1),
+    }
 
-    Decoded, the others share their mass equally: the logits are log p of the k classes, and
-    log (mass / (classes − k)) of each other class.
 
-    Attributes:
-        shape: `(..., classes)`, of one example.
-        k: 1 ≤ k < classes.
-        dtype: Of the log-probabilities: "float16" or "float32".
+def coding_of_output(output, shape, name, *, top_k, packed, sampled, dtype):
+    """The coding of a teacher's output, `top_k`, `packed`, `sampled` and `dtype` being those of `cache_signals`.
+
+    Args:
+        output: A tensor, its spec, or a `TopLogProbs`.
+        shape: Of one example.
+        name: For the messages.
     """
-
-    shape: tuple[int, ...]
-    k: int
-    dtype: str
-
-    def fields(self):
-        index = "<u2" if self.shape[-1] <= 2**16 else "<u4"
-        kept = (*self.shape[:-1], self.k)
-        return {
-            ".classes": (index, kept),
-            ".log_p": (_numpy(self.dtype), kept),
-            ".log_rest": ("<f4", self.shape[:-1]),
-        }
-
-    def encode(self, signal):
-        # (batch, ..., classes) logits -> (batch, ..., k) x2, (batch, ...) nats
-        if isinstance(signal, TopLogProbs):
-            classes, log_p = tf.cast(signal.classes, tf.int32), tf.cast(signal.log_p, tf.float32)
-            log_rest = tf.math.log1p(-tf.reduce_sum(tf.exp(tf.cast(signal.log_p, tf.float64)), axis=-1))
-        else:
-            everything = tf.nn.log_softmax(tf.cast(signal, tf.float32))
-            log_p, classes = tf.math.top_k(everything, self.k)
-            others = replaced(everything, classes, tf.fill(tf.shape(log_p), -math.inf))
-            log_rest = tf.reduce_logsumexp(others, axis=-1)  # not 1 − Σ p, which cancels where the rest is small
-        return {
-            ".classes": tf.cast(classes, tf.as_dtype(np.dtype(self.fields()[".classes"][0]))),
-            ".log_p": tf.cast(log_p, self.dtype),
-            ".log_rest": tf.cast(log_rest, tf.float32),
-        }
-
-    def decode(self, parts):
-        # (batch, ..., k) x2, (batch, ...) -> (batch, ..., classes)
-        each = parts[".log_rest"] - math.log(self.shape[-1] - self.k)
-        classes, log_p = tf.cast(parts[".classes"], tf.int32), tf.cast(parts[".log_p"], tf.float32)
-        return dense_logs(classes, log_p, each, self.shape[-1])
+    dtype = "float16" if dtype == INT8 else dtype
+    if isinstance(output, TopLogProbs):
+        if sampled is not None:
+            raise ValueError(f"sampled needs all logits, but {name!r} is a TopLogProbs. Leave sampled= out.")
+        return _top_k(shape, tuple(output.log_p.shape)[-1], packed, dtype, name)
+    if packed and top_k is None:
+        raise ValueError(f"packed={packed} packs the likeliest classes, but all of {name!r} are stored. Give top_k.")
+    if sampled is not None:
+        if not shape or shape[-1] < 2:
+            raise ValueError(f"sampled needs distributions over at least 2 classes, got {name!r} of shape {shape}.")
+        return Sampled(shape, sampled)
+    if top_k is None:
+        return Full(shape, dtype)
+    return _top_k(shape, top_k, packed, dtype, name)
 
 
-class TopLogProbs(NamedTuple):
-    """What an API returns of a distribution: the likeliest classes and their log-probabilities, nothing of the others.
-
-    Attributes:
-        classes: Integers `(examples, ..., k)`, the numbers of the classes.
-        log_p: Their natural log-probabilities `(examples, ..., k)`; the rest of the mass is 1 − Σ exp(log_p) > 0.
-        of: How many classes there are.
-    """
-
-    classes: object
-    log_p: object
-    of: int
+def _top_k(shape, k, packed, dtype, name):
+    if not shape or k >= shape[-1]:
+        raise ValueError(f"top_k must be less than the number of classes, got {k} for {name!r} of shape {shape}.")
+    if isinstance(packed, bool):
+        return PackedTopK(shape, k) if packed else TopK(shape, k, dtype)
+    graded = GradedTopK(shape, k, token_bytes=packed)
+    if packed < graded.least_bytes:
+        raise ValueError(f"packed must be >= {graded.least_bytes} bytes for top_k={k} of {name!r}, got {packed}.")
+    return graded
 
 
-CODINGS = {kind.__name__: kind for kind in (Full, Int8, TopK)}
+CODINGS = {kind.__name__: kind for kind in (Full, Int8, TopK, PackedTopK, GradedTopK, Sampled)}
 
 
 def config_of(coding):
@@ -138,7 +122,3 @@ def coding_of(config):
     config = dict(config)
     kind = CODINGS[config.pop("coding")]
     return kind(**{**config, "shape": tuple(config["shape"])})
-
-
-def _numpy(dtype):
-    return {"float16": "<f2", "float32": "<f4"}[dtype]

@@ -1,30 +1,48 @@
-"""The files of a cache: each written whole, each known by its size and its SHA-256."""
+"""The files of a cache: each known, part by part, by its size and its SHA-256."""
 
 import contextlib
 import errno
 import hashlib
-import io
 import json
 
 import numpy as np
+import tensorflow as tf
 
 from keras_kd._files import written_whole
 
-MANIFEST, BEGUN, INDEX = "manifest.json", "building.json", "index.npy"
+MANIFEST, BEGUN = "manifest.json", "building.json"
+INDEX = ("index.key.bin", "index.position.bin")
 _CHUNK = 2**20
 
 
-def write_array(folder, name, array):
-    """Write a `.npy` file; return `{"file", "bytes", "sha256"}`."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    content = np.ascontiguousarray(array).view(np.uint8).reshape(-1).data
-    sha = hashlib.sha256(header.getvalue())
-    sha.update(content)
-    with told_if_full(folder / name), written_whole(folder / name) as partial, partial.open("wb") as file:
-        file.write(header.getvalue())
+def append(folder, name, array, at):
+    """Append an array to a file that has `at` bytes; return what was added: `{"bytes", "sha256"}`."""
+    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    path = folder / name
+    size = path.stat().st_size if path.exists() else 0
+    if size != at:
+        raise _altered(path, f"it has {size:,} bytes instead of {at:,}; does another process build there as well?")
+    with told_if_full(path), path.open("ab") as file:
         file.write(content)
-    return {"file": name, "bytes": len(header.getvalue()) + len(content), "sha256": sha.hexdigest()}
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def write(folder, name, array):
+    """Write a file whole; return `{"bytes", "sha256"}`."""
+    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+    with told_if_full(folder / name), written_whole(folder / name) as partial, partial.open("wb") as file:
+        file.write(content)
+    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def cut(folder, name, size):
+    """Cut a file that is longer, or remove it if nothing of it is to stay."""
+    path = folder / name
+    if not size:
+        path.unlink(missing_ok=True)
+    elif path.exists() and path.stat().st_size > size:
+        with path.open("r+b") as file:
+            file.truncate(size)
 
 
 def write_json(folder, name, content):
@@ -45,21 +63,54 @@ def read_json(folder, name):
     raise _altered(folder / name, "its checksum does not fit its content")
 
 
-def open_array(folder, entry, *, verify):
-    """A `.npy` file, mapped into memory, after its size and, with `verify`, its checksum were found right."""
-    path = folder / entry["file"]
+def require_parts(folder, name, parts, *, verify, longer=False):
+    """Raise ValueError unless a file consists of these parts: by its size and, with `verify`, by their checksums.
+
+    Args:
+        parts: `[{"bytes", "sha256"}]`, in order.
+        longer: Whether more may follow.
+    """
+    path, expected = folder / name, sum(part["bytes"] for part in parts)
     if not path.is_file():
-        raise _altered(path, "it is missing")
-    if path.stat().st_size != entry["bytes"]:
-        raise _altered(path, f"it has {path.stat().st_size:,} bytes instead of {entry['bytes']:,}")
-    if verify and _sha_of(path) != entry["sha256"]:
-        raise _altered(path, "its checksum is not that of the manifest")
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+        if expected:
+            raise _altered(path, "it is missing")
+        return
+    size = path.stat().st_size
+    if size < expected or (size > expected and not longer):
+        raise _altered(path, f"it has {size:,} bytes instead of {expected:,}")
+    if verify:
+        with path.open("rb") as file:
+            for number, part in enumerate(parts):
+                if _sha_of(file, part["bytes"]) != part["sha256"]:
+                    raise _altered(path, f"the checksum of its part {number} is not that of the manifest")
+
+
+def opened(folder, name, dtype, shape):
+    """A file as an array, `(rows, *shape)`, mapped into memory."""
+    path, dtype = folder / name, np.dtype(dtype)
+    rows, over = divmod(path.stat().st_size if path.exists() else 0, dtype.itemsize * int(np.prod(shape)))
+    if over:
+        raise _altered(path, f"it has no whole number of rows of {dtype} {tuple(shape)}")
+    if not rows:
+        return np.zeros((0, *shape), dtype)
+    return np.memmap(path, dtype, "r", shape=(rows, *shape))
+
+
+def opened_tensor(folder, name, dtype, shape):
+    """The same as a tensor, mapped into memory: nothing is read before it is looked up, and no Python runs for it."""
+    rows = len(opened(folder, name, dtype, shape))
+    dtype = tf.as_dtype(np.dtype(dtype))
+    with tf.device("CPU"):
+        if not rows:
+            return tf.zeros((0, *shape), dtype)
+        # Under a relative name TensorFlow would look elsewhere once the working directory has changed.
+        path = str((folder / name).resolve())
+        return tf.raw_ops.ImmutableConst(dtype=dtype, shape=(rows, *shape), memory_region_name=path)
 
 
 def remove_halves(folder):
     """Remove what killed runs left half written."""
-    for name in ("shard_*", "index", "building", "manifest"):
+    for name in ("index", "building", "manifest"):
         for partial in folder.glob(f".{name}.*"):
             partial.unlink(missing_ok=True)
 
@@ -92,9 +143,9 @@ def _own_sha(content):
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _sha_of(path):
+def _sha_of(file, count):
     sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            sha.update(chunk)
+    while count and (chunk := file.read(min(count, _CHUNK))):
+        sha.update(chunk)
+        count -= len(chunk)
     return sha.hexdigest()

@@ -1,9 +1,12 @@
 """What an example is known by: an entry of `x`, or a fingerprint of its content. Never its position."""
 
+import numbers
+
 import keras
 import tensorflow as tf
 
 _UNSIGNED = 2**64 - 1
+_BLOCK = 16  # tokens that are hashed at once
 
 
 class Key:
@@ -12,26 +15,32 @@ class Key:
     Args:
         entry: The entry of a dict `x` that holds each example's id, integers or strings `(batch,)` or `(batch, 1)`;
             None: the key is the fingerprint of all of `x`.
+        padding: What fills up short sequences of integers `(batch, length)`: an integer, or `{entry of x: integer}`;
+            None: they are never filled up. See `fingerprint`.
     """
 
-    def __init__(self, entry=None):
+    def __init__(self, entry=None, padding=0):
         if entry is not None and not (isinstance(entry, str) and entry):
             raise TypeError(f"key must be the name of an entry of x, or None for the content of x, got {entry!r}.")
+        given = padding if isinstance(padding, dict) else {"": padding}
+        if not all(isinstance(value, numbers.Integral) or value is None for value in given.values()):
+            raise TypeError(f"padding must be an integer, a dict of one for each entry of x, or None, got {padding!r}.")
         self.entry = entry
+        self.padding = {name: _plain(value) for name, value in given.items()} if given is padding else _plain(padding)
 
     def config(self):
         """What the manifest says of it."""
-        return "content" if self.entry is None else {"entry": self.entry}
+        return {"of": "content" if self.entry is None else {"entry": self.entry}, "padding": self.padding}
 
     @classmethod
     def from_config(cls, config):
-        return cls(None if config == "content" else config["entry"])
+        return cls(None if config["of"] == "content" else config["of"]["entry"], config["padding"])
 
     def of(self, x):
         """`(keys, names)` of a batch: int64 `(batch,)`, and what the examples are called in messages."""
         # (batch, ...) -> (batch,) x2
         if self.entry is None:
-            keys = fingerprint(x)
+            keys = fingerprint(x, self.padding)
             return keys, keys
         ids = self._ids(x)
         return (fingerprint(ids) if ids.dtype == tf.string else tf.cast(ids, tf.int64)), ids
@@ -39,9 +48,24 @@ class Key:
     def content(self, x):
         """The fingerprint `(batch,)` of `x` without its ids: two examples of one id give themselves away by it."""
         if self.entry is None:
-            return fingerprint(x)
+            return fingerprint(x, self.padding)
         others = {name: value for name, value in x.items() if name != self.entry} if isinstance(x, dict) else {}
-        return fingerprint(others) if others else tf.zeros_like(self.of(x)[0])
+        return fingerprint(others, self.padding) if others else tf.zeros_like(self.of(x)[0])
+
+    def sequences(self, x):
+        """`{name: entry}` of the entries of `x` that have a second axis, which may be that of tokens."""
+        return {name: leaf for name, leaf in named_leaves(x).items() if leaf.shape.rank > 1 and name != self.entry}
+
+    def lengths(self, x):
+        """`[(padded length, (batch,) int64)]`: of the entries that may be padded, how far they are not."""
+        found = []
+        for name, leaf in self.sequences(x).items():
+            padding = _padding_of(self.padding, name, leaf)
+            if padding is not None:
+                count = tf.shape(leaf, tf.int64)[1]
+                places = tf.where(leaf != tf.cast(padding, leaf.dtype), tf.range(1, count + 1), 0)
+                found.append((count, tf.reduce_max(tf.pad(places, [[0, 0], [1, 0]]), axis=1)))
+        return found
 
     def without_strings(self, x):
         """`x` without ids that are strings, which XLA cannot take."""
@@ -70,16 +94,60 @@ class Key:
         return ids
 
 
-def fingerprint(x):
+def fingerprint(x, padding=None):
     """FarmHash64 of each example, int64 `(batch,)`: of its bytes, or, of several entries, of their fingerprints.
 
     Entries go by their sorted names; arrays are row-major and little-endian; of strings, which have no fixed length,
     each is first replaced by its own fingerprint, unless there is one an example.
+
+    Args:
+        x: A tensor with the examples first, or a structure of them.
+        padding: An integer, or `{name: integer}`: the fingerprint of an entry of integers or booleans
+            `(batch, length)` then does not depend on how often this number (False for booleans) stands at its end. It
+            is Σ (2i + 1) (hᵢ − h) mod 2⁶⁴ over blocks i = 0, 1, … of 16 numbers in int64, the last filled up with
+            `padding`, hᵢ being a block's FarmHash64, and h that of a block of nothing but `padding`.
     """
     parts = []
-    for leaf in keras.tree.flatten(x):
-        if not isinstance(leaf, tf.Tensor) or leaf.shape.rank == 0:
+    for name, leaf in named_leaves(x).items():
+        filled_up_with = _padding_of(padding, name, leaf)
+        if filled_up_with is None:
+            parts.append(tf.bitcast(tf.fingerprint(leaf), tf.int64))
+        else:
+            parts.append(_of_blocks(leaf, filled_up_with))
+    return parts[0] if len(parts) == 1 else tf.bitcast(tf.fingerprint(tf.stack(parts, axis=-1)), tf.int64)
+
+
+def named_leaves(x):
+    """`{name: tensor}` of the entries of `x`, sorted; of one tensor, the name is ""."""
+    leaves = {}
+    for path, leaf in keras.tree.flatten_with_path(x):
+        if not isinstance(leaf, (tf.Tensor, tf.TensorSpec)) or leaf.shape.rank == 0:
             raise TypeError(f"x must hold dense tensors with the examples first, got {leaf!r}.")
-        parts.append(tf.fingerprint(leaf))
-    joined = parts[0] if len(parts) == 1 else tf.fingerprint(tf.concat(parts, axis=-1))
-    return tf.bitcast(joined, tf.int64)
+        leaves["/".join(map(str, path))] = leaf
+    return leaves
+
+
+def _of_blocks(tokens, padding):
+    # (batch, length) -> (batch,) int64
+    count = tokens.shape[1] if tokens.shape[1] is not None else tf.shape(tokens)[1]
+    blocks = -(-count // _BLOCK)
+    tokens = tf.cast(tokens, tf.int64)
+    if not isinstance(count, int) or count % _BLOCK:
+        tokens = tf.pad(tokens, [[0, 0], [0, -count % _BLOCK]], constant_values=padding)
+    hashes = tf.bitcast(tf.fingerprint(tf.reshape(tokens, [-1, _BLOCK])), tf.int64)
+    with tf.init_scope():
+        of_padding = tf.bitcast(tf.fingerprint(tf.fill([1, _BLOCK], tf.constant(padding, tf.int64))), tf.int64)
+    hashes = tf.reshape(hashes - of_padding, [tf.shape(tokens)[0], blocks])
+    return tf.reduce_sum(hashes * (2 * tf.range(tf.cast(blocks, tf.int64)) + 1), axis=1)
+
+
+def _padding_of(padding, name, leaf):
+    """What an entry is filled up with; None if it never is."""
+    if leaf.shape.rank != 2 or not (leaf.dtype.is_integer or leaf.dtype == tf.bool):
+        return None
+    value = padding.get(name) if isinstance(padding, dict) else padding
+    return 0 if value is not None and leaf.dtype == tf.bool else value
+
+
+def _plain(number):
+    return None if number is None else int(number)

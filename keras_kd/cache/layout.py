@@ -1,49 +1,88 @@
 """What a cache holds of each example: its signals by name, how each is coded, and where they go when they come back."""
 
+from typing import NamedTuple
+
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_kd.cache import coding
 from keras_kd.cache.keys import Key
 from keras_kd.taught import Taught
+from keras_kd.top_classes import TopClasses
 
-FORMAT = "keras_kd.signals/1"
+FORMAT = "keras_kd.signals/2"
+KEY, CONTENT = "key.bin", "content.bin"
+
+
+class Column(NamedTuple):
+    """What one file of a cache holds.
+
+    Attributes:
+        dtype: As NumPy writes it: "<f2".
+        shape: Of a row.
+        by_token: Whether there is a row for each token, not for each example.
+    """
+
+    dtype: str
+    shape: tuple
+    by_token: bool = False
 
 
 class Layout:
-    """The signals of one example as a record of fixed size.
+    """The signals of an example, and the files that hold them.
 
     Args:
         key: The `Key` of the examples.
-        codings: `{signal name: coding}`.
+        codings: `{signal name: coding}`; where the first axis of its shape is None, it is that of tokens, of which
+            examples may have any number.
+        masked: Names of the signals by token that come with a Keras mask.
         prediction: Names of signals in the structure of the teacher's outputs: a name, a list of them, or a dict.
         layers: `{"layer" or "layer:part": signal name}`.
+
+    Attributes:
+        columns: `{file: Column}`.
     """
 
-    def __init__(self, key, codings, prediction, layers):
-        self.key, self.codings, self.prediction, self.layers = key, codings, prediction, layers
-        self.fields = [("key", "<i8", ())]
+    def __init__(self, key, codings, masked, prediction, layers):
+        self.key, self.codings, self.masked = key, codings, masked
+        self.prediction, self.layers = prediction, layers
+        self.by_token = [name for name, kept in codings.items() if kept.shape[:1] == (None,)]
+        self._files = {name: f"signal_{number}" for number, name in enumerate(codings)}
+        self.columns = {KEY: Column("<i8", ())}
         if key.entry is not None:
-            self.fields.append(("content", "<i8", ()))
+            self.columns[CONTENT] = Column("<i8", ())
         for name, kept in codings.items():
-            self.fields += [(name + part, dtype, shape) for part, (dtype, shape) in kept.fields().items()]
-        self.record = np.dtype(self.fields)
+            by_token = name in self.by_token
+            if by_token:
+                self.columns[self.end_of(name)] = Column("<i8", ())
+            if name in masked:
+                self.columns[self.mask_of(name)] = Column("|u1", (), by_token=True)
+            for part, (dtype, shape) in kept.fields().items():
+                self.columns[self._file(name, part)] = Column(dtype, tuple(shape[1:] if by_token else shape), by_token)
 
     @classmethod
-    def of(cls, prediction, layers, *, key, top_k, dtype):
+    def of(cls, prediction, layers, *, key, masked, dtype, ragged=(), **sparse):
         """The layout for signals of these shapes.
 
         Args:
             prediction, layers: The teacher's, of tensors or specs with the examples first, or of `TopLogProbs`.
+            masked: Names of the signals that have a Keras mask.
+            ragged: Names of those that have another number of tokens in each example.
         """
-        structure, outputs = _named(prediction)
+        structure, outputs = named_outputs(prediction)
         names = {name: f"layer {name}" for name in layers}
-        codings = {name: _output_coding(tensor, name, top_k, dtype) for name, tensor in outputs.items()}
-        codings |= {names[name]: _layer_coding(tensor, names[name], dtype) for name, tensor in layers.items()}
+        varying = {*masked, *ragged}
+        codings = {}
+        for name, output in outputs.items():
+            shape = _shape(output, name, name in varying)
+            if shape == (None,) and any(sparse.values()):
+                raise ValueError(f"top_k and sampled are for distributions over classes, but {name!r} has none.")
+            codings[name] = coding.coding_of_output(output, shape, name, dtype=dtype, **sparse)
+        for name, tensor in layers.items():
+            codings[names[name]] = _layer_coding(tensor, names[name], dtype, names[name] in varying)
         if not codings:
             raise ValueError("signals must name at least one output or layer, got none.")
-        return cls(key, codings, structure, names)
+        return cls(key, codings, sorted(masked), structure, names)
 
     def config(self):
         """What the manifest says of it."""
@@ -51,32 +90,69 @@ class Layout:
             "format": FORMAT,
             "key": self.key.config(),
             "signals": {name: coding.config_of(kept) for name, kept in self.codings.items()},
+            "masked": self.masked,
             "prediction": self.prediction,
             "layers": self.layers,
-            "record": [[name, dtype, list(shape)] for name, dtype, shape in self.fields],
+            "files": {
+                file: {"dtype": dtype, "shape": list(shape), "a row": "a token" if by_token else "an example"}
+                for file, (dtype, shape, by_token) in self.columns.items()
+            },
         }
 
     @classmethod
     def from_config(cls, config):
         """The layout that a manifest names."""
         codings = {name: coding.coding_of(kept) for name, kept in config["signals"].items()}
-        return cls(Key.from_config(config["key"]), codings, config["prediction"], config["layers"])
+        key = Key.from_config(config["key"])
+        layout = cls(key, codings, config["masked"], config["prediction"], config["layers"])
+        if layout.config() != config:
+            raise TypeError(f"files should be {layout.config()['files']}")
+        return layout
 
-    def encode(self, prediction, layers):
-        """`{field: tensor}` of a batch."""
-        signals = _named(prediction)[1] | {self.layers[name]: tensor for name, tensor in layers.items()}
+    def end_of(self, name):
+        """The file that says of each example behind which token of all its tokens of this signal end."""
+        return f"{self._files[name]}.end.bin"
+
+    def mask_of(self, name):
+        """The file of a signal's mask."""
+        return f"{self._files[name]}.mask.bin"
+
+    def files_of(self, name):
+        """The files that hold a signal itself."""
+        return [self._file(name, part) for part in self.codings[name].fields()]
+
+    def signals(self, prediction, layers):
+        """`{signal name: tensor}` of what a teacher gives."""
+        return named_outputs(prediction)[1] | {self.layers[name]: tensor for name, tensor in layers.items()}
+
+    def encode(self, signals, keys):
+        """`{file: tensor}` of a batch, each signal with all its tokens; `keys`, int64 `(batch,)`, are the examples'."""
         encoded = {}
         for name, kept in self.codings.items():
             _require_shape(signals[name], kept.shape, name)
-            encoded |= {name + part: tensor for part, tensor in kept.encode(signals[name]).items()}
+            for part, tensor in kept.encode(signals[name], keys).items():
+                encoded[self._file(name, part)] = tensor
         return encoded
 
-    def decode(self, x, fields):
-        """A `Taught` batch, from `{field: tensor}`."""
-        signals = {
-            name: kept.decode({part: fields[name + part] for part in kept.fields()})
-            for name, kept in self.codings.items()
-        }
+    def decode(self, x, rows, lengths):
+        """A `Taught` batch.
+
+        Args:
+            x: What the models read.
+            rows: `{file: tensor}` `(batch, ...)`, of signals by token `(batch, length, ...)`.
+            lengths: `{signal by token: (batch,)}`: behind these, signals are zero.
+        """
+        signals, masks = {}, {}
+        for name, kept in self.codings.items():
+            parts = {part: rows[self._file(name, part)] for part in kept.fields()}
+            signals[name] = kept.decode(parts)
+            if name in lengths:
+                count = next(iter(parts.values()))
+                there = tf.sequence_mask(lengths[name], tf.shape(count)[1])  # (batch, length)
+                there = tf.ensure_shape(there, count.shape[:2])
+                signals[name] = _zero_elsewhere(signals[name], there)
+                if name in self.masked:
+                    masks[name] = there & tf.cast(rows[self.mask_of(name)], tf.bool)
         prediction = self.prediction
         if isinstance(prediction, dict):
             prediction = {key: signals[name] for key, name in prediction.items()}
@@ -84,10 +160,13 @@ class Layout:
             prediction = tuple(signals[name] for name in prediction)
         else:
             prediction = signals[prediction]
-        return Taught(x, prediction, {name: signals[signal] for name, signal in self.layers.items()})
+        return Taught(x, prediction, {name: signals[signal] for name, signal in self.layers.items()}, masks)
+
+    def _file(self, name, part):
+        return f"{self._files[name]}{part}.bin"
 
 
-def _named(prediction):
+def named_outputs(prediction):
     """The outputs' names in their structure, and `{name: output}`."""
     if isinstance(prediction, dict):
         structure = {key: f"output {key}" for key in sorted(prediction)}
@@ -102,44 +181,43 @@ def _named(prediction):
     return structure, named
 
 
-def _output_coding(output, name, top_k, dtype):
-    dtype = "float16" if dtype == coding.INT8 else dtype
-    shape = _shape(output, name)
-    if isinstance(output, coding.TopLogProbs):
-        return coding.TopK(shape, tuple(output.log_p.shape)[-1], dtype)
-    if top_k is None:
-        return coding.Full(shape, dtype)
-    if not shape or top_k >= shape[-1]:
-        raise ValueError(f"top_k must be less than the number of classes, got {top_k} for {name!r} of shape {shape}.")
-    return coding.TopK(shape, top_k, dtype)
-
-
-def _layer_coding(tensor, name, dtype):
-    shape = _shape(tensor, name)
+def _layer_coding(tensor, name, dtype, varying):
+    shape = _shape(tensor, name, varying)
     if dtype != coding.INT8:
         return coding.Full(shape, dtype)
-    return coding.Int8(shape) if shape else coding.Full(shape, "float32")
+    return coding.Int8(shape) if shape and shape != (None,) else coding.Full(shape, "float32")
 
 
-def _shape(signal, name):
-    """The shape of one example's signal."""
+def _shape(signal, name, varying=False):
+    """The shape of one example's signal, None where the number of tokens may vary."""
     if isinstance(signal, coding.TopLogProbs):
-        return (*tuple(signal.log_p.shape)[1:-1], signal.of)
-    shape = tuple(signal.shape)
-    if not shape or None in shape[1:]:
+        shape = (*tuple(signal.log_p.shape)[:-1], signal.of)
+    else:
+        shape = tuple(signal.shape)
+    if varying and len(shape) > 1:
+        shape = (shape[0], None, *shape[2:])
+    if not shape or None in shape[2:]:
         raise ValueError(
-            f"signals must have one shape for all examples, but {name!r} has {shape}. Pad all batches to one length, "
-            "for instance with dataset.padded_batch(batch, padded_shapes=...)."
+            f"signals may vary in the axis behind the batch alone, that of tokens, but {name!r} has {shape}. Pad all "
+            "batches to one length, for instance with dataset.padded_batch(batch, padded_shapes=...)."
         )
     return shape[1:]
 
 
 def _require_shape(signal, shape, name):
-    if _shape(signal, name) != shape:
-        raise ValueError(f"signals must have one shape for all batches, but {name!r} has {shape} and {signal.shape}.")
+    there = _shape(signal, name)
+    if len(there) != len(shape) or any(one != two for one, two in zip(there, shape, strict=True) if two is not None):
+        raise ValueError(
+            f"signals must have one shape for all batches, but {name!r} has {shape} and {there}. Where the number of "
+            "tokens varies, give a tf.RaggedTensor."
+        )
 
 
-def tensor_specs(layout):
-    """`[(field, tf dtype, shape)]` of the fields that hold signals."""
-    skipped = ("key", "content")
-    return [(name, tf.as_dtype(np.dtype(d)), shape) for name, d, shape in layout.fields if name not in skipped]
+def _zero_elsewhere(signal, there):
+    """A signal with zeros where a token is not `there`, bool `(batch, length)`: as logits, all classes alike."""
+    if isinstance(signal, TopClasses):
+        parts = (_zero_elsewhere(part, there) for part in (signal.classes, signal.log_p, signal.log_each))
+        return TopClasses(*parts, signal.extent)
+    for _ in range(signal.shape.rank - 2):
+        there = there[..., None]
+    return tf.where(there, signal, tf.zeros((), signal.dtype))

@@ -6,13 +6,13 @@ import tensorflow as tf
 
 from keras_kd._checks import require_choice, require_count, require_model
 from keras_kd.cache import coding, files
-from keras_kd.cache.building import Building
+from keras_kd.cache.building import Writer, build
 from keras_kd.cache.keys import Key
 from keras_kd.cache.progress import shown_progress
 from keras_kd.cache.sources import ArraySource, TeacherSource
-from keras_kd.cache.stored import SignalCache, require_batches, teacher_setting
+from keras_kd.cache.stored import SignalCache, plain, require_batches, teacher_setting
 
-_SHARD_BYTES = 2**26
+SHARD_BYTES = 2**26
 
 
 def cache_signals(
@@ -22,9 +22,13 @@ def cache_signals(
     *,
     signals=None,
     key=None,
+    padding=0,
+    preprocessing=None,
     top_k=None,
+    packed=False,
+    sampled=None,
     dtype="float16",
-    shard_bytes=_SHARD_BYTES,
+    shard_bytes=SHARD_BYTES,
     verbose=1,
 ):
     """Run a teacher once over a dataset, store its signals, and return the dataset with them beside each example.
@@ -37,13 +41,20 @@ def cache_signals(
     on where it stopped when called again, and ends with the same bytes; until then the folder is refused. Layout of the
     folder: `keras_kd.cache`.
 
+    Signals of sequences may have any number of tokens, `(batch, None, ...)`: of padding nothing is stored. Batches of
+    texts of about one length, `dataset.bucket_by_sequence_length`, are padded less, and so the teacher takes less time.
+
+    Several workers store a part each, `cache_signals(teacher, dataset.shard(workers, i), f"signals/{i}")`, and
+    `open_cache([...])` reads all of them.
+
     Args:
         teacher: A built `keras.Model`. A str, the name of whatever made the signals, if `dataset` brings them.
         dataset: A batched, finite `tf.data.Dataset` of `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`, in the same
             order in each pass until the cache is built. Or, with a str as the teacher, an iterable of batches of NumPy
             arrays `(x, prediction)` or `(x, prediction, layers)`: logits `(examples, ..., classes)` (log-probabilities
             are logits), a list or dict of them, or a `keras_kd.cache.TopLogProbs`; layers `{name: array}`. With `key`,
-            an array of ids will do for `x`.
+            an array of ids will do for `x`. Signals with another number of tokens in each example are a
+            `tf.RaggedTensor`.
         path: The folder: new, empty, or of this cache.
         signals: What is stored: the objectives that will learn from it, names of outputs, names of layers ("block_6",
             "block_6:query"; a name that is an output's stands for the output), or a list of these; None: all outputs.
@@ -51,10 +62,22 @@ def cache_signals(
             or sigmoid are stored as logits. Layers are stored as they are.
         key: The entry of a dict `x` with each example's id, integers or strings; None: a 64-bit hash of its content,
             under which examples of equal content are one.
+        padding: What fills up short sequences in integer entries `(batch, length)` of `x`, or `{entry: number}`, or
+            None: nothing does. At the end of a sequence it is no content, so that keys do not depend on how far a batch
+            was padded: where it is a token like any other, give None. It also says how long a signal is that has no
+            Keras mask.
+        preprocessing: What the data went through, as JSON can hold it: a tokenizer's name and the hash of its
+            vocabulary, for instance. With another one, the cache is refused.
         top_k: How many of the likeliest classes are stored, 1 ≤ k < classes, with the mass of the others, which is
             spread equally over them; None: all. For distributions over classes only.
+        packed: Whether the likeliest classes are stored in as few bytes as it takes, 125 in place of 304 for 50 of
+            250,002 classes, with log-probabilities in 32 steps: see `keras_kd.cache.likeliest.PackedTopK`. A number: in
+            so many bytes, for ids that go by how common they are; where k do not fit, the least likely are left out:
+            see `keras_kd.cache.likeliest.GradedTopK`.
+        sampled: In place of `top_k`, how many classes are drawn from each distribution: an unbiased estimate of it, for
+            objectives of temperature 1: see `keras_kd.cache.sampled.Sampled`.
         dtype: "float16" or "float32", or "int8" for layers (outputs are then in float16).
-        shard_bytes: Size of a file in bytes, and so of what a killed build loses at most.
+        shard_bytes: How many bytes are written at once, and so what a killed build loses at most.
         verbose: 0 shows nothing, 1 a bar with rate and time left.
 
     Returns:
@@ -64,7 +87,8 @@ def cache_signals(
         TypeError: An argument is of the wrong kind.
         ValueError: The folder holds signals of another teacher or other settings, damaged files, or something else; an
             endless or empty dataset; NaN, or numbers that the dtype cannot hold; one id for two examples; a dataset
-            that does not go on as an interrupted build began; an unknown layer; signals of no fixed shape.
+            that does not go on as an interrupted build began; an unknown layer; signals that vary in another axis than
+            that of tokens.
         OSError: The disk is full; what was finished stays good.
 
     Example:
@@ -80,28 +104,39 @@ def cache_signals(
     >>> keras_kd.open_cache("signals")
     SignalCache('signals', 64 examples, signals ['output'])
     """
-    folder, key = pathlib.Path(path), Key(key)
-    require_choice(dtype, "dtype", coding.DTYPES)
-    coded = {"top_k": None if top_k is None else require_count(top_k, "top_k", at_least=1), "dtype": dtype}
     require_count(shard_bytes, "shard_bytes", at_least=1)
+    coded = {"dtype": dtype, "top_k": top_k, "packed": packed, "sampled": sampled}
+    if not isinstance(teacher, str):
+        require_model(teacher, "teacher")
+        _require_finite(dataset)
+    folder, source, setting = prepared(teacher, dataset, path, signals, Key(key, padding), preprocessing, coded)
+    if (folder / files.MANIFEST).exists():
+        cache = SignalCache([folder], verify=True)
+        cache.require(setting)
+    else:
+        writer = Writer(folder, setting, source.layout, shard_bytes)
+        with shown_progress(verbose, source.batches) as advance:
+            build(writer, folder, source, advance)
+        cache = SignalCache([folder], verify=False)
+    return cache if isinstance(teacher, str) else cache.attach(dataset)
+
+
+def prepared(teacher, dataset, path, signals, key, preprocessing, coded):
+    """`(folder, source, setting)` of the arguments of `cache_signals`, after they were found right."""
+    require_choice(coded["dtype"], "dtype", coding.DTYPES)
+    coded |= coding.require_sparse(coded["top_k"], coded["packed"], coded["sampled"])
     if isinstance(teacher, str):
         if signals is not None:
             raise ValueError("signals are what the arrays hold; leave signals= out where the teacher is a name.")
         source = ArraySource(dataset, key, coded)
     else:
-        require_model(teacher, "teacher")
-        _require_finite(dataset)
         source = TeacherSource(teacher, dataset, key, signals, coded)
-    setting = {"teacher": teacher_setting(teacher), "signals": source.layout.config()}
-    if (folder / files.MANIFEST).exists():
-        cache = SignalCache(folder, verify=True)
-        cache.require_setting(setting)
-    else:
-        building = Building(folder, setting, source.layout, shard_bytes)
-        with shown_progress(verbose, source.batches) as advance:
-            building.run(source, advance)
-        cache = SignalCache(folder, verify=False)
-    return cache if isinstance(teacher, str) else cache.attach(dataset)
+    setting = {
+        "teacher": teacher_setting(teacher),
+        "preprocessing": plain(preprocessing),
+        "signals": source.layout.config(),
+    }
+    return pathlib.Path(path), source, setting
 
 
 def _require_finite(dataset):

@@ -1,16 +1,16 @@
 """A finished cache: found right when it is opened, read by key."""
 
+import json
 import pathlib
 
-import numpy as np
 import tensorflow as tf
 
 from keras_kd import fingerprint
-from keras_kd._assertions import MARK
 from keras_kd._checks import require_model
 from keras_kd.cache import files
-from keras_kd.cache.building import require_same
-from keras_kd.cache.layout import FORMAT, Layout, tensor_specs
+from keras_kd.cache.building import alike, parts_of, require_same
+from keras_kd.cache.layout import FORMAT, KEY, Layout
+from keras_kd.cache.reading import Reader
 from keras_kd.cache.sources import x_of
 from keras_kd.taught import Taught
 
@@ -19,106 +19,77 @@ class SignalCache:
     """The stored signals of a teacher. `open_cache` opens one.
 
     Attributes:
-        path: Its folder.
+        paths: Its folder, or the folders of its parts.
         teacher: The fingerprint of the teacher, or what its signals were said to come from.
         examples: How many examples were stored; of each that was there more than once, the first counts.
         names: The stored signals: "output", "output a" of several, "layer b".
     """
 
-    def __init__(self, path, *, verify):
-        self.path = pathlib.Path(path)
-        self._manifest = _manifest(self.path)
-        try:
-            self.teacher = self._manifest["setting"]["teacher"]
-            self.examples = self._manifest["examples"]
-            self._layout = Layout.from_config(self._manifest["setting"]["signals"])
-            entries = self._manifest["shards"]
-            index = files.open_array(self.path, self._manifest["index"], verify=verify)
-            self._shards = [files.open_array(self.path, entry, verify=verify) for entry in entries]
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{str(self.path / files.MANIFEST)!r} is no manifest of a cache: {error!r}.") from error
+    def __init__(self, paths, *, verify):
+        self.paths = [pathlib.Path(path) for path in paths]
+        manifests = [_manifest(path) for path in self.paths]
+        for path, manifest in zip(self.paths, manifests, strict=True):
+            try:
+                self._layout = Layout.from_config(manifest["setting"]["signals"])
+                _require_files(path, manifest, self._layout, verify)
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"{str(path / files.MANIFEST)!r} is no manifest of a cache: {error!r}.") from error
+            require_same(manifests[0]["setting"], manifest["setting"], path)
+        self._setting = manifests[0]["setting"]
+        self.teacher = self._setting["teacher"]
+        self.examples = sum(manifest["examples"] for manifest in manifests)
         self.names = list(self._layout.codings)
-        self._require_records()
-        self._keys, self._positions = np.asarray(index[0]), np.asarray(index[1])  # views, not read into memory
-        self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
-        self._specs = tensor_specs(self._layout)
+        self._sequences = alike(manifest["sequences"] for manifest in manifests)
 
     def __repr__(self):
-        return f"SignalCache({str(self.path)!r}, {self.examples} examples, signals {self.names})"
+        paths = ", ".join(repr(str(path)) for path in self.paths)
+        return f"SignalCache({paths}, {self.examples} examples, signals {self.names})"
 
     def attach(self, dataset):
         """The dataset with the signals of each example beside it, in whatever order and batches it comes.
 
         Augment behind it, or have ids: `cache.attach(dataset).map(lambda taught, y: (taught._replace(x=...), y))`.
 
+        Signals by token come as long as the batch is padded: those of padding are zero, and where the teacher's signal
+        had a Keras mask, it comes back as `Taught.masks`.
+
         Args:
             dataset: A batched `tf.data.Dataset` of `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`, whose `x` is what
-                it was when the signals were stored, or has the same ids.
+                it was when the signals were stored, or has the same ids. It may be a part of the data, as
+                `dataset.shard(workers, index)` gives it: any number of processes read one cache.
 
         Returns:
             A `tf.data.Dataset` of the same batches, with a `keras_kd.taught.Taught` in the place of `x`, which
-            `distiller.fit` takes. Signals are float32. Ids that are strings are left out, as XLA takes none.
+            `distiller.fit` takes. Signals are float32, or `TopClasses`. Ids that are strings are left out, as XLA takes
+            none.
 
         Raises:
             TypeError: No `tf.data.Dataset`, or not of such elements.
-            tf.errors.InvalidArgumentError: While it is read, an example is not in the cache; the message names its
-                key. From `distiller.fit`: ValueError.
+            tf.errors.InvalidArgumentError: While it is read, an example is not in the cache, or has more tokens there
+                than its batch; the message names its key. From `distiller.fit`: ValueError.
         """
         require_batches(dataset)
-        return dataset.map(self._joined, num_parallel_calls=tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
+        reader = Reader(self.paths, self._layout, self._sequences)
+        # One after the other: a look-up takes less time than handing it to other threads would.
+        return dataset.map(lambda *element: (reader.joined(element[0]), *element[1:])).prefetch(2)
 
     def require_teacher(self, teacher):
         """Raise ValueError if the signals are not those of this model, as it is now."""
-        require_same({"teacher": self.teacher}, {"teacher": teacher_setting(teacher)}, self.path)
+        self.require({"teacher": teacher_setting(teacher)})
 
-    def require_setting(self, setting):
-        """Raise ValueError if the cache was made with another teacher, other signals or codings."""
-        require_same(self._manifest["setting"], setting, self.path)
-
-    def _joined(self, *element):
-        x = element[0]
-        keys, names = self._layout.key.of(x)
-        read = tf.numpy_function(self._read, [keys, names], [dtype for _, dtype, _ in self._specs], stateful=False)
-        fields = {}
-        for (field, _, shape), tensor in zip(self._specs, read, strict=True):
-            tensor.set_shape((keys.shape[0], *shape))
-            fields[field] = tensor
-        return (self._layout.decode(self._layout.key.without_strings(x), fields), *element[1:])
-
-    def _read(self, keys, names):
-        """The fields of the examples with these keys, as arrays."""
-        at = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        missing = self._keys[at] != keys
-        if missing.any():
-            name = self._layout.key.called(names[missing][0])
-            where = f"{np.flatnonzero(missing)[0]} of its batch, {missing.sum()} of {len(keys)} are missing there"
-            raise ValueError(f"[{MARK}the cache {self.path} holds no signals of the example] [{name} ({where})]")
-        records = self._records(self._positions[at])
-        return [np.ascontiguousarray(records[field]) for field, _, _ in self._specs]
-
-    def _records(self, positions):
-        shard_of = np.searchsorted(self._starts, positions, side="right") - 1
-        records = np.empty(len(positions), self._layout.record)
-        for number in np.unique(shard_of):
-            here = shard_of == number
-            records[here] = self._shards[number][positions[here] - self._starts[number]]
-        return records
-
-    def _require_records(self):
-        for shard in self._shards:
-            if shard.dtype != self._layout.record or shard.ndim != 1:
-                raise ValueError(
-                    f"the shards of {str(self.path)!r} hold {shard.dtype}, not what the manifest says, "
-                    f"{self._layout.record}."
-                )
+    def require(self, setting):
+        """Raise ValueError if the cache was made with another teacher, preprocessing, other signals or codings."""
+        require_same({name: self._setting.get(name) for name in setting}, setting, self.paths[0])
 
 
-def open_cache(path, *, teacher=None, verify=True):
+def open_cache(path, *, teacher=None, preprocessing=None, verify=True):
     """Open the signals that `cache_signals` stored, or another program in its layout.
 
     Args:
-        path: The folder.
+        path: The folder; or a list of folders, whose caches have the same settings and are read as one: where several
+            workers each stored their part of the data. An example may be in more than one.
         teacher: The model whose signals they should be, to have that checked; None: whoever's.
+        preprocessing: What `cache_signals` was told of it, to have that checked; None: whatever it was.
         verify: Whether every byte is compared with the checksums, which reads all files once. Without it, only the
             manifest's checksum and the sizes of the files are checked.
 
@@ -127,7 +98,8 @@ def open_cache(path, *, teacher=None, verify=True):
 
     Raises:
         FileNotFoundError: No cache is there.
-        ValueError: The cache is half built; a file is missing, cut short or altered; it is of another teacher.
+        ValueError: The cache is half built; a file is missing, cut short or altered; it is of another teacher, of other
+            preprocessing, or, of several, one is unlike the others.
 
     Example:
 
@@ -140,15 +112,28 @@ def open_cache(path, *, teacher=None, verify=True):
     >>> bool(np.all(x[taught.prediction.numpy().argmax(axis=-1)] == taught.x))
     True
     """
-    cache = SignalCache(path, verify=verify)
+    paths = list(path) if isinstance(path, (list, tuple)) else [path]
+    if not paths:
+        raise ValueError("path must be a folder or a list of at least one, got none.")
+    cache = SignalCache(paths, verify=verify)
     if teacher is not None:
         cache.require_teacher(teacher)
+    if preprocessing is not None:
+        cache.require({"preprocessing": plain(preprocessing)})
     return cache
 
 
 def teacher_setting(teacher):
     """What the manifest says of a teacher."""
     return teacher if isinstance(teacher, str) else fingerprint.of_model(require_model(teacher, "teacher"))
+
+
+def plain(preprocessing):
+    """What the manifest says of the preprocessing: the same as JSON holds it."""
+    try:
+        return json.loads(json.dumps(preprocessing))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"preprocessing must be what JSON can hold, got {preprocessing!r}: {error}.") from None
 
 
 def require_batches(dataset):
@@ -163,6 +148,27 @@ def require_batches(dataset):
         raise TypeError(
             f"dataset must give batches of x, (x,), (x, y) or (x, y, sample_weight), x of dense tensors, got {spec}. "
             "Batch it first: dataset.batch(32)."
+        )
+
+
+def _require_files(folder, manifest, layout, verify):
+    """Raise ValueError unless the files of a cache are those of its manifest."""
+    parts = {name: parts_of(manifest["shards"], name) for name in layout.columns}
+    parts |= {name: [manifest["index"][name]] for name in files.INDEX}
+    for name, of_one in parts.items():
+        files.require_parts(folder, name, of_one, verify=verify)
+    rows = len(files.opened(folder, KEY, "<i8", ()))
+    counts = {name: len(files.opened(folder, name, *column[:2])) for name, column in layout.columns.items()}
+    wrong = {name: count for name, count in counts.items() if not layout.columns[name].by_token and count != rows}
+    for signal in layout.by_token:
+        ends = files.opened(folder, layout.end_of(signal), "<i8", ())
+        more = [layout.mask_of(signal)] if signal in layout.masked else []
+        tokens = int(ends[-1]) if len(ends) else 0
+        wrong |= {name: counts[name] for name in [*layout.files_of(signal), *more] if counts[name] != tokens}
+    if wrong or rows != manifest["examples"]:
+        raise ValueError(
+            f"the files of {str(folder)!r} must have a row for each of {manifest['examples']} examples, or for each of "
+            f"their tokens, but {KEY} has {rows}" + "".join(f", {name} {count}" for name, count in wrong.items()) + "."
         )
 
 

@@ -1,0 +1,242 @@
+"""What each coding of stored logits loses: KL error, bytes, and the quality of a student that learns from them.
+
+    python benchmarks/codings.py --data FOLDER [--seeds 0 1 2 3 4] [--output runs/codings]
+
+The next word of English captions (Multi30k, in --data), of the 2,047 commonest words and one for all others, in windows
+of 16 words. The teacher, two causal convolutions 256 wide, learns from 29,000 captions (one teacher, seed 0). The
+students, one convolution 64 wide, learn from 1,500 windows, 1,700 captions: with labels only, or with SoftLabels(1)
+alone, no labels, from the live teacher and from each coding. All students of a seed begin with the same weights and see
+the same batches; the sd is over five seeds.
+
+Then what 50 classes of 250,002 take: bytes, and processor seconds to encode and decode, of logits that follow Zipf's
+law with noise. And what the ids of 50 words take, if the code uses that some are more common than others: of the
+likeliest after a word of a test text, by counts of pairs of words in all texts of --data.
+"""
+
+import argparse
+import collections
+import json
+import os
+import pathlib
+import tempfile
+import time
+from typing import NamedTuple
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import keras
+import numpy as np
+import tensorflow as tf
+from frequencies import ids_by_frequency, words_of
+from reporting import machine, markdown, mean_and_spread, timed
+
+import keras_kd
+from keras_kd.cache.coding import GradedTopK, PackedTopK, Sampled, TopK
+from keras_kd.top_classes import TopClasses
+
+WORDS, LENGTH, WINDOWS, BATCH = 2048, 16, 1500, 32
+TEACHER_EPOCHS, STUDENT_EPOCHS = 2, 6
+VOCABULARY = 250_002
+LABELS, LIVE = "labels only", "live teacher"
+CODINGS = {
+    "float32": {"dtype": "float32"},
+    "float16": {},
+    "top 8": {"top_k": 8},
+    "top 8, packed": {"top_k": 8, "packed": True},
+    "top 50": {"top_k": 50},
+    "top 50, packed": {"top_k": 50, "packed": True},
+    "top 50 in 64 bytes": {"top_k": 50, "packed": 64},
+    "sampled 12": {"sampled": 12},
+    "sampled 50": {"sampled": 50},
+}
+WITHOUT_STUDENT = ("float32", "top 8, packed")  # of float32, it would be that of the live teacher
+
+
+class Windows(NamedTuple):
+    """Ids of words `(windows, LENGTH)`, and of the words behind them."""
+
+    x: np.ndarray
+    y: np.ndarray
+
+
+def captions(folder):
+    """`Windows` to train on and to test on; ids go by how common a word is."""
+    train, test = (words_of(folder / "multi30k" / f"{split}.en.gz") for split in ("train", "test_2016_flickr"))
+    common = collections.Counter(train).most_common(WORDS - 1)
+    ids = {word: number for number, (word, _) in enumerate(common)}
+
+    def windows(words):
+        numbers = np.array([ids.get(word, WORDS - 1) for word in words], "int32")
+        count = (len(numbers) - 1) // LENGTH
+        return Windows(*(numbers[shift:][: count * LENGTH].reshape(count, LENGTH) for shift in (0, 1)))
+
+    return windows(train), windows(test)
+
+
+def language_model(width, units, layers):
+    words = keras.Input((LENGTH,), dtype="int32", name="words")
+    hidden = keras.layers.Embedding(WORDS, width)(words)
+    for _ in range(layers):
+        hidden = keras.layers.Conv1D(units, 3, padding="causal", activation="relu")(hidden)
+    return keras.Model(words, keras.layers.Dense(WORDS, name="logits")(hidden))
+
+
+def trained_teacher(train):
+    keras.utils.set_random_seed(0)
+    teacher = language_model(128, 256, layers=2)
+    teacher.compile(keras.optimizers.Adam(2e-3), crossentropy(), jit_compile=True)
+    teacher.fit(*train, batch_size=128, epochs=TEACHER_EPOCHS, verbose=0)
+    return teacher
+
+
+def crossentropy():
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+
+
+def quality(model, test):
+    """Perplexity, and how often the likeliest word is the right one, in %."""
+    log_p = log_softmax(model.predict(test.x, batch_size=256, verbose=0))
+    of_right = np.take_along_axis(log_p, test.y[..., None], -1)
+    right = 100.0 * np.mean(log_p.argmax(-1) == test.y)
+    return {"perplexity": float(np.exp(-of_right.mean())), "accuracy": float(right)}
+
+
+def log_softmax(logits):
+    logits = logits - logits.max(axis=-1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True, dtype=np.float64))
+
+
+# Students ----------------------------------------------------------------------------------------------------------
+
+
+def student_of(seed, row, train, teacher, folder):
+    """A student that learnt from labels, the live teacher, or a coding."""
+    keras.utils.set_random_seed(seed)
+    student = language_model(32, 64, layers=1)
+    order = np.random.default_rng(seed).permutation(len(train.x))
+    dataset = tf.data.Dataset.from_tensor_slices((train.x[order], train.y[order])).batch(BATCH)
+    optimizer = keras.optimizers.Adam(5e-3)
+    if row == LABELS:
+        student.compile(optimizer, crossentropy(), jit_compile=True)
+        student.fit(dataset, epochs=STUDENT_EPOCHS, shuffle=False, verbose=0)
+        return student
+    taught = dataset if row == LIVE else keras_kd.open_cache(folder / row, verify=False).attach(dataset)
+    distiller = keras_kd.Distiller(teacher if row == LIVE else None, student, keras_kd.SoftLabels(1.0))
+    distiller.compile(optimizer, None, jit_compile=True)
+    distiller.fit(taught, epochs=STUDENT_EPOCHS, shuffle=False, verbose=0)
+    return student
+
+
+def add_students(scores, seed, train, test, teacher, folder):
+    """Train the students of a seed, and add to `{row: {measure: [of each seed]}}`."""
+    for row in (LABELS, LIVE, *CODINGS):
+        if row in WITHOUT_STUDENT:
+            continue
+        start = time.perf_counter()
+        measured = quality(student_of(seed, row, train, teacher, folder), test)
+        for measure, value in measured.items():
+            scores[row][measure].append(value)
+        print(f"seed {seed}, {row}:", measured, f"{time.perf_counter() - start:.1f} s", flush=True)
+
+
+# What comes back ---------------------------------------------------------------------------------------------------
+
+
+def losses(train, teacher, folder):
+    """Bytes a token on disk, KL(teacher ‖ what comes back), and half the sum of |p − what comes back|, of each coding.
+
+    A sample gives no KL: a class that was not drawn has no probability.
+    """
+    dataset = tf.data.Dataset.from_tensor_slices((train.x, train.y)).batch(BATCH)
+    x = next(iter(dataset))[0].numpy()
+    log_p = log_softmax(teacher.predict(x, verbose=0))
+    rows = {}
+    for name, options in CODINGS.items():
+        taught = keras_kd.cache_signals(teacher, dataset, folder / name, verbose=0, **options)
+        came = next(iter(taught))[0].prediction
+        log_q = log_softmax((came.dense() if isinstance(came, TopClasses) else came).numpy())
+        on_disk = sum(file.stat().st_size for file in (folder / name).iterdir())
+        kl = (np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean()
+        rows[name] = {
+            "bytes a token": on_disk / train.x.size,
+            "KL, nats": None if "sampled" in options else float(kl),
+            "total variation": float(0.5 * np.abs(np.exp(log_p) - np.exp(log_q)).sum(axis=-1).mean()),
+        }
+    return rows
+
+
+# Large vocabularies ------------------------------------------------------------------------------------------------
+
+
+def large_vocabulary(tokens=64, rounds=5):
+    """Bytes a token, and processor microseconds to encode and decode one, of 250,002 classes."""
+    rng = np.random.default_rng(0)
+    zipf = -np.log(np.arange(1.0, VOCABULARY + 1))
+    logits = tf.constant((zipf + rng.normal(scale=2.0, size=(tokens, VOCABULARY))).astype("float32"))
+    keys, shape = tf.range(tokens, dtype=tf.int64), (VOCABULARY,)
+    codings = {"top 50": TopK(shape, 50, "float16"), "top 50, packed": PackedTopK(shape, 50)}
+    codings["top 50 in 96 bytes"] = GradedTopK(shape, 50, token_bytes=96)
+    codings |= {f"sampled {draws}": Sampled(shape, draws) for draws in (12, 50)}
+    rows = {}
+    for name, coding in codings.items():
+        encode, decode = tf.function(coding.encode), tf.function(coding.decode)
+        parts = encode(logits, keys)
+        many = {field: tf.repeat(part, 64, axis=0) for field, part in parts.items()}
+        decode(many)
+        encoding = min(timed(lambda: encode(logits, keys)).cpu for _ in range(rounds))  # noqa: B023
+        decoding = min(timed(lambda: decode(many)).cpu for _ in range(rounds))  # noqa: B023
+        made_dense = min(timed(lambda: decode(parts).dense()).cpu for _ in range(rounds))  # noqa: B023
+        rows[name] = {
+            "bytes a token": sum(np.dtype(dtype).itemsize * np.prod(of) for dtype, of in coding.fields().values()),
+            "encode, µs": 1e6 * encoding / tokens,
+            "decode, µs": 1e6 * decoding / tokens / 64,
+            "decode and make dense, µs": 1e6 * made_dense / tokens,
+        }
+    return rows
+
+
+def table_of_students(scores, lost):
+    rows = ["| | bytes a token | KL, nats | total variation | perplexity | next word, % |", "|---|---|---|---|---|---|"]
+    for row in dict.fromkeys([*list(scores)[:3], *lost]):
+        told, of_row = lost.get(row), scores.get(row)
+        numbers = ["–" if value is None else f"{value:.3g}" for value in (told or dict.fromkeys("123")).values()]
+        of_row = [mean_and_spread(of_row[measure]) if of_row else "–" for measure in ("perplexity", "accuracy")]
+        rows.append(f"| {row} | " + " | ".join([*numbers, *of_row]) + " |")
+    return "\n".join(rows)
+
+
+def write(output, results):
+    """Write `report.json` and `tables.md`; print the table of the students."""
+    measured_on = machine(keras_kd, keras, tf, np)
+    (output / "report.json").write_text(json.dumps({**measured_on, **results}, indent=1))
+    of_teacher = {name: [value] for name, value in results["teacher"].items()}
+    table = table_of_students({"teacher": of_teacher, **results["students"]}, results["codings"])
+    tables = [table, markdown(f"of {VOCABULARY:,} classes", results["large vocabulary"], digits=3)]
+    tables += [f"ids by frequency: {json.dumps(results['ids by frequency'])}", json.dumps(measured_on)]
+    (output / "tables.md").write_text("\n\n".join(tables) + "\n")
+    print(table, flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=pathlib.Path, required=True)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/codings"))
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    results = {"large vocabulary": large_vocabulary(), "ids by frequency": ids_by_frequency(options.data)}
+    train, test = captions(options.data)
+    teacher = trained_teacher(train)
+    results["teacher"] = quality(teacher, test)
+    few = Windows(train.x[:WINDOWS], train.y[:WINDOWS])
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        results["codings"] = losses(few, teacher, folder)
+        results["students"] = collections.defaultdict(lambda: collections.defaultdict(list))
+        for seed in options.seeds:
+            add_students(results["students"], seed, few, test, teacher, folder)
+            write(options.output, results)  # a run that is stopped leaves its seeds
+
+
+if __name__ == "__main__":
+    main()
