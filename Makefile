@@ -4,7 +4,7 @@ BIN := .venv/bin
 WORKERS ?= 2
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help install test lint demo seeds objectives transformers tune compare notebook wheel clean
+.PHONY: help install test lint demo seeds objectives transformers codings tune bench peers compare notebook wheel clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -36,8 +36,22 @@ objectives: install  ## What each objective gains over five seeds; DATA=folder f
 transformers: install  ## What objectives over attention and hidden states gain, with DATA=folder: runs/transformers
 	$(BIN)/python benchmarks/transformer_objectives.py $(if $(DATA),--data $(DATA))
 
+codings: install  ## What stored logits lose by each coding, with DATA=folder: runs/codings
+	$(BIN)/python benchmarks/codings.py $(if $(DATA),--data $(DATA))
+
 tune: install  ## What tuning λ, temperature and learning rate gains over five seeds: runs/tuning
 	$(BIN)/python benchmarks/tuning.py
+
+bench: install peers  ## keras_kd against everyone, in 15 minutes or so; QUICK=1 to see that it runs: runs/bench
+	$(BIN)/python benchmarks/bench.py $(if $(QUICK),--quick)
+
+peers: .venv-torch/.installed  ## Make .venv-torch, with PyTorch and torchdistill, for bench
+
+.venv-torch/.installed: benchmarks/peers/requirements.txt
+	test -x .venv-torch/bin/python || $(PYTHON) -m venv .venv-torch
+	.venv-torch/bin/python -m pip install --quiet --requirement benchmarks/peers/requirements.txt
+	.venv-torch/bin/python -m pip install --quiet --no-deps torchdistill==1.1.5
+	touch $@
 
 compare: install  ## Show each difference from keras.distillation
 	$(BIN)/python benchmarks/compare_keras_distillation.py
@@ -49,4 +63,4 @@ wheel: install  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel
 
 clean:  ## Remove what was built, not runs/
-	rm -rf .venv dist build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-torch dist build *.egg-info .pytest_cache .ruff_cache
