@@ -9,8 +9,8 @@ from keras_kd._checks import require_choice, require_model, require_number
 from keras_kd._keras_private import functional_graph, random_states, symbolic_result
 from keras_kd.balancing import Balance
 from keras_kd.cache.fitting import cached
-from keras_kd.objectives import KerasLoss, Objective, SoftLabels
 from keras_kd.objectives.base import scalar_value, scalar_variable
+from keras_kd.objectives.listed import objective_list
 from keras_kd.pairing import Pairing
 from keras_kd.signals import output_names
 from keras_kd.steps import Step
@@ -99,7 +99,7 @@ class Distiller(Step, keras.Model):
     ):
         require_model(student, "student")
         super().__init__(name=name, dtype=student.dtype_policy, autocast=False)  # the student casts its own inputs
-        self.objectives = _objective_list(objectives)
+        self.objectives = objective_list(objectives)
         self.soft_weight = scalar_variable(require_number(soft_weight, "soft_weight", at_least=0.0), "soft_weight")
         self.hard_weight = scalar_variable(require_number(hard_weight, "hard_weight", at_least=0.0), "hard_weight")
         self.balance = _built_balance(balance, self.objectives)
@@ -197,7 +197,9 @@ class Distiller(Step, keras.Model):
         spec = brought_spec(x)
         if spec is None:
             self._live_pairing.require_teacher()
-        self._brought_pairing = None if spec is None else self._checked_pairing(BroughtAlong(spec))
+            self._brought_pairing = None
+        elif self._brought_pairing is None or self._brought_pairing.teacher.spec != spec:
+            self._brought_pairing = self._checked_pairing(BroughtAlong(spec))
         return super().fit(x, y, *args, **kwargs)
 
     @functools.wraps(keras.Model.export)
@@ -328,22 +330,6 @@ def load_distiller(path, teacher=None, *, custom_objects=None):
     return distiller
 
 
-def _objective_list(objectives):
-    if objectives is None:
-        objectives = [SoftLabels()]
-    objectives = list(objectives) if isinstance(objectives, (list, tuple)) else [objectives]
-    objectives = [_as_objective(objective) for objective in objectives]
-    if not objectives:
-        raise ValueError("objectives must be at least one, got an empty list. keras_kd.SoftLabels() is the usual one.")
-    _require_distinct_names(objectives)
-    unreduced = [objective.name for objective in objectives if objective.reduction in ("none", None)]
-    if unreduced:
-        raise ValueError(
-            f"objectives must each give one number, but {unreduced} have reduction=None. Use 'sum_over_batch_size'."
-        )
-    return objectives
-
-
 def _built_balance(balance, objectives):
     if balance is None:
         return None
@@ -353,31 +339,6 @@ def _built_balance(balance, objectives):
         )
     balance.setup(["hard_loss", *(objective.name for objective in objectives)])
     return balance
-
-
-def _as_objective(objective):
-    """The objective, or a loss of Keras as one."""
-    if isinstance(objective, Objective):
-        return objective
-    if isinstance(objective, (keras.losses.Loss, keras.distillation.DistillationLoss)):
-        return KerasLoss(objective)
-    raise TypeError(
-        "objectives must be a keras_kd.Objective, a keras.losses.Loss or a list of them, got "
-        f"{type(objective).__name__}: {objective!r}. keras_kd.SoftLabels(temperature=4.0) is the usual one."
-    )
-
-
-def _require_distinct_names(objectives):
-    """Raise ValueError if two values would stand under one name in the logs or among the knobs."""
-    names = ["loss", "hard_loss", "soft_weight", "hard_weight"]
-    for objective in objectives:
-        names += [objective.name, *(f"{objective.name}_{name}" for name in objective.hyperparameters())]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(
-            f"objectives must come each with its own name, but with {[objective.name for objective in objectives]} the "
-            f"logs would hold {twice[0]!r} twice. Give other names with name=."
-        )
 
 
 def _require_built_teacher(teacher):

@@ -1,5 +1,6 @@
 """The likeliest classes of a distribution, and the rest of its mass spread evenly over all others."""
 
+import functools
 from typing import NamedTuple
 
 import keras
@@ -16,23 +17,28 @@ class TopClasses(NamedTuple):
     """A distribution over many classes as its likeliest ones, `(batch, ..., k)`, which stands for logits.
 
     It travels as it is through a dataset and into the step, and becomes an array of all classes only where one is
-    needed.
+    needed. Make it with `of`, or of one of the classes that `among` gives.
 
     Attributes:
         classes: The likeliest classes, int32 `(batch, ..., k)`. One may come twice, with the same log-probability.
         log_p: Their natural log-probabilities at temperature 1, float32 `(batch, ..., k)`.
         log_each: The log-probability of each other class, float32 `(batch, ...)`.
-        extent: Zero bytes of the shape `(batch, count, 0)`, whose static shape tells how many classes there are.
+        count: How many classes there are; of the Python class, so that it is known of every tensor and every spec.
     """
 
     classes: object
     log_p: object
     log_each: object
-    extent: object
+
+    @staticmethod
+    @functools.cache
+    def among(count):
+        """The Python class of distributions over so many classes."""
+        return type("TopClasses", (TopClasses,), {"__slots__": (), "count": count})
 
     @classmethod
     def of(cls, classes, log_p, count, log_each=None):
-        """Of the likeliest of `count` classes, each once; the rest of the mass, 1 − Σ p, goes to the others alike.
+        """Of the likeliest of `count` classes, each once; the rest of the mass, 1 − Σ p, is shared equally unless told.
 
         Where nothing is left for the others, each gets the smallest normal float32, of which the log is finite.
         """
@@ -42,12 +48,7 @@ class TopClasses(NamedTuple):
         if log_each is None:
             rest = 1.0 - tf.reduce_sum(tf.exp(log_p), axis=-1)
             log_each = tf.math.log(tf.maximum(rest / max(count - classes.shape[-1], 1), TINY))
-        return cls(classes, log_p, log_each, tf.zeros((tf.shape(classes)[0], count, 0)))
-
-    @property
-    def count(self):
-        """How many classes there are."""
-        return self.extent.shape[1]
+        return cls.among(count)(classes, log_p, log_each)
 
     def dense(self):
         """The log-probabilities of all classes, `(batch, ..., count)`."""

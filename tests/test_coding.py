@@ -468,3 +468,11 @@ def test_sampling_needs_distributions(tmp_path):
         keras_kd.cache_signals("a rule", [(np.arange(1), two._replace(of=1))], tmp_path, key="id", verbose=0)
     with pytest.raises(ValueError, match="sampled needs all logits, but 'output' is a TopLogProbs"):
         keras_kd.cache_signals("a rule", [(np.arange(1), two)], tmp_path, key="id", sampled=3, verbose=0)
+
+
+def test_a_sample_is_refused_to_objectives_that_would_soften_it(data, tmp_path):
+    dataset = tf.data.Dataset.from_tensor_slices(data).batch(8)
+    options = {"sampled": 3, "verbose": 0}
+    with pytest.raises(ValueError, match=r"sampled is for objectives of temperature 1, got 4\.0 of soft_labels"):
+        keras_kd.cache_signals(dense_model(3), dataset, tmp_path, signals=[keras_kd.SoftLabels(4.0)], **options)
+    keras_kd.cache_signals(dense_model(3), dataset, tmp_path, signals=keras_kd.SoftLabels(1.0), **options)

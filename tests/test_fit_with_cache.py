@@ -108,7 +108,7 @@ def test_another_teacher_is_refused(data, tmp_path):
 
 def test_what_does_not_fit_is_refused(data, tmp_path):
     distiller = distiller_of(dense_model(16, 3))
-    with pytest.raises(TypeError, match="batched tf.data.Dataset"):
+    with pytest.raises(TypeError, match=r"batched tf\.data\.Dataset"):
         distiller.fit(*data, cache=tmp_path / "signals")
     with pytest.raises(TypeError, match="epochs"):
         distiller.fit(dataset_of(*data), cache={"path": tmp_path / "signals", "epochs": 3})

@@ -23,6 +23,12 @@ TOKENS[::2, 4:] = 0  # padding
 LABELS = RNG.integers(0, VOCABULARY, (EXAMPLES, LENGTH))
 
 
+@pytest.fixture(autouse=True)
+def chunked(monkeypatch):
+    """Few tokens, which would be taken at once, are taken in chunks of 16."""
+    monkeypatch.setattr(fused_step, "fused_loss", functools.partial(fused_loss, chunk_bytes=4 * VOCABULARY * 16))
+
+
 def token_model(width, *, tied=False, name=None, units=VOCABULARY, **last):
     """Tokens in, a distribution over the vocabulary for each of them out; padding is masked."""
     tokens = keras.Input((None,), dtype="int32", name="tokens")
@@ -95,6 +101,11 @@ def assert_same(*, atol=1e-5, **options):
 
 
 def test_labels_and_soft_labels_over_padded_tokens():
+    assert_same()
+
+
+def test_few_tokens_are_taken_at_once(monkeypatch):
+    monkeypatch.setattr(fused_step, "fused_loss", fused_loss)
     assert_same()
 
 

@@ -131,7 +131,9 @@ def test_a_second_step_gives_what_the_first_gave():
 def test_a_temperature_that_is_assigned_holds_from_the_next_step_on():
     """What XLA compiles reads no variable: the temperature has to be handed to it in every step."""
     objective = keras_kd.SoftLabels(temperature=1.0)
-    step = tf.function(lambda hidden: fused_loss(objective, TEACHER, STUDENT._replace(hidden=hidden)).soft)
+    step = tf.function(
+        lambda hidden: fused_loss(objective, TEACHER, STUDENT._replace(hidden=hidden), chunk_bytes=chunks_of(16)).soft
+    )
     for temperature in (1.0, 3.0):
         objective.temperature.assign(temperature)
         expected = formulas.soft_labels(logits(TEACHER), logits(STUDENT), temperature)
@@ -173,7 +175,9 @@ def test_tokens_may_be_in_sequences_of_unknown_number():
     @tf.function(input_signature=[tf.TensorSpec((None, None, 7)), tf.TensorSpec((None, None, 5))])
     def step(student, teacher):
         shape = tf.shape(student)[:2]
-        labels, soft, hard = (tf.reshape(values, shape) for values in (LABELS, SOFT, HARD))
+        labels, soft, hard = (
+            tf.reshape(tf.constant(values)[: tf.reduce_prod(shape)], shape) for values in (LABELS, SOFT, HARD)
+        )
         with tf.GradientTape() as tape:
             tape.watch(student)
             loss = fused_loss(
@@ -191,6 +195,9 @@ def test_tokens_may_be_in_sequences_of_unknown_number():
     assert loss.soft.shape == (1, TOKENS)
     assert_close((loss.total, loss.soft[0], loss.hard[0]), expected)
     assert_close([3.0 * gradient[0]], [of_hidden])
+    loss, gradient = step(STUDENT.hidden[None, :9], TEACHER.hidden[None, :9])  # few enough to be taken at once
+    assert_close((loss.soft[0], loss.hard[0]), [values[:9] for values in expected[1:]])
+    assert_close([3.0 * gradient[0]], [of_hidden[:9]])
 
 
 def test_tokens_of_weight_zero_and_negative_labels_add_nothing():
@@ -286,6 +293,7 @@ def test_top_tokens_give_the_published_value():
 
 def test_it_runs_in_the_replicas_of_a_strategy():
     strategy = strategy_of(2)
+    chunked = {"chunk_bytes": chunks_of(16)}
     with strategy.scope():
         kernel = tf.Variable(STUDENT.kernel)
 
@@ -293,7 +301,7 @@ def test_it_runs_in_the_replicas_of_a_strategy():
     def step():
         def of_replica():
             with tf.GradientTape() as tape:
-                total = fused_loss(DIVERGENCES[0], TEACHER, STUDENT._replace(kernel=kernel), LABELS).total
+                total = fused_loss(DIVERGENCES[0], TEACHER, STUDENT._replace(kernel=kernel), LABELS, **chunked).total
             return total, tape.gradient(total, kernel)
 
         return strategy.run(of_replica)

@@ -77,3 +77,13 @@ def test_another_number_of_classes_is_refused_before_the_first_step():
     distiller.compile("sgd")
     with pytest.raises(ValueError, match=f"teacher gives .*{CLASSES}.*student .*{CLASSES + 1}"):
         distiller.fit(tf.data.Dataset.from_tensor_slices((Taught(x, prediction, {}),)).batch(4), verbose=0)
+
+
+def test_they_go_through_unbatch_batch_and_map():
+    classes, log_p = likeliest(RNG.normal(size=(6, 4, CLASSES)))
+    top = TopClasses.of(classes, log_p, CLASSES)
+    dataset = tf.data.Dataset.from_tensor_slices(top).batch(4).unbatch().batch(6)
+    again = next(iter(dataset))
+    assert isinstance(again, TopClasses)
+    assert dataset.element_spec.count == again.count == CLASSES
+    np.testing.assert_array_equal(again.dense(), top.dense())

@@ -216,8 +216,7 @@ def _require_shape(signal, shape, name):
 def _zero_elsewhere(signal, there):
     """A signal with zeros where a token is not `there`, bool `(batch, length)`: as logits, all classes alike."""
     if isinstance(signal, TopClasses):
-        parts = (_zero_elsewhere(part, there) for part in (signal.classes, signal.log_p, signal.log_each))
-        return TopClasses(*parts, signal.extent)
+        return type(signal)(*(_zero_elsewhere(part, there) for part in signal))
     for _ in range(signal.shape.rank - 2):
         there = there[..., None]
     return tf.where(there, signal, tf.zeros((), signal.dtype))

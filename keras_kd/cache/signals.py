@@ -11,6 +11,8 @@ from keras_kd.cache.keys import Key
 from keras_kd.cache.progress import shown_progress
 from keras_kd.cache.sources import ArraySource, TeacherSource
 from keras_kd.cache.stored import SignalCache, plain, require_batches, teacher_setting
+from keras_kd.objectives.base import scalar_value
+from keras_kd.objectives.tempered import TemperedObjective
 
 SHARD_BYTES = 2**26
 
@@ -125,6 +127,8 @@ def prepared(teacher, dataset, path, signals, key, preprocessing, coded):
     """`(folder, source, setting)` of the arguments of `cache_signals`, after they were found right."""
     require_choice(coded["dtype"], "dtype", coding.DTYPES)
     coded |= coding.require_sparse(coded["top_k"], coded["packed"], coded["sampled"])
+    if coded["sampled"] is not None:
+        _require_temperature_one(signals if isinstance(signals, (list, tuple)) else [signals])
     if isinstance(teacher, str):
         if signals is not None:
             raise ValueError("signals are what the arrays hold; leave signals= out where the teacher is a name.")
@@ -137,6 +141,16 @@ def prepared(teacher, dataset, path, signals, key, preprocessing, coded):
         "signals": source.layout.config(),
     }
     return pathlib.Path(path), source, setting
+
+
+def _require_temperature_one(signals):
+    """Raise ValueError if an objective would soften a sample: of p^(1/T) that is no unbiased estimate."""
+    tempered = [one for one in signals if isinstance(one, TemperedObjective) and scalar_value(one.temperature) != 1.0]
+    if tempered:
+        raise ValueError(
+            f"sampled is for objectives of temperature 1, got {scalar_value(tempered[0].temperature)} of "
+            f"{tempered[0].name}. Give it temperature=1.0, or store top_k= classes or all of them."
+        )
 
 
 def _require_finite(dataset):

@@ -18,6 +18,7 @@ from keras_kd.large_vocabulary.sides import by_token, in_float32, logits_of_head
 
 _ROWS = 64  # tokens of a piece
 _SHARES = 8  # of a piece
+_FEW_BYTES = 2**26  # of the logits of tokens that are few
 
 
 class Chunks:
@@ -36,6 +37,7 @@ class Chunks:
     Attributes:
         tokens, chunks, pieces, rows: How many tokens there are, chunks, pieces a chunk, tokens a share. The first three
             are numbers where the number of tokens is known, else scalars.
+        few: Of so many tokens the logits are held: that is faster.
     """
 
     def __init__(self, objective, teacher, student, labels, store, chunk_bytes):
@@ -55,12 +57,29 @@ class Chunks:
         piece = _SHARES * self.rows
         self.chunks = larger(-(-self.tokens // (at_most // piece * piece)), 1)
         self.pieces = larger(-(-self.tokens // (self.chunks * piece)), 1)
+        self.few = min(chunk_bytes, _FEW_BYTES) // (4 * vocabulary_of(student))
         self.variables = list(objective.hyperparameters().values())
         self.differentiated = store.compiled(self._differentiated)
 
     def run(self, student, soft_weights, hard_weights):
         """Values (tokens,) x2 and the gradients of their weighted sum: of hidden states, kernel, bias."""
-        student = in_float32(student)
+        arguments = (in_float32(student), soft_weights, hard_weights)
+        if isinstance(self.tokens, int):
+            return self._at_once(*arguments) if self.tokens <= self.few else self._in_chunks(*arguments)
+        few = self.tokens <= self.few
+        return tf.cond(few, lambda: self._at_once(*arguments), lambda: self._in_chunks(*arguments))
+
+    def _at_once(self, student, soft_weights, hard_weights):
+        """`run` of few tokens, whose logits are held."""
+        teacher = self.teacher.logits(*self.teacher.of_tokens)
+        of_tokens = (teacher, soft_weights, hard_weights, self.labels)
+        soft, hard, gradient = self._differentiated(logits_of_head(student), *of_tokens, *self._values())
+        of_hidden = tf.matmul(gradient, student.kernel, transpose_b=not student.vocabulary_first)
+        left, right = (gradient, student.hidden) if student.vocabulary_first else (student.hidden, gradient)
+        return soft, hard, of_hidden, tf.matmul(left, right, transpose_a=True), tf.reduce_sum(gradient, axis=0)
+
+    def _in_chunks(self, student, soft_weights, hard_weights):
+        """`run` of many tokens."""
         of_tokens = (student.hidden, soft_weights, hard_weights, self.labels, *self.teacher.of_tokens)
         hidden, *of_tokens = (self._chunked(tensor) for tensor in of_tokens)
         of_kernel, of_bias = self.store.zeros(student.kernel.shape), tf.zeros((vocabulary_of(student),))
@@ -83,7 +102,7 @@ class Chunks:
     def _chunk(self, logits, of_tokens):
         """Values (chunk,) x2 and, in the place of the student's logits (chunk, vocabulary), their gradient."""
         logits = tf.reshape(logits, (self.pieces * _SHARES, self.rows, logits.shape[-1]))
-        variables = [tf.convert_to_tensor(variable.value) for variable in self.variables]
+        variables = self._values()
 
         def add_piece(j, logits, arrays):
             soft_weights, hard_weights, labels, *of_teacher = (tensor[j] for tensor in of_tokens)
@@ -112,6 +131,10 @@ class Chunks:
             hard = label_crossentropy(labels, logits) if self.has_labels else tf.zeros_like(soft)
             total = tf.reduce_sum(soft_weights * soft + hard_weights * hard)
         return soft, hard, tape.gradient(total, logits)
+
+    def _values(self):
+        """What the objective's variables hold."""
+        return [tf.convert_to_tensor(variable.value) for variable in self.variables]
 
     def _chunked(self, tensor):
         """(tokens, ...) -> (chunks, pieces, shares, rows, ...)"""

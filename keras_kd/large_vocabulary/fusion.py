@@ -1,5 +1,8 @@
 """Whether the loss of two models can be had without their logits."""
 
+import keras
+
+from keras_kd._keras_private import functional_graph
 from keras_kd.large_vocabulary.last_layer import LastLayer
 from keras_kd.objectives.logits import Divergence
 from keras_kd.taught import BroughtAlong
@@ -50,21 +53,20 @@ class Fusion:
             )
 
     @classmethod
-    def wanted(cls, wish, *models):
+    def wanted(cls, wish, objectives, student, teacher):
         """The `Fusion` of objectives, student and teacher; None where it is not wanted.
 
         Args:
             wish: True; False; or None: if it can be had, and the vocabulary is large.
         """
-        if wish is False:
+        if wish is False or (wish is None and not _has_many_classes(student)):
             return None
         try:
-            fusion = cls(*models)
+            return cls(objectives, student, teacher)
         except CannotFuse as error:
             if wish:
                 raise ValueError(refusal(error)) from None
             return None
-        return fusion if wish or fusion.student.vocabulary >= LEAST_VOCABULARY else None
 
     def taps(self, side):
         """The `Tap`s that are read for it on the "teacher" or the "student"."""
@@ -87,6 +89,12 @@ class Fusion:
 def refusal(reason):
     """What is said where fuse_logits=True cannot be had."""
     return f"fuse_logits=True cannot be had: {reason}. Leave fuse_logits out to have logits where they are needed."
+
+
+def _has_many_classes(student):
+    graph = functional_graph(student)
+    outputs = [] if graph is None else keras.tree.flatten(graph.output)
+    return any(output.shape and (output.shape[-1] or 0) >= LEAST_VOCABULARY for output in outputs)
 
 
 def _last_layer(model, role):

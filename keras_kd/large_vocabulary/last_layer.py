@@ -38,11 +38,6 @@ class LastLayer(NamedTuple):
             return None
         return cls(layer, tap)
 
-    @property
-    def vocabulary(self):
-        """How many logits it makes."""
-        return self.layer.input_dim if isinstance(self.layer, keras.layers.ReversibleEmbedding) else self.layer.units
-
     def head(self, hidden):
         """The `Head` that stands for its logits."""
         if isinstance(self.layer, keras.layers.ReversibleEmbedding):

@@ -11,7 +11,7 @@ from keras_kd._assertions import MARK
 from keras_kd._keras_private import get_mask, set_mask
 from keras_kd.steps import replicas
 
-_AT_STEP = re.compile(MARK + r"(teacher|labels) at step (\d+)")
+_AT_STEP = re.compile(r"\[" + MARK + r"(teacher|labels) at step\] \[(\d+)\]")
 _OF_VALUE = re.compile(r"\[" + MARK + r"([^\[\]]*)\] \[([^\[\]]*)\]")
 _EXPLANATIONS = {
     "teacher": (
@@ -52,9 +52,11 @@ def labels_in_range(targets):
 
 def require(condition, check, step, tensors):
     """Return `tensors`, which can be used only where `condition` holds on all replicas; else the step fails on all."""
-    condition = tf.equal(replicas.sum_over_replicas(tf.cast(tf.logical_not(condition), tf.int32)), 0)
-    mark = tf.strings.join([MARK, check, " at step ", tf.strings.as_string(step)])
-    with tf.control_dependencies([tf.debugging.Assert(condition, [mark])]):
+    if replicas.replica_count() > 1:
+        condition = tf.equal(replicas.sum_over_replicas(tf.cast(tf.logical_not(condition), tf.int32)), 0)
+    # tf.debugging.Assert would put it into a tf.cond, which takes longer than all the check.
+    check = tf.raw_ops.Assert(condition=condition, data=[f"{MARK}{check} at step", tf.convert_to_tensor(step)])
+    with tf.control_dependencies([] if check is None else [check]):
         return keras.tree.map_structure(_identity, tensors)
 
 
