@@ -162,9 +162,21 @@ def test_unlabelled_data():
     assert_same(labels=None)
 
 
-@pytest.mark.parametrize("objective", [keras_kd.ReverseKL, keras_kd.JensenShannon, keras_kd.SkewKL])
-def test_other_divergences(objective):
-    assert_same(objectives=objective)
+@pytest.mark.parametrize(
+    "objective",
+    [
+        keras_kd.ReverseKL,
+        keras_kd.JensenShannon,
+        keras_kd.SkewKL,
+        keras_kd.LogitsMSE,
+        keras_kd.BinarySoftLabels,
+        keras_kd.DecoupledKD,
+        keras_kd.NormalizedKD,
+    ],
+)
+def test_other_objectives_over_logits(objective):
+    labels = np.where(RNG.uniform(size=LABELS.shape) < 0.4, -1, LABELS)
+    assert_same(objectives=objective, labels=labels, loss=lambda: crossentropy(ignore_class=-1))
 
 
 def test_objectives_over_layers_beside_it():
@@ -279,8 +291,9 @@ def test_with_metrics_it_has_logits_where_nobody_asked_for_none():
         ({"metrics": [keras_kd.metrics.Agreement()]}, "metrics of compile"),
         ({"loss": lambda: "mse"}, "SparseCategoricalCrossentropy"),
         ({"loss": keras.losses.SparseCategoricalCrossentropy}, "SparseCategoricalCrossentropy"),
-        ({"objectives": keras_kd.LogitsMSE}, "one divergence"),
-        ({"objectives": lambda: [keras_kd.SoftLabels(), keras_kd.ReverseKL()]}, "one divergence"),
+        ({"objectives": keras_kd.DIST}, "token by token"),
+        ({"objectives": lambda: [keras_kd.SoftLabels(), keras_kd.ReverseKL()]}, "token by token"),
+        ({"objectives": keras_kd.DecoupledKD, "loss": lambda: crossentropy(ignore_class=7)}, "needs labels"),
         ({"pair": lambda: models(activation="softmax")}, "Dense without activation"),
         ({"pair": lambda: models(activity_regularizer="l2")}, "Dense without activation"),
         ({"pair": lambda: models(tied=True, logit_soft_cap=3.0)}, "Dense without activation"),

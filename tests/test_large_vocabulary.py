@@ -350,7 +350,8 @@ def test_no_array_of_tokens_by_vocabulary_is_made():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"objective": keras_kd.LogitsMSE()}, TypeError, "objective must be a keras_kd.Divergence"),
+        ({"objective": keras_kd.DIST()}, TypeError, "objective must be a keras_kd.Objective that has a value for each"),
+        ({"objective": keras_kd.DecoupledKD()}, ValueError, "decoupled_kd needs labels"),
         ({"student": STUDENT.hidden}, TypeError, "student must be a keras_kd.large_vocabulary.Head"),
         ({"teacher": TEACHER.hidden}, TypeError, "teacher must be a keras_kd.large_vocabulary.Head or TopClasses"),
         ({"chunk_bytes": 0}, ValueError, "chunk_bytes must be >= 1"),

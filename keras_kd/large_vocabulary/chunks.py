@@ -27,7 +27,7 @@ class Chunks:
     All pieces have equally many tokens; zeros of weight 0 fill up the last.
 
     Args:
-        objective: The `Divergence`.
+        objective: The tokenwise `Objective`.
         teacher: A `LiveTeacher` or `TopTeacher`.
         student: The student's `Head`, for its shapes.
         labels: `(..., )` int32, or None.
@@ -127,6 +127,7 @@ class Chunks:
         """
         with tf.GradientTape() as tape, keras.StatelessScope(zip(self.variables, variables, strict=True)):
             tape.watch(logits)
+            teacher = (teacher, labels) if self.objective.needs_labels else teacher
             soft = self.objective.call(teacher, logits)
             hard = label_crossentropy(labels, logits) if self.has_labels else tf.zeros_like(soft)
             total = tf.reduce_sum(soft_weights * soft + hard_weights * hard)

@@ -15,7 +15,7 @@ from keras_kd.large_vocabulary.sides import (
     require_tokens,
 )
 from keras_kd.large_vocabulary.stores import Functional, InPlace
-from keras_kd.objectives.logits import Divergence
+from keras_kd.objectives.base import Objective
 from keras_kd.top_classes import TopClasses
 
 CHUNK_BYTES = 2**27  # of one float32 array (chunk of tokens, vocabulary)
@@ -47,7 +47,7 @@ def fused_loss(
     jit_compile=False,
     chunk_bytes=CHUNK_BYTES,
 ):
-    """The weighted sum of a divergence and of the labels' cross-entropy over all tokens, without holding their logits.
+    """The weighted sum of an objective and of the labels' cross-entropy over all tokens, without holding their logits.
 
     `total = Σ_i (soft_weights_i · D(t_i, s_i) + hard_weights_i · CE(y_i, s_i))` over tokens i, where t and s are the
     logits of the two heads and D is the objective, T² included. Value and gradient are those of the dense form: of each
@@ -65,7 +65,8 @@ def fused_loss(
     copy while that goes on, and its gradient is summed in float32.
 
     Args:
-        objective: A `keras_kd.Divergence`, for instance `SoftLabels(temperature=2.0)`. Its `weight` is not heeded.
+        objective: A `keras_kd.Objective` over logits that is `tokenwise`, for instance `SoftLabels(temperature=2.0)` or
+            another divergence, `LogitsMSE`, `DecoupledKD`. Its `weight` is not heeded.
         teacher: A `Head`, or a `TopClasses`.
         student: A `Head`. Widths and dtypes of the two may differ; the vocabulary is one.
         labels: Whole numbers `(...)`, as many as tokens; negative ones are passed over, ones beyond the vocabulary give
@@ -80,10 +81,10 @@ def fused_loss(
         A `FusedLoss`.
 
     Raises:
-        TypeError: `objective` is no `Divergence`, `student` no `Head`, `teacher` neither `Head` nor `TopClasses`;
+        TypeError: `objective` is not tokenwise, `student` no `Head`, `teacher` neither `Head` nor `TopClasses`;
             `chunk_bytes` is no whole number.
         ValueError: Widths, vocabularies or tokens of hidden states, kernels, biases, labels do not fit each other;
-            `chunk_bytes` is below 1.
+            `chunk_bytes` is below 1; the objective needs labels, and there are none.
 
     Example: With identity kernels the hidden states are the logits.
 
@@ -96,11 +97,7 @@ def fused_loss(
     Reference: Hsu et al., "Liger Kernel: Efficient Triton Kernels for LLM Training", 2024
     (https://arxiv.org/abs/2410.10989), which computes the gradient of a fused cross-entropy in the forward pass.
     """
-    if not isinstance(objective, Divergence):
-        raise TypeError(
-            f"objective must be a keras_kd.Divergence, which has one value a token, got {type(objective).__name__}: "
-            f"{objective!r}. SoftLabels, ReverseKL, JensenShannon, SkewKL and SkewReverseKL are."
-        )
+    _require_tokenwise(objective, labels)
     require_count(chunk_bytes, "chunk_bytes", at_least=1)
     student = checked_head(student, "student", "Head")
     tokens = student.hidden.shape[:-1]
@@ -116,6 +113,17 @@ def fused_loss(
     total, soft, hard = _differentiable(loss, student, *[by_token(weight) for weight in weights])
     soft, hard = (tf.reshape(tf.stop_gradient(values), shape) for values in (soft, hard))
     return FusedLoss(total, soft, None if labels is None else hard)
+
+
+def _require_tokenwise(objective, labels):
+    if not isinstance(objective, Objective) or not objective.tokenwise:
+        raise TypeError(
+            "objective must be a keras_kd.Objective that has a value for each token by itself, got "
+            f"{type(objective).__name__}: {objective!r}. SoftLabels and the other divergences, LogitsMSE, "
+            "BinarySoftLabels, DecoupledKD and NormalizedKD are."
+        )
+    if objective.needs_labels and labels is None:
+        raise ValueError(f"{objective.name} needs labels, got none. Pass labels=, -1 for tokens without.")
 
 
 def _differentiable(loss, student, soft_weights, hard_weights):

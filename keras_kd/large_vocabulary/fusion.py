@@ -4,7 +4,6 @@ import keras
 
 from keras_kd._keras_private import functional_graph
 from keras_kd.large_vocabulary.last_layer import LastLayer
-from keras_kd.objectives.logits import Divergence
 from keras_kd.taught import BroughtAlong
 from keras_kd.top_classes import TopClasses
 
@@ -16,7 +15,7 @@ class CannotFuse(ValueError):
 
 
 class Fusion:
-    """A divergence between the outputs of a teacher and a student, which `fused_loss` takes from their last layers.
+    """An objective over the outputs of a teacher and a student, which `fused_loss` takes from their last layers.
 
     Args:
         objectives: The `Objective`s of a distiller.
@@ -24,20 +23,20 @@ class Fusion:
         teacher: Likewise; or a `BroughtAlong`.
 
     Attributes:
-        objective: The divergence.
+        objective: The objective, a divergence mostly.
         student: The student's `LastLayer`.
         teacher: The teacher's; None where a `TopClasses` comes with the batch.
 
     Raises:
-        CannotFuse: There is no such divergence, or more than that depends on the logits.
+        CannotFuse: There is no such objective, or more than that depends on the logits.
     """
 
     def __init__(self, objectives, student, teacher):
         over_outputs = [objective for objective in objectives if not objective.layers_of("student")]
-        if len(over_outputs) != 1 or not isinstance(over_outputs[0], Divergence):
+        if len(over_outputs) != 1 or not over_outputs[0].tokenwise:
             raise CannotFuse(
-                "beside objectives over layers, one divergence, such as SoftLabels, may be among the objectives, got "
-                f"{[objective.name for objective in over_outputs]}"
+                "beside objectives over layers, there may be one that compares logits token by token, as SoftLabels "
+                f"does, got {[objective.name for objective in over_outputs]}"
             )
         if teacher is student:
             raise CannotFuse("the teacher must be another model than the student")

@@ -36,12 +36,14 @@ class Objective(keras.losses.Loss, keras.distillation.DistillationLoss):
         parts: Which signals of a named layer are compared: keys of `keras_kd.taps.PARTS`.
         needs_labels: True for a `LabelledObjective`.
         shares_projection: Whether one projection serves all pairs of layers, where each has its own otherwise.
+        tokenwise: Whether the value of an example, or of a token, depends on its own signals and label alone.
         entry: The entry of a dict `x` that the objective needs beside the signals, each example's language; or None.
     """
 
     undoes = None
     parts = ("output",)
     needs_labels = False
+    tokenwise = False
     entry = None
     shares_projection = False
 

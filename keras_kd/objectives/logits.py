@@ -38,6 +38,7 @@ class Divergence(TemperedObjective):
     """
 
     undoes = "softmax"
+    tokenwise = True
     scales_with_temperature = True
 
     def divergence(self, teacher_log, student_log):

@@ -36,6 +36,7 @@ class LogitsMSE(Objective):
     """
 
     undoes = "softmax"
+    tokenwise = True
 
     def check_shapes(self, teacher_shape, student_shape):
         require_same_classes(self.name, teacher_shape, student_shape, at_least=1)
@@ -80,6 +81,7 @@ class BinarySoftLabels(TemperedObjective):
     """
 
     undoes = "sigmoid"
+    tokenwise = True
     scales_with_temperature = True
     least_classes = 1
 

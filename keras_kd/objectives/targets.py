@@ -13,6 +13,7 @@ class TargetObjective(TemperedObjective, LabelledObjective):
     """Base class: softened distributions, split into the true class and the rest."""
 
     undoes = "softmax"
+    tokenwise = True
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")

@@ -26,6 +26,10 @@ def reason_against(distiller):
     losses = [loss for loss in keras.tree.flatten(loss_argument(distiller)) if loss is not None]
     if any(not sparse_label_options(loss)[0] or not loss_function(loss)[1].get("from_logits") for loss in losses):
         return "loss= must be keras.losses.SparseCategoricalCrossentropy(from_logits=True) or None"
+    needing = [objective.name for objective in distiller.objectives if objective.needs_labels]
+    ignored = [sparse_label_options(loss)[1] for loss in losses]
+    if needing and (not losses or any(label is not None and label >= 0 for label in ignored)):
+        return f"{needing[0]} needs labels, which come with loss=SparseCategoricalCrossentropy and no ignore_class >= 0"
     if has_loss_weights(distiller):
         return "loss_weights= weigh several outputs"
     return None
