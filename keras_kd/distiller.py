@@ -58,10 +58,10 @@ class Distiller(Step, keras.Model):
         balance: `UncertaintyBalance()` or `GradientNormBalance()`, which find a further factor for each loss while
             training; None: no such factors.
         fuse_logits: Whether soft labels (or what else goes token by token) and the cross-entropy are computed from the
-            last layers' inputs, without the logits, which for a large vocabulary are most of a step's memory: both models
-            have to be functional, with one output from a `Dense` or a `ReversibleEmbedding`, and `compile` has to have
-            no metrics, and the loss `SparseCategoricalCrossentropy(from_logits=True)` or None. True: always, or a
-            ValueError says why not; False: never; None: where it can be had and there are 16,384 classes or more.
+            last layers' inputs, without the logits, which for a large vocabulary are most of a step's memory. Both
+            models have to be functional, with one output from a `Dense` or a `ReversibleEmbedding`; `compile` has to
+            have no metrics, and the loss `SparseCategoricalCrossentropy(from_logits=True)` or None. True: always, or
+            a ValueError says why not; False: never; None: where it can be had and there are 16,384 classes or more.
         name: Name of the model.
 
     Raises:

@@ -204,7 +204,8 @@ def test_several_signals_at_once_each_in_its_coding(data, tmp_path):
     stored(teacher, batches_of(x), tmp_path / "cache", signals=signals, top_k=2, dtype="int8")
     outputs = {layer.name: layer.output for layer in teacher.layers}
     expected = keras.Model(teacher.inputs, outputs).predict(x, verbose=0)
-    (taught,) = next(iter(keras_kd.open_cache(tmp_path / "cache").attach(batches_of(x, batch=37))))
+    attached = keras_kd.open_cache(tmp_path / "cache").attach(batches_of(x))
+    (taught,) = next(iter(attached.unbatch().batch(37)))
     for name in ("hidden_0", "hidden_1"):
         error = np.abs(taught.layers[name].numpy() - expected[name])
         assert 0 < error.max() <= expected[name].max() / 250

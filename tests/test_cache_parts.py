@@ -61,14 +61,14 @@ def test_parts_are_read_as_one(data, tmp_path):
 
 def test_parts_with_tokens_are_read_as_one(tmp_path):
     rng = np.random.default_rng(0)
-    signals = [rng.random((length, 2)).astype("float32") for length in (3, 0, 5, 1, 4, 2)]
-    for part, numbers in enumerate(([0, 1], [2, 3, 4], [5])):
+    signals = [rng.random((length, 2)).astype("float32") for length in (3, 0, 5, 1, 4, 2, 0)]
+    for part, numbers in enumerate(([0, 1], [2, 3, 4], [5], [6])):
         ragged = tf.RaggedTensor.from_row_lengths(
             np.concatenate([signals[i] for i in numbers]), [len(signals[i]) for i in numbers]
         )
         keras_kd.cache_signals("arrays", [(np.array(numbers), ragged)], tmp_path / str(part), key="id", verbose=0)
-    cache = keras_kd.open_cache([tmp_path / str(part) for part in range(3)])
-    ids = np.array([5, 0, 4, 1, 2, 3])
+    cache = keras_kd.open_cache([tmp_path / str(part) for part in range(4)])
+    ids = np.array([5, 0, 4, 1, 2, 6, 3])
     (taught,) = next(iter(cache.attach(tf.data.Dataset.from_tensors(({"id": ids},)))))
     for row, number in zip(taught.prediction.numpy(), ids, strict=True):
         expected = np.zeros((5, 2))

@@ -6,7 +6,6 @@ import hashlib
 import json
 
 import numpy as np
-import tensorflow as tf
 
 from keras_kd._files import written_whole
 
@@ -93,19 +92,7 @@ def opened(folder, name, dtype, shape):
         raise _altered(path, f"it has no whole number of rows of {dtype} {tuple(shape)}")
     if not rows:
         return np.zeros((0, *shape), dtype)
-    return np.memmap(path, dtype, "r", shape=(rows, *shape))
-
-
-def opened_tensor(folder, name, dtype, shape):
-    """The same as a tensor, mapped into memory: nothing is read before it is looked up, and no Python runs for it."""
-    rows = len(opened(folder, name, dtype, shape))
-    dtype = tf.as_dtype(np.dtype(dtype))
-    with tf.device("CPU"):
-        if not rows:
-            return tf.zeros((0, *shape), dtype)
-        # Under a relative name TensorFlow would look elsewhere once the working directory has changed.
-        path = str((folder / name).resolve())
-        return tf.raw_ops.ImmutableConst(dtype=dtype, shape=(rows, *shape), memory_region_name=path)
+    return np.asarray(np.memmap(path, dtype, "r", shape=(rows, *shape)))  # whose views cost less than a memmap's
 
 
 def remove_halves(folder):

@@ -11,8 +11,8 @@ from keras_kd._checks import require_count, require_model
 from keras_kd.cache import files
 from keras_kd.cache.building import Writer, alike
 from keras_kd.cache.keys import Key
-from keras_kd.cache.layout import CONTENT, KEY
-from keras_kd.cache.reading import require_found, require_room
+from keras_kd.cache.layout import KEY
+from keras_kd.cache.reading import Joiner, files_by_token, require_found
 from keras_kd.cache.signals import SHARD_BYTES, prepared
 from keras_kd.cache.stored import SignalCache, require_batches
 
@@ -88,6 +88,7 @@ class _Growing:
 
     def __init__(self, writer, folder, source):
         self._writer, self._folder, self._source, self._layout = writer, folder, source, source.layout
+        self._joiner = Joiner(source.layout, str(folder))
         self._lock = threading.Lock()
         self._finished = False
         self._seen = {}  # in this pass: the content of each id
@@ -100,22 +101,10 @@ class _Growing:
     def joined(self, i, count, element):
         """The i-th of `count` batches, with a `Taught` in the place of `x`."""
         element = element if isinstance(element, tuple) else (element,)
-        x = element[0]
-        layout, key = self._layout, self._layout.key
-        keys, names = key.of(x)
-        content = keys if key.entry is None else key.content(x)
-        entries = [tf.shape(entry, tf.int64)[1] for entry in key.sequences(x).values()]
-        entries = tf.stack(entries) if entries else tf.zeros([0], tf.int64)
-        wanted = [name for name in layout.columns if name not in (KEY, CONTENT)]
-        columns = [layout.columns[name] for name in wanted]
-        self._entries, self._spec, self._wanted = list(key.sequences(x)), x, wanted
-        arguments = [tf.equal(i, 0), tf.equal(i, count - 1), keys, content, names, entries, *keras.tree.flatten(x)]
-        dtypes = [tf.as_dtype(np.dtype(column.dtype)) for column in columns]
-        rows = dict(zip(wanted, tf.numpy_function(self._taught, arguments, dtypes), strict=True))
-        for name, (_, shape, by_token) in zip(wanted, columns, strict=True):
-            rows[name].set_shape((keys.shape[0], *([None] if by_token else []), *shape))
-        lengths = {name: rows[layout.end_of(name)] for name in layout.by_token}
-        return (layout.decode(key.without_strings(x), rows, lengths), *element[1:])
+        x, key = element[0], self._layout.key
+        self._spec = x
+        more = [tf.equal(i, 0), tf.equal(i, count - 1), key.content(x), *keras.tree.flatten(x)]
+        return (self._joiner.joined(x, self._located, *more), *element[1:])
 
     def end(self):
         """A pass has come to its end: the cache is whole."""
@@ -128,8 +117,8 @@ class _Growing:
             self._finished = True
             self._note_saved()
 
-    def _taught(self, is_first, is_last, keys, content, names, entries, *leaves):
-        """The rows of a batch, with lengths in the place of ends; of signals by token `(batch, length, ...)`."""
+    def _located(self, keys, names, is_first, is_last, content, *leaves):
+        """Where the examples of a batch are, as `Joiner.joined` asks for it, once all are stored."""
         with self._lock:
             if is_first:
                 self._seen = {}
@@ -141,8 +130,8 @@ class _Growing:
                 self._learn(keys, new, leaves)
             if is_last:
                 self._finish()
-            places = np.array([self._places[key] for key in keys.tolist()], np.int64)
-            return self._rows(places, names, entries)
+            positions = np.array([self._places[key] for key in keys.tolist()], np.int64)
+            return tuple(self._chunks), positions, alike(self._sequences)
 
     def _require_one_each(self, keys, content):
         if self._layout.key.entry is None or self._finished:
@@ -173,53 +162,14 @@ class _Growing:
         self._chunks = [(0, {name: self._writer.stored(name) for name in self._layout.columns})]
         self._sequences = [alike(self._sequences)] if self._sequences else []
 
-    def _rows(self, places, names, entries):
-        starts = [start for start, _ in self._chunks]
-        chunk_of = np.searchsorted(starts, places, side="right") - 1
-        rows, layout = {}, self._layout
-        for name, (dtype, shape, by_token) in layout.columns.items():
-            if not by_token:
-                rows[name] = np.empty((len(places), *shape), dtype)
-        spans = np.zeros((len(layout.by_token), len(places), 2), np.int64)
-        for number in np.unique(chunk_of):
-            start, columns = self._chunks[number]
-            here = chunk_of == number
-            at = places[here] - start
-            for name, values in rows.items():
-                values[here] = columns[name][at]
-            for signal, span in zip(layout.by_token, spans, strict=True):
-                ends = columns[layout.end_of(signal)]
-                span[here] = np.stack([np.where(at > 0, ends[np.maximum(at - 1, 0)], 0), ends[at]], axis=-1)
-        for signal, span in zip(layout.by_token, spans, strict=True):
-            lengths = span[:, 1] - span[:, 0]
-            rows[layout.end_of(signal)] = lengths
-            count = self._padded_length(signal, entries)
-            if count is None:
-                count = lengths.max()
-            require_room(count, lengths, signal, names, layout, str(self._folder))
-            more = [layout.mask_of(signal)] if signal in layout.masked else []
-            for name in [*layout.files_of(signal), *more]:
-                dtype, shape, _ = layout.columns[name]
-                rows[name] = np.zeros((len(places), count, *shape), dtype)
-                for example, (number, (start, end)) in enumerate(zip(chunk_of, span, strict=True)):
-                    rows[name][example, : end - start] = self._chunks[number][1][name][start:end]
-        return [rows[name] for name in self._wanted]
-
-    def _padded_length(self, signal, entries):
-        """How many tokens a signal has in a batch whose sequences are as long as `entries`; None: as its longest."""
-        known = alike(self._sequences)[signal] or []
-        entry = next((self._entries.index(name) for name in known if name in self._entries), None)
-        return None if entry is None else entries[entry]
-
 
 def _of_examples(encoded, chosen, layout):
     """Of a batch, some examples."""
-    rows = {}
+    rows, of_tokens = {}, files_by_token(layout)
     for signal, lengths in encoded.lengths.items():
         kept = np.zeros(len(lengths), bool)
         kept[chosen] = True
-        more = [layout.mask_of(signal)] if signal in layout.masked else []
-        rows |= {name: encoded.rows[name][np.repeat(kept, lengths)] for name in [*layout.files_of(signal), *more]}
+        rows |= {name: encoded.rows[name][np.repeat(kept, lengths)] for name in of_tokens[signal]}
     rows = {name: rows.get(name, values) if name in rows else values[chosen] for name, values in encoded.rows.items()}
     lengths = {signal: lengths[chosen] for signal, lengths in encoded.lengths.items()}
     return encoded._replace(rows=rows, lengths=lengths)

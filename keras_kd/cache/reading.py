@@ -1,140 +1,148 @@
 """Looks examples up by key, inside a dataset's `map`, in files that are mapped into memory.
 
-All of it are TensorFlow's operations: they need no Python and so wait for none, neither for each other nor for the
-step that trains meanwhile.
+It is done in NumPy: a mapped file that is a constant of TensorFlow's does not stay one, as `tf.data` folds constants
+when it makes an iterator, and so reads the whole file into memory of its own.
 """
+
+import functools
 
 import numpy as np
 import tensorflow as tf
 
 from keras_kd._assertions import MARK
 from keras_kd.cache import files
+from keras_kd.cache.layout import CONTENT, KEY
+
+
+class Joiner:
+    """Puts the signals of examples beside a batch of them.
+
+    Args:
+        layout: The `Layout` of the signals.
+        called: What their cache is called in messages.
+    """
+
+    def __init__(self, layout, called):
+        self._layout, self._called = layout, called
+        self._wanted = {file: column for file, column in layout.columns.items() if file not in (KEY, CONTENT)}
+        self._by_token = files_by_token(layout)
+
+    def joined(self, x, located, *more, sequences=None):
+        """A batch as `Taught`.
+
+        Args:
+            x: What the models read.
+            located: A function in NumPy: `located(keys, names, *more)`, names being what the examples are called in
+                messages, gives `(chunks, positions, sequences)`. Chunks are `[(position of its first example,
+                {file: array})]` in order; positions `(batch,)` int64 say where in them each example is; sequences are
+                `{signal by token: names of the entries of x that were as long}`, None for the names if nobody knew.
+            more: Tensors.
+            sequences: These sequences, where they are known before; what length is static then stays so.
+        """
+        layout = self._layout
+        keys, names = layout.key.of(x)
+        entries = layout.key.sequences(x) if self._by_token else {}
+        lengths = [tf.shape(entry, tf.int64)[1] for entry in entries.values()]
+
+        def read(keys, names, lengths, *more):
+            chunks, positions, sequences = located(keys, names, *more)
+            lengths = dict(zip(entries, lengths.tolist(), strict=True))
+            padded = {signal: _padded_length(lengths, sequences[signal]) for signal in self._by_token}
+            rows = self._rows(chunks, positions, padded, names)
+            return [rows[file] for file in self._wanted]
+
+        arguments = [keys, names, tf.stack(lengths) if lengths else tf.zeros([0], tf.int64), *more]
+        dtypes = [tf.as_dtype(np.dtype(column.dtype)) for column in self._wanted.values()]
+        rows = dict(zip(self._wanted, tf.numpy_function(read, arguments, dtypes), strict=True))
+        static = {name: entry.shape[1] for name, entry in entries.items()}
+        length_of = {
+            file: _padded_length(static, sequences[signal]) if sequences else None
+            for signal, of_tokens in self._by_token.items()
+            for file in of_tokens
+        }
+        for file, (_, shape, by_token) in self._wanted.items():
+            rows[file].set_shape((keys.shape[0], *([length_of[file]] if by_token else []), *shape))
+        lengths = {signal: rows[layout.end_of(signal)] for signal in self._by_token}
+        return layout.decode(layout.key.without_strings(x), rows, lengths)
+
+    def _rows(self, chunks, positions, padded, names):
+        """`{file: (batch, ...)}` with lengths in the place of ends; of signals by token `(batch, length, ...)`."""
+        parts, rows = _parts(chunks, positions), {}
+        for signal, of_tokens in self._by_token.items():
+            end = self._layout.end_of(signal)
+            spans = _assembled([_spans(columns[end], positions[here] - first) for first, columns, here in parts], parts)
+            start, length = spans[:, :1], spans[:, 1]
+            rows[end], count = length, padded[signal]
+            if count is None:
+                count = length.max(initial=0)
+            elif length.max(initial=0) > count:
+                raise self._too_long(signal, count, length, names)
+            places = np.arange(count)
+            tokens = np.where(
+                places < length[:, None], start + places, 0
+            )  # (batch, length): what is no token is hidden
+            for file in of_tokens:
+                rows[file] = _assembled([_taken(columns[file], tokens[here]) for _, columns, here in parts], parts)
+        for file in self._wanted.keys() - rows.keys():
+            found = [_taken(columns[file], positions[here] - first) for first, columns, here in parts]
+            rows[file] = _assembled(found, parts)
+        return rows
+
+    def _too_long(self, signal, count, length, names):
+        return ValueError(
+            f"[{MARK}the cache {self._called} holds {length.max()} tokens of the signal {signal!r}, but the batch is "
+            f"only {count} long, of the example] [{self._layout.key.called(names[length.argmax()])}]"
+        )
 
 
 class Reader:
     """Reads the signals of one cache, or of several that hold parts of the same.
 
     Args:
-        folders: Where they are.
+        folders: Where they are; they are opened when the first batch is read.
         layout: Their `Layout`.
         sequences: `{signal by token: names of the entries of x that were as long, or None}`, of all folders.
+        called: What they are called in messages.
     """
 
-    def __init__(self, folders, layout, sequences):
-        self._folders, self._layout, self._sequences = folders, layout, sequences
-        self._called = ", ".join(map(str, folders))
-
-    def _open(self):
-        """Map the files, by operations of the graph that is being traced."""
-        self._keys, self._positions = zip(*(_index(folder) for folder in self._folders), strict=True)
-        self._tensors = {
-            name: [files.opened_tensor(folder, name, dtype, shape) for folder in self._folders]
-            for name, (dtype, shape, _) in self._layout.columns.items()
-        }
+    def __init__(self, folders, layout, sequences, called):
+        self._folders, self._layout, self._sequences, self._called = folders, layout, sequences, called
+        self._joiner = Joiner(layout, called)
 
     def joined(self, x):
         """A batch as `Taught`."""
-        self._open()
-        layout = self._layout
-        keys, names = layout.key.of(x)
-        folder, at, found = self._looked_up(keys)
-        at.set_shape(keys.shape)
-        padded = {name: self._padded_length(x, name) for name in layout.by_token}
-        spans = {name: self._span(name, folder, at) for name in layout.by_token}
-        fits = [count is None or tf.reduce_max(spans[name][1]) <= count for name, count in padded.items()]
-        with tf.control_dependencies([self._require(found, names, fits, padded, spans)]):
-            at = tf.identity(at)
-        rows = {}
-        for name in layout.codings:
-            if name not in spans:
-                rows |= {file: self._gathered(file, folder, at) for file in layout.files_of(name)}
-                continue
-            start, length = spans[name]
-            count = tf.reduce_max(length) if padded[name] is None else padded[name]
-            places = tf.range(count)
-            there = places < length[:, None]
-            of_tokens = tf.where(there, start[:, None] + places, 0)  # (batch, length)
-            folders = None if folder is None else tf.where(there, folder[:, None], self._somewhere(name))
-            more = [layout.mask_of(name)] if name in layout.masked else []
-            rows |= {file: self._gathered(file, folders, of_tokens) for file in [*layout.files_of(name), *more]}
-        x = layout.key.without_strings(x)
-        return layout.decode(x, rows, {name: length for name, (_, length) in spans.items()})
+        return self._joiner.joined(x, self._located, sequences=self._sequences)
 
-    def _looked_up(self, keys):
-        """`(folder, position in it, whether it was found)` of each key; of one folder alone, `folder` is None."""
-        folder, position, found = None, None, None
-        for number, (known, positions) in enumerate(zip(self._keys, self._positions, strict=True)):
-            at = tf.raw_ops.LowerBound(sorted_inputs=known, values=keys[None], out_type=tf.int64)[0]
-            at = tf.minimum(at, known.shape[1] - 1)
-            here = tf.gather(known[0], at) == keys
-            at = tf.gather(positions, at)
-            if number:
-                new = here & ~found
-                folder, position = tf.where(new, number, folder), tf.where(new, at, position)
-                found |= here
-            else:
-                folder = tf.zeros(tf.shape(keys), tf.int32) if len(self._keys) > 1 else None
-                position, found = tf.where(here, at, 0) if len(self._keys) > 1 else at, here
-        return folder, position, found
-
-    def _gathered(self, file, folder, at):
-        """The rows of a file, `(*at.shape, ...)`."""
-        tensors = self._tensors[file]
-        if folder is None:
-            return tf.gather(_not_empty(tensors[0]), at)
-        flat, folder = tf.reshape(at, [-1]), tf.reshape(folder, [-1])
-        places = [tf.where(folder == number)[:, 0] for number in range(len(tensors))]
-        rows = [
-            tf.gather(_not_empty(tensor), tf.gather(flat, where)) for tensor, where in zip(tensors, places, strict=True)
-        ]
-        stitched = tf.dynamic_stitch([tf.cast(where, tf.int32) for where in places], rows)
-        shape = tf.concat([tf.shape(at), tensors[0].shape[1:]], axis=0)
-        return tf.ensure_shape(tf.reshape(stitched, shape), at.shape + tensors[0].shape[1:])
-
-    def _span(self, name, folder, at):
-        """Where the tokens of each example begin, and how many they are, `(batch,)` x2."""
-        file = self._layout.end_of(name)
-        before = self._gathered(file, folder, tf.maximum(at - 1, 0))
-        start = tf.where(at > 0, before, 0)
-        return start, self._gathered(file, folder, at) - start
-
-    def _padded_length(self, x, name):
-        """How many tokens the signals of a batch have; None for as many as the longest example."""
-        entries = self._layout.key.sequences(x)
-        known = self._sequences[name]
-        if known is None:  # whoever stored it told of ids alone
-            known = list(entries) if len(entries) == 1 else []
-        entry = next((entries[one] for one in known if one in entries), None)
-        if entry is None:
-            return None
-        return tf.shape(entry, tf.int64)[1] if entry.shape[1] is None else tf.constant(entry.shape[1], tf.int64)
-
-    def _somewhere(self, name):
-        """A folder that holds tokens of a signal."""
-        return int(np.argmax([tensor.shape[0] for tensor in self._tensors[self._layout.files_of(name)[0]]]))
-
-    def _require(self, found, names, fits, padded, spans):
-        """An operation that raises if an example was not found, or is longer than its batch."""
-        sound = tf.reduce_all(found)
-        for one in fits:
-            sound &= one
-        counts = [tf.constant(-1, tf.int64) if count is None else count for count in padded.values()]
-        lengths = [length for _, length in spans.values()]
-
-        def fail():
-            return tf.numpy_function(self._fail, [found, names, *counts, *lengths], tf.bool)
-
-        return tf.cond(sound, lambda: True, fail)
-
-    def _fail(self, found, names, *counts_and_lengths):
+    def _located(self, keys, names):
+        """Where the examples are, as `Joiner.joined` asks for it; of one in several folders, in the first."""
+        positions, found = np.zeros(keys.shape, np.int64), np.zeros(keys.shape, bool)
+        for (first, _), (known, places) in zip(self._chunks, self._indices, strict=True):
+            at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+            new = (known[at] == keys) & ~found
+            positions = np.where(new, first + places[at], positions)
+            found |= new
         require_found(found, names, self._layout, self._called)
-        half = len(counts_and_lengths) // 2
-        for signal, count, lengths in zip(
-            self._layout.by_token, counts_and_lengths[:half], counts_and_lengths[half:], strict=True
-        ):
-            if count >= 0:
-                require_room(count, lengths, signal, names, self._layout, self._called)
-        return np.True_
+        return self._chunks, positions, self._sequences
+
+    @functools.cached_property
+    def _chunks(self):
+        chunks, first = [], 0
+        for folder in self._folders:
+            columns = {name: files.opened(folder, name, *column[:2]) for name, column in self._layout.columns.items()}
+            chunks.append((first, columns))
+            first += len(columns[KEY])
+        return chunks
+
+    @functools.cached_property
+    def _indices(self):
+        """Of each folder `(keys (n,) ascending, positions (n,))`."""
+        return [[files.opened(folder, name, "<i8", ()) for name in files.INDEX] for folder in self._folders]
+
+
+def files_by_token(layout):
+    """`{signal by token: files that have a row for each of its tokens}`."""
+    masks = {signal: [layout.mask_of(signal)] if signal in layout.masked else [] for signal in layout.by_token}
+    return {signal: [*layout.files_of(signal), *mask] for signal, mask in masks.items()}
 
 
 def require_found(found, names, layout, called):
@@ -149,23 +157,41 @@ def require_found(found, names, layout, called):
     )
 
 
-def require_room(count, lengths, signal, names, layout, called):
-    """Raise ValueError that names the longest example if it has more than `count` tokens."""
-    if lengths.max() > count:
-        raise ValueError(
-            f"[{MARK}the cache {called} holds {lengths.max()} tokens of the signal {signal!r}, but the batch is only "
-            f"{count} long, of the example] [{layout.key.called(names[lengths.argmax()])}]"
-        )
+def _padded_length(lengths, known):
+    """How many tokens a signal has in a batch whose entries have these lengths; None for as many as the longest."""
+    if known is None:  # whoever stored it told of ids alone
+        known = list(lengths) if len(lengths) == 1 else []
+    return next((lengths[name] for name in known if name in lengths), None)
 
 
-def _index(folder):
-    """`(keys (1, n) ascending, positions (n,))`."""
-    keys, positions = (files.opened_tensor(folder, name, "<i8", ()) for name in files.INDEX)
-    return keys[None], positions
+def _parts(chunks, positions):
+    """`[(position of its first example, {file: array}, which examples of the batch are there)]`."""
+    if len(chunks) == 1 or not len(positions):
+        return [(*chunks[0], slice(None))]
+    chunk_of = np.searchsorted([first for first, _ in chunks], positions, side="right") - 1
+    return [(*chunks[number], np.flatnonzero(chunk_of == number)) for number in np.unique(chunk_of)]
 
 
-def _not_empty(tensor):
-    return tensor if tensor.shape[0] else tf.zeros((1, *tensor.shape[1:]), tensor.dtype)
+def _assembled(found, parts):
+    """The rows of a batch from those of its parts."""
+    if len(found) == 1:
+        return found[0]
+    rows = np.empty((sum(map(len, found)), *found[0].shape[1:]), found[0].dtype)
+    for values, (_, _, here) in zip(found, parts, strict=True):
+        rows[here] = values
+    return rows
+
+
+def _taken(values, at):
+    if not len(values):  # at are all of no token
+        return np.zeros((*at.shape, *values.shape[1:]), values.dtype)
+    return np.take(values, at, axis=0)
+
+
+def _spans(ends, at):
+    """Where the tokens of each example begin, and how many they are, `(batch, 2)`."""
+    start = np.where(at > 0, ends[at - 1], 0)
+    return np.stack([start, ends[at] - start], axis=-1)
 
 
 _HINT = ". If batches are padded with another number than when it was stored: see `padding` of cache_signals"

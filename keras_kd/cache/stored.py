@@ -10,7 +10,7 @@ from keras_kd._checks import require_model
 from keras_kd.cache import files
 from keras_kd.cache.building import alike, parts_of, require_same
 from keras_kd.cache.layout import FORMAT, KEY, Layout
-from keras_kd.cache.reading import Reader
+from keras_kd.cache.reading import Reader, files_by_token
 from keras_kd.cache.sources import x_of
 from keras_kd.taught import Taught
 
@@ -39,7 +39,9 @@ class SignalCache:
         self.teacher = self._setting["teacher"]
         self.examples = sum(manifest["examples"] for manifest in manifests)
         self.names = list(self._layout.codings)
-        self._sequences = alike(manifest["sequences"] for manifest in manifests)
+        folders = [path.resolve() for path in self.paths]  # the working directory may be another one by then
+        sequences = alike(manifest["sequences"] for manifest in manifests)
+        self._reader = Reader(folders, self._layout, sequences, ", ".join(map(str, self.paths)))
 
     def __repr__(self):
         paths = ", ".join(repr(str(path)) for path in self.paths)
@@ -69,9 +71,8 @@ class SignalCache:
                 than its batch; the message names its key. From `distiller.fit`: ValueError.
         """
         require_batches(dataset)
-        reader = Reader(self.paths, self._layout, self._sequences)
         # One after the other: a look-up takes less time than handing it to other threads would.
-        return dataset.map(lambda *element: (reader.joined(element[0]), *element[1:])).prefetch(2)
+        return dataset.map(lambda *element: (self._reader.joined(element[0]), *element[1:])).prefetch(2)
 
     def require_teacher(self, teacher):
         """Raise ValueError if the signals are not those of this model, as it is now."""
@@ -160,11 +161,10 @@ def _require_files(folder, manifest, layout, verify):
     rows = len(files.opened(folder, KEY, "<i8", ()))
     counts = {name: len(files.opened(folder, name, *column[:2])) for name, column in layout.columns.items()}
     wrong = {name: count for name, count in counts.items() if not layout.columns[name].by_token and count != rows}
-    for signal in layout.by_token:
+    for signal, of_tokens in files_by_token(layout).items():
         ends = files.opened(folder, layout.end_of(signal), "<i8", ())
-        more = [layout.mask_of(signal)] if signal in layout.masked else []
         tokens = int(ends[-1]) if len(ends) else 0
-        wrong |= {name: counts[name] for name in [*layout.files_of(signal), *more] if counts[name] != tokens}
+        wrong |= {name: counts[name] for name in of_tokens if counts[name] != tokens}
     if wrong or rows != manifest["examples"]:
         raise ValueError(
             f"the files of {str(folder)!r} must have a row for each of {manifest['examples']} examples, or for each of "
