@@ -208,7 +208,7 @@ def table_of_students(scores, lost):
 def write(output, results):
     """Write `report.json` and `tables.md`; print the table of the students."""
     measured_on = machine(keras_kd, keras, tf, np)
-    (output / "report.json").write_text(json.dumps({**measured_on, **results}, indent=1))
+    (output / "report.json").write_text(json.dumps({**measured_on, **results}, indent=1, default=float))
     of_teacher = {name: [value] for name, value in results["teacher"].items()}
     table = table_of_students({"teacher": of_teacher, **results["students"]}, results["codings"])
     tables = [table, markdown(f"of {VOCABULARY:,} classes", results["large vocabulary"], digits=3)]
