@@ -628,7 +628,7 @@ def shards_of(folder):
 
 assert os.waitpid(child("whole", 0.0), 0)[1] == 0
 moments = random.Random(7)
-for shards in (0, 3, 12, 21, 30):
+for shards in (0, 0, *range(1, 36, 2)):
     pid = child("killed", 0.01)
     while shards_of(folder / "killed") < shards:
         assert os.waitpid(pid, os.WNOHANG) == (0, 0)
@@ -642,9 +642,9 @@ assert os.waitpid(child("killed", 0.0), 0)[1] == 0
 
 
 def test_a_build_killed_at_any_moment_resumes_to_the_same_bytes(tmp_path):
-    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ["killed"] * 5
+    assert done.stdout.split() == ["killed"] * 20
     whole = content_of(tmp_path / "whole")
     assert len(json.loads(whole["manifest.json"])["shards"]) == 40
     assert content_of(tmp_path / "killed") == whole
