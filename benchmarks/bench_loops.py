@@ -50,8 +50,7 @@ class TensorFlowLoop:
 
         step = tf.function(on_one, jit_compile=jit_compile)
         self._step = tf.function(lambda iterator: step(*next(iterator)))
-        run = tf.function(lambda x: teacher(x, training=False), jit_compile=jit_compile)
-        self._forward = run
+        self._forward = tf.function(lambda x: teacher(x, training=False), jit_compile=jit_compile)
 
     def forward(self, batches):
         """Run the teacher on batches that are tensors already."""

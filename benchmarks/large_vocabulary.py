@@ -12,11 +12,12 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import statistics
 import subprocess
 import sys
 import time
+
+from reporting import machine
 
 WIDTH = 384  # of both sides
 FORMS = ("dense", "fused")
@@ -155,24 +156,13 @@ def write(cases, folder):
     import keras
     import tensorflow as tf
 
-    machine = {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "tensorflow": tf.__version__,
-        "keras": keras.__version__,
-    }
+    measured_on = machine(keras, tf)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "results.json").write_text(json.dumps({"machine": machine, "width": WIDTH, "cases": cases}, indent=1))
-    about = ", ".join(f"{key} {value}" for key, value in machine.items())
-    lines = [HEADER, "|---" * HEADER.count(" |") + "|", *map(row, cases), "", f"Width {WIDTH}, float32; {about}."]
+    (folder / "results.json").write_text(json.dumps({"machine": measured_on, "width": WIDTH, "cases": cases}, indent=1))
+    about = f"Width {WIDTH}, float32; {json.dumps(measured_on)}"
+    lines = [HEADER, "|---" * HEADER.count(" |") + "|", *map(row, cases), "", about]
     (folder / "table.md").write_text("\n".join(lines) + "\n")
     print(f"{folder / 'table.md'}, {folder / 'results.json'}")
-
-
-def cpu_name():
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":

@@ -89,6 +89,12 @@ def producer(tensor):
     return operation, tensor_index, operation._inbound_nodes[node_index].input_tensors
 
 
+def nested_output(operation, tensor_index):
+    """The tensor inside a functional model that is the operation's output of this index; None if it is none."""
+    graph = functional_graph(operation) if isinstance(operation, keras.Model) else None
+    return None if graph is None else keras.tree.flatten(graph.output)[tensor_index]
+
+
 def supports_jit(model):
     """Whether XLA can compile every layer of a model."""
     return model_supports_jit(model)

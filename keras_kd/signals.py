@@ -5,7 +5,15 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from keras_kd._keras_private import call_model, functional_graph, get_mask, producer, set_mask, symbolic_result
+from keras_kd._keras_private import (
+    call_model,
+    functional_graph,
+    get_mask,
+    nested_output,
+    producer,
+    set_mask,
+    symbolic_result,
+)
 from keras_kd.inputs import input_names, own_entries
 from keras_kd.taps import Listener
 from keras_kd.top_classes import TINY
@@ -196,8 +204,9 @@ def _final_activation(tensor):
     operation, tensor_index, inputs = producer(tensor)
     if isinstance(operation, keras.layers.TimeDistributed):
         operation = operation.layer
-    if isinstance(operation, keras.Model) and functional_graph(operation) is not None:
-        return _final_activation(keras.tree.flatten(functional_graph(operation).output)[tensor_index])
+    inner = nested_output(operation, tensor_index)
+    if inner is not None:
+        return _final_activation(inner)
     if type(operation).__name__ == "Softmax":  # the layer and the operation
         return _softmax_over(operation.axis, len(tensor.shape))
     if isinstance(operation, _UNCHANGING_LAYERS) or type(operation).__name__ == "Cast":

@@ -264,7 +264,7 @@ def test_the_logits_are_not_computed(fuse_logits, monkeypatch):
     batch = tf.ones((examples, length), "int32"), tf.ones((examples, length), "int32")
     distiller.fit(*batch, verbose=0)
     in_full = examples * length * vocabulary
-    monkeypatch.setattr(crossentropy_of_heads, "_CHUNK_BYTES", 4 * 100 * vocabulary)
+    monkeypatch.setattr(crossentropy_of_heads, "CHUNK_BYTES", 4 * 100 * vocabulary)
     monkeypatch.setattr(fused_step, "fused_loss", functools.partial(fused_loss, chunk_bytes=4 * 100 * vocabulary))
     for step in (distiller.train_step, distiller.test_step):
         function = tf.function(step).get_concrete_function(batch)

@@ -40,6 +40,14 @@ def test_functional_graph_of_every_kind_of_model():
     assert private.functional_graph(WithItsOwnCall(functional.inputs, functional.outputs)) is None
 
 
+def test_the_output_of_a_nested_model_is_found_inside_it():
+    inner, outer = dense_model(4, 3), keras.Input((8,))
+    operation, index, _ = private.producer(keras.Model(outer, inner(outer)).output)
+    assert operation is inner
+    assert private.producer(private.nested_output(operation, index))[0] is inner.get_layer("logits")
+    assert private.nested_output(inner.get_layer("logits"), 0) is None
+
+
 def test_masks_travel_with_tensors():
     embedded = keras.layers.Embedding(5, 2, mask_zero=True)(np.array([[1, 0]]))
     np.testing.assert_array_equal(private.get_mask(embedded), [[True, False]])

@@ -1,5 +1,6 @@
 """`attach_growing`: a cache that is built while a student learns: live in the first pass, from disk in later ones."""
 
+import pathlib
 import threading
 
 import keras
@@ -8,30 +9,14 @@ import tensorflow as tf
 
 from keras_kd._assertions import MARK
 from keras_kd._checks import require_count, require_model
-from keras_kd.cache import files
 from keras_kd.cache.building import Writer, alike
-from keras_kd.cache.keys import Key
 from keras_kd.cache.layout import KEY
-from keras_kd.cache.reading import Joiner, files_by_token, require_found
-from keras_kd.cache.signals import SHARD_BYTES, prepared
-from keras_kd.cache.stored import SignalCache, require_batches
+from keras_kd.cache.reading import Joiner, require_found
+from keras_kd.cache.signals import SHARD_BYTES, finished, prepared
+from keras_kd.cache.stored import require_batches
 
 
-def attach_growing(
-    teacher,
-    dataset,
-    path,
-    *,
-    signals=None,
-    key=None,
-    padding=0,
-    preprocessing=None,
-    top_k=None,
-    packed=False,
-    sampled=None,
-    dtype="float16",
-    shard_bytes=SHARD_BYTES,
-):
+def attach_growing(teacher, dataset, path, *, shard_bytes=SHARD_BYTES, **stored):
     """The dataset with the teacher's signals beside each example, which are stored the first time they are asked for.
 
     In the first pass the teacher runs on each batch that has examples which are not stored yet, and their signals are
@@ -44,7 +29,8 @@ def attach_growing(
         teacher: A built `keras.Model`.
         dataset: A batched `tf.data.Dataset` as for `cache_signals`; of an endless one, the cache is never finished.
         path: The folder: new, empty, or of this cache, finished or not.
-        signals, key, padding, preprocessing, top_k, packed, sampled, dtype, shard_bytes: As of `cache_signals`.
+        shard_bytes: As of `cache_signals`.
+        stored: Likewise `signals`, `key`, `padding`, `preprocessing`, `top_k`, `packed`, `sampled`, `dtype`.
 
     Returns:
         A `tf.data.Dataset` of the same batches, as many, with a `keras_kd.taught.Taught` in the place of `x`.
@@ -67,11 +53,10 @@ def attach_growing(
     require_count(shard_bytes, "shard_bytes", at_least=1)
     require_model(teacher, "teacher")
     require_batches(dataset)
-    coded = {"dtype": dtype, "top_k": top_k, "packed": packed, "sampled": sampled}
-    folder, source, setting = prepared(teacher, dataset, path, signals, Key(key, padding), preprocessing, coded)
-    if (folder / files.MANIFEST).exists():
-        cache = SignalCache([folder], verify=True)
-        cache.require(setting)
+    source, setting = prepared(teacher, dataset, **stored)
+    folder = pathlib.Path(path)
+    cache = finished(folder, setting)
+    if cache is not None:
         return cache.attach(dataset)
     growing = _Growing(Writer(folder, setting, source.layout, shard_bytes), folder, source)
     # Keras makes iterators that it does not read, and does not read on behind the last batch that it expects: so a
@@ -103,7 +88,8 @@ class _Growing:
         element = element if isinstance(element, tuple) else (element,)
         x, key = element[0], self._layout.key
         self._spec = x
-        more = [tf.equal(i, 0), tf.equal(i, count - 1), key.content(x), *keras.tree.flatten(x)]
+        content = tf.zeros([0], tf.int64) if key.entry is None else key.content(x)  # else that is the key
+        more = [tf.equal(i, 0), tf.equal(i, count - 1), content, *keras.tree.flatten(x)]
         return (self._joiner.joined(x, self._located, *more), *element[1:])
 
     def end(self):
@@ -165,12 +151,12 @@ class _Growing:
 
 def _of_examples(encoded, chosen, layout):
     """Of a batch, some examples."""
-    rows, of_tokens = {}, files_by_token(layout)
+    rows = {}
     for signal, lengths in encoded.lengths.items():
         kept = np.zeros(len(lengths), bool)
         kept[chosen] = True
-        rows |= {name: encoded.rows[name][np.repeat(kept, lengths)] for name in of_tokens[signal]}
-    rows = {name: rows.get(name, values) if name in rows else values[chosen] for name, values in encoded.rows.items()}
+        rows |= {name: encoded.rows[name][np.repeat(kept, lengths)] for name in layout.files_by_token[signal]}
+    rows = {name: rows[name] if name in rows else values[chosen] for name, values in encoded.rows.items()}
     lengths = {signal: lengths[chosen] for signal, lengths in encoded.lengths.items()}
     return encoded._replace(rows=rows, lengths=lengths)
 

@@ -41,6 +41,7 @@ class Layout:
 
     Attributes:
         columns: `{file: Column}`.
+        files_by_token: `{signal by token: the files that have a row for each of its tokens}`.
     """
 
     def __init__(self, key, codings, masked, prediction, layers):
@@ -59,6 +60,9 @@ class Layout:
                 self.columns[self.mask_of(name)] = Column("|u1", (), by_token=True)
             for part, (dtype, shape) in kept.fields().items():
                 self.columns[self._file(name, part)] = Column(dtype, tuple(shape[1:] if by_token else shape), by_token)
+        self.files_by_token = {
+            name: [*self.files_of(name), *([self.mask_of(name)] if name in masked else [])] for name in self.by_token
+        }
 
     @classmethod
     def of(cls, prediction, layers, *, key, masked, dtype, ragged=(), **sparse):
@@ -70,7 +74,7 @@ class Layout:
             ragged: Names of those that have another number of tokens in each example.
         """
         structure, outputs = named_outputs(prediction)
-        names = {name: f"layer {name}" for name in layers}
+        names = {name: _layer_name(name) for name in layers}
         varying = {*masked, *ragged}
         codings = {}
         for name, output in outputs.items():
@@ -120,10 +124,6 @@ class Layout:
     def files_of(self, name):
         """The files that hold a signal itself."""
         return [self._file(name, part) for part in self.codings[name].fields()]
-
-    def signals(self, prediction, layers):
-        """`{signal name: tensor}` of what a teacher gives."""
-        return named_outputs(prediction)[1] | {self.layers[name]: tensor for name, tensor in layers.items()}
 
     def encode(self, signals, keys):
         """`{file: tensor}` of a batch, each signal with all its tokens; `keys`, int64 `(batch,)`, are the examples'."""
@@ -179,6 +179,15 @@ def named_outputs(prediction):
     if any(keras.tree.is_nested(one) and not isinstance(one, coding.TopLogProbs) for one in named.values()):
         raise ValueError(f"outputs must be a tensor, or a flat list or dict of tensors, got {prediction!r}.")
     return structure, named
+
+
+def named_signals(prediction, layers):
+    """`{signal name: tensor}` of what a teacher gives."""
+    return named_outputs(prediction)[1] | {_layer_name(name): tensor for name, tensor in layers.items()}
+
+
+def _layer_name(name):
+    return f"layer {name}"
 
 
 def _layer_coding(tensor, name, dtype, varying):

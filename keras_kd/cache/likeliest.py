@@ -54,7 +54,7 @@ class TopK:
         }
 
     def decode(self, parts):
-        # (batch, ..., k) x2, (batch, ...) -> the same, (batch, classes, 0)
+        # (batch, ..., k) x2, (batch, ...) -> a `TopClasses`
         log_each = parts[".log_rest"] - math.log(self.shape[-1] - self.k)
         return TopClasses.of(parts[".classes"], parts[".log_p"], self.shape[-1], log_each)
 
@@ -97,7 +97,7 @@ class PackedTopK:
         return {".classes": self._classes.encode(classes), **self._in_steps(log_p, log_rest)}
 
     def decode(self, parts):
-        # (batch, ..., bytes) x2, (batch, ..., 2) -> (batch, ..., k) x2, (batch, ...), (batch, classes, 0)
+        # (batch, ..., bytes) x2, (batch, ..., 2) -> a `TopClasses`
         below, rest = self._from_steps(parts)
         total = tf.reduce_logsumexp(tf.concat([below, rest], axis=-1), axis=-1, keepdims=True)
         log_each = (rest - total)[..., 0] - math.log(self.shape[-1] - self.k)
@@ -167,7 +167,7 @@ class GradedTopK(PackedTopK):
         return {".classes": self._classes.encode(classes, fitting), **self._in_steps(log_p, log_rest)}
 
     def decode(self, parts):
-        # (batch, ..., bytes) x2, (batch, ..., 2) -> (batch, ..., k) x2, (batch, ...), (batch, classes, 0)
+        # (batch, ..., bytes) x2, (batch, ..., 2) -> a `TopClasses`
         classes, found = self._classes.decode(parts[".classes"])
         below, rest = self._from_steps(parts)
         there = tf.sequence_mask(found, self.k)

@@ -62,20 +62,16 @@ class Ascending(NamedTuple):
     def encode(self, numbers):
         # (..., count) int32 in [0, limit), ascending -> (..., bytes) uint8: the upper bits, the lower ones
         upper = tf.bitwise.right_shift(numbers, self._width) + tf.range(self.count)
-        length = self._upper(self._width)
-        places = tf.broadcast_to(tf.range(length), [*_leading(numbers), length])
-        ones = tf.searchsorted(upper, places, side="right") - tf.searchsorted(upper, places, side="left")
+        ones = _packed(_ones_at(upper, self._upper(self._width)))
         if not self._width:
-            return _packed(ones)
+            return ones
         lower = Fixed(self.count, self._width).encode(numbers & (2**self._width - 1))
-        return tf.concat([_packed(ones), lower], axis=-1)
+        return tf.concat([ones, lower], axis=-1)
 
     def decode(self, content):
         # (..., bytes) uint8 -> (..., count) int32
-        length = self._upper(self._width)
-        content, lower = content[..., : _bytes_of(length)], content[..., _bytes_of(length) :]
-        bits = tf.bitwise.right_shift(tf.cast(content, tf.int32)[..., None], tf.range(8)) & 1
-        ones = tf.cumsum(tf.reshape(bits, [*_leading(content), 8 * _bytes_of(length)]), axis=-1)
+        start = _bytes_of(self._upper(self._width))
+        ones, lower = _ones_so_far(content[..., :start]), content[..., start:]
         nth = tf.broadcast_to(tf.range(1, self.count + 1), [*_leading(content), self.count])
         numbers = tf.searchsorted(ones, nth, side="left") - tf.range(self.count)
         if self._width:
@@ -126,12 +122,11 @@ class Graded(NamedTuple):
 
     def encode(self, numbers, fitting):
         # (..., count) int32, of which the first `fitting` ascend, (...) -> (..., bytes) uint8
-        leading, there = _leading(numbers), tf.sequence_mask(fitting, self.count)
+        there = tf.sequence_mask(fitting, self.count)
         bucket, width = self._bucket_of(numbers), self._width_of(numbers)
         length = 8 * self._start
         upper = tf.where(there, bucket + tf.range(self.count), length + tf.range(self.count))
-        places = tf.broadcast_to(tf.range(length), [*leading, length])
-        ones = tf.searchsorted(upper, places, side="right") - tf.searchsorted(upper, places, side="left")
+        ones = _ones_at(upper, length)
         width = tf.where(there, width, 0)
         lower = tf.where(there, numbers - tf.gather(self._starts, bucket), 0)
         return tf.concat([_packed(ones), self._joined(lower, tf.cumsum(width, axis=-1, exclusive=True))], axis=-1)
@@ -139,8 +134,7 @@ class Graded(NamedTuple):
     def decode(self, content):
         """The numbers, and how many there are; behind those, the last is repeated."""
         # (..., bytes) uint8 -> (..., count) int32, (...) int32
-        bits = tf.bitwise.right_shift(tf.cast(content[..., : self._start], tf.int32)[..., None], tf.range(8)) & 1
-        ones = tf.cumsum(tf.reshape(bits, [*_leading(content), 8 * self._start]), axis=-1)
+        ones = _ones_so_far(content[..., : self._start])
         found = tf.clip_by_value(ones[..., -1:], 1, self.count)
         nth = tf.minimum(tf.range(1, self.count + 1), found)
         bucket = tf.searchsorted(ones, nth, side="left") - (nth - 1)
@@ -203,6 +197,20 @@ def _buckets(limit):
         widths.append(max(starts[-1] // 4, 1).bit_length() - 1)
         starts.append(starts[-1] + 2 ** widths[-1])
     return np.array(starts[:-1], np.int32), np.array(widths, np.int32)
+
+
+def _ones_at(places, length):
+    """A row of bits with a 1 at each of some places, which ascend; those beyond its end are passed over."""
+    # (..., count) int32 -> (..., length) int32 of 0 and 1
+    every = tf.broadcast_to(tf.range(length), [*_leading(places), length])
+    return tf.searchsorted(places, every, side="right") - tf.searchsorted(places, every, side="left")
+
+
+def _ones_so_far(content):
+    """How many bits of 1 there are in a row up to each of them, itself included."""
+    # (..., bytes) uint8 -> (..., 8 · bytes) int32
+    bits = tf.bitwise.right_shift(tf.cast(content, tf.int32)[..., None], tf.range(8)) & 1
+    return tf.cumsum(tf.reshape(bits, [*_leading(content), 8 * content.shape[-1]]), axis=-1)
 
 
 def _packed(bits):

@@ -25,7 +25,7 @@ class Joiner:
     def __init__(self, layout, called):
         self._layout, self._called = layout, called
         self._wanted = {file: column for file, column in layout.columns.items() if file not in (KEY, CONTENT)}
-        self._by_token = files_by_token(layout)
+        self._by_token = layout.files_by_token
 
     def joined(self, x, located, *more, sequences=None):
         """A batch as `Taught`.
@@ -78,9 +78,7 @@ class Joiner:
             elif length.max(initial=0) > count:
                 raise self._too_long(signal, count, length, names)
             places = np.arange(count)
-            tokens = np.where(
-                places < length[:, None], start + places, 0
-            )  # (batch, length): what is no token is hidden
+            tokens = np.where(places < length[:, None], start + places, 0)  # (batch, length); decode hides the rest
             for file in of_tokens:
                 rows[file] = _assembled([_taken(columns[file], tokens[here]) for _, columns, here in parts], parts)
         for file in self._wanted.keys() - rows.keys():
@@ -137,12 +135,6 @@ class Reader:
     def _indices(self):
         """Of each folder `(keys (n,) ascending, positions (n,))`."""
         return [[files.opened(folder, name, "<i8", ()) for name in files.INDEX] for folder in self._folders]
-
-
-def files_by_token(layout):
-    """`{signal by token: files that have a row for each of its tokens}`."""
-    masks = {signal: [layout.mask_of(signal)] if signal in layout.masked else [] for signal in layout.by_token}
-    return {signal: [*layout.files_of(signal), *mask] for signal, mask in masks.items()}
 
 
 def require_found(found, names, layout, called):

@@ -60,7 +60,7 @@ class Sampled:
         return {".draws": self._classes.encode(drawn)}
 
     def decode(self, parts):
-        # (batch, ..., bytes) -> (batch, ..., draws) x2, (batch, ...), (batch, classes, 0)
+        # (batch, ..., bytes) -> a `TopClasses`
         drawn = self._classes.decode(parts[".draws"])
         times = tf.searchsorted(drawn, drawn, side="right") - tf.searchsorted(drawn, drawn, side="left")
         log_p = tf.math.log(tf.cast(times, tf.float32) / self.draws)

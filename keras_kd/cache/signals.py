@@ -107,15 +107,24 @@ def cache_signals(
     SignalCache('signals', 64 examples, signals ['output'])
     """
     require_count(shard_bytes, "shard_bytes", at_least=1)
-    coded = {"dtype": dtype, "top_k": top_k, "packed": packed, "sampled": sampled}
     if not isinstance(teacher, str):
         require_model(teacher, "teacher")
         _require_finite(dataset)
-    folder, source, setting = prepared(teacher, dataset, path, signals, Key(key, padding), preprocessing, coded)
-    if (folder / files.MANIFEST).exists():
-        cache = SignalCache([folder], verify=True)
-        cache.require(setting)
-    else:
+    source, setting = prepared(
+        teacher,
+        dataset,
+        signals=signals,
+        key=key,
+        padding=padding,
+        preprocessing=preprocessing,
+        top_k=top_k,
+        packed=packed,
+        sampled=sampled,
+        dtype=dtype,
+    )
+    folder = pathlib.Path(path)
+    cache = finished(folder, setting)
+    if cache is None:
         writer = Writer(folder, setting, source.layout, shard_bytes)
         with shown_progress(verbose, source.batches) as advance:
             build(writer, folder, source, advance)
@@ -123,11 +132,24 @@ def cache_signals(
     return cache if isinstance(teacher, str) else cache.attach(dataset)
 
 
-def prepared(teacher, dataset, path, signals, key, preprocessing, coded):
-    """`(folder, source, setting)` of the arguments of `cache_signals`, after they were found right."""
-    require_choice(coded["dtype"], "dtype", coding.DTYPES)
-    coded |= coding.require_sparse(coded["top_k"], coded["packed"], coded["sampled"])
-    if coded["sampled"] is not None:
+def prepared(
+    teacher,
+    dataset,
+    *,
+    signals=None,
+    key=None,
+    padding=0,
+    preprocessing=None,
+    top_k=None,
+    packed=False,
+    sampled=None,
+    dtype="float16",
+):
+    """`(source, setting)` of these arguments of `cache_signals`, after they were found right."""
+    key = Key(key, padding)
+    require_choice(dtype, "dtype", coding.DTYPES)
+    coded = {"dtype": dtype, **coding.require_sparse(top_k, packed, sampled)}
+    if sampled is not None:
         _require_temperature_one(signals if isinstance(signals, (list, tuple)) else [signals])
     if isinstance(teacher, str):
         if signals is not None:
@@ -140,7 +162,16 @@ def prepared(teacher, dataset, path, signals, key, preprocessing, coded):
         "preprocessing": plain(preprocessing),
         "signals": source.layout.config(),
     }
-    return pathlib.Path(path), source, setting
+    return source, setting
+
+
+def finished(folder, setting):
+    """The cache that is in a folder, verified; None if there is none yet; ValueError if it is of another setting."""
+    if not (folder / files.MANIFEST).exists():
+        return None
+    cache = SignalCache([folder], verify=True)
+    cache.require(setting)
+    return cache
 
 
 def _require_temperature_one(signals):

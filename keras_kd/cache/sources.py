@@ -9,7 +9,7 @@ import tensorflow as tf
 from keras_kd._keras_private import get_mask
 from keras_kd.cache.coding import TopLogProbs
 from keras_kd.cache.keys import fingerprint
-from keras_kd.cache.layout import CONTENT, KEY, Layout, named_outputs
+from keras_kd.cache.layout import CONTENT, KEY, Layout, named_signals
 from keras_kd.cache.selection import Selection
 
 
@@ -94,17 +94,20 @@ class ArraySource:
 
     def keys(self, element):
         x, prediction, layers, _ = self._parts(element)
-        keys, content = self._key.of(x)[0], self._key.content(x)
-        if isinstance(x, dict) and set(x) == {self._key.entry}:
-            content = fingerprint([_tensors_of(prediction), layers])
-        return keys.numpy(), content.numpy()
+        return self._key.of(x)[0].numpy(), self._content(x, prediction, layers)
 
     def encoded(self, element):
         x, prediction, layers, lengths = self._parts(element)
         encoded = _in_numpy(_packed(self.layout, x, prediction, layers, {}, lengths), self._sequences)
-        keys, content = self.keys(element)
-        told = {KEY: keys, CONTENT: content} if CONTENT in self.layout.columns else {KEY: keys}
-        return encoded._replace(rows=encoded.rows | told)
+        if CONTENT in encoded.rows:
+            encoded.rows[CONTENT] = self._content(x, prediction, layers)
+        return encoded
+
+    def _content(self, x, prediction, layers):
+        """The fingerprint of what comes with the ids: of the signals, where there is nothing else."""
+        if isinstance(x, dict) and set(x) == {self._key.entry}:
+            return fingerprint([_tensors_of(prediction), layers]).numpy()
+        return self._key.content(x).numpy()
 
     def _parts(self, element):
         if not isinstance(element, tuple) or len(element) not in (2, 3):
@@ -135,8 +138,7 @@ def _reading(selection, jit_compile):
 
     def read(x):
         prediction, layers = selection(x)
-        named = named_outputs(prediction)[1] | {f"layer {name}": tensor for name, tensor in layers.items()}
-        masks = {name: get_mask(tensor) for name, tensor in named.items()}
+        masks = {name: get_mask(tensor) for name, tensor in named_signals(prediction, layers).items()}
         return prediction, layers, {name: mask for name, mask in masks.items() if mask is not None}
 
     return tf.function(read, jit_compile=True, autograph=False) if jit_compile else read
@@ -145,20 +147,18 @@ def _reading(selection, jit_compile):
 def _packed(layout, x, prediction, layers, masks, lengths):
     """`(rows, lengths, sequences)` of a batch, all of tensors; `sequences` in place of names a bool for each."""
     keys = layout.key.of(x)[0]
-    signals = layout.signals(prediction, layers)
-    rows = {KEY: keys, **layout.encode(signals, keys)}
+    rows = {KEY: keys, **layout.encode(named_signals(prediction, layers), keys)}
     if CONTENT in layout.columns:
         rows[CONTENT] = layout.key.content(x)
     lengths, sequences = dict(lengths), {}
     for name in layout.by_token:
-        files = layout.files_of(name)
+        files = layout.files_by_token[name]
         count = tf.shape(rows[files[0]], tf.int64)[1]
         if name not in lengths:
             lengths[name] = _lengths(layout.key, x, count, keys, masks.get(name))
         there = tf.sequence_mask(lengths[name], count)
         if name in layout.masked:
-            files = [*files, layout.mask_of(name)]
-            rows[files[-1]] = tf.cast(masks[name], tf.uint8)
+            rows[layout.mask_of(name)] = tf.cast(masks[name], tf.uint8)
         for file in files:
             rows[file] = tf.boolean_mask(rows[file], there)
         of_entries = [tf.shape(entry, tf.int64)[1] == count for entry in layout.key.sequences(x).values()]
@@ -218,8 +218,8 @@ def _dense(signals):
 
 def _ragged_lengths(prediction, layers):
     """`{signal name: int64 (batch,), or None where it is dense}`."""
-    named = named_outputs(prediction)[1] | {f"layer {name}": tensor for name, tensor in layers.items()}
-    parts = {name: one.log_p if isinstance(one, TopLogProbs) else one for name, one in named.items()}
+    named = named_signals(prediction, layers).items()
+    parts = {name: one.log_p if isinstance(one, TopLogProbs) else one for name, one in named}
     return {name: one.row_lengths() if isinstance(one, tf.RaggedTensor) else None for name, one in parts.items()}
 
 

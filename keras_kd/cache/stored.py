@@ -10,7 +10,7 @@ from keras_kd._checks import require_model
 from keras_kd.cache import files
 from keras_kd.cache.building import alike, parts_of, require_same
 from keras_kd.cache.layout import FORMAT, KEY, Layout
-from keras_kd.cache.reading import Reader, files_by_token
+from keras_kd.cache.reading import Reader
 from keras_kd.cache.sources import x_of
 from keras_kd.taught import Taught
 
@@ -161,7 +161,7 @@ def _require_files(folder, manifest, layout, verify):
     rows = len(files.opened(folder, KEY, "<i8", ()))
     counts = {name: len(files.opened(folder, name, *column[:2])) for name, column in layout.columns.items()}
     wrong = {name: count for name, count in counts.items() if not layout.columns[name].by_token and count != rows}
-    for signal, of_tokens in files_by_token(layout).items():
+    for signal, of_tokens in layout.files_by_token.items():
         ends = files.opened(folder, layout.end_of(signal), "<i8", ())
         tokens = int(ends[-1]) if len(ends) else 0
         wrong |= {name: counts[name] for name in of_tokens if counts[name] != tokens}

@@ -2,9 +2,14 @@
 
 import tensorflow as tf
 
-from keras_kd.large_vocabulary.sides import by_token, checked_head, in_float32, logits_of_head, vocabulary_of
-
-_CHUNK_BYTES = 2**27  # of one float32 array (chunk of tokens, vocabulary)
+from keras_kd.large_vocabulary.sides import (
+    CHUNK_BYTES,
+    by_token,
+    checked_head,
+    in_float32,
+    logits_of_head,
+    vocabulary_of,
+)
 
 
 def head_crossentropy(head, labels):
@@ -19,17 +24,18 @@ def head_crossentropy(head, labels):
     """
     head = in_float32(checked_head(head, "head", "Head"))
     hidden, flat = by_token(tf.stop_gradient(head.hidden), 1), by_token(tf.cast(labels, "int32"))
-    rows = max(_CHUNK_BYTES // (4 * vocabulary_of(head)), 1)
-    chunks = -(-tf.size(flat) // rows)
-    hidden = tf.pad(hidden, [[0, chunks * rows - tf.size(flat)], [0, 0]])
-    padded = tf.pad(flat, [[0, chunks * rows - tf.size(flat)]], constant_values=-1)
+    tokens = tf.size(flat)
+    rows = tf.clip_by_value(tokens, 1, max(CHUNK_BYTES // (4 * vocabulary_of(head)), 1))
+    chunks = -(-tokens // rows)
+    hidden = tf.pad(hidden, [[0, chunks * rows - tokens], [0, 0]])
+    flat = tf.pad(flat, [[0, chunks * rows - tokens]], constant_values=-1)
 
     def of_chunk(i):
         part = head._replace(hidden=hidden[i * rows : (i + 1) * rows])
-        return label_crossentropy(padded[i * rows : (i + 1) * rows], logits_of_head(part))
+        return label_crossentropy(flat[i * rows : (i + 1) * rows], logits_of_head(part))
 
     values = tf.map_fn(of_chunk, tf.range(chunks), fn_output_signature=tf.TensorSpec([None], "float32"))
-    return tf.reshape(tf.stop_gradient(tf.reshape(values, [-1])[: tf.size(flat)]), tf.shape(labels))
+    return tf.reshape(tf.stop_gradient(tf.reshape(values, [-1])[:tokens]), tf.shape(labels))
 
 
 def label_crossentropy(labels, logits):

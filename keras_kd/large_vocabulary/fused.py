@@ -7,6 +7,7 @@ import tensorflow as tf
 from keras_kd._checks import require_count
 from keras_kd.large_vocabulary.chunks import Chunks
 from keras_kd.large_vocabulary.sides import (
+    CHUNK_BYTES,
     Head,
     LiveTeacher,
     TopTeacher,
@@ -17,8 +18,6 @@ from keras_kd.large_vocabulary.sides import (
 from keras_kd.large_vocabulary.stores import Functional, InPlace
 from keras_kd.objectives.base import Objective
 from keras_kd.top_classes import TopClasses
-
-CHUNK_BYTES = 2**27  # of one float32 array (chunk of tokens, vocabulary)
 
 
 class FusedLoss(NamedTuple):

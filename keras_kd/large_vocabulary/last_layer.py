@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import keras
 
-from keras_kd._keras_private import functional_graph, producer, symbolic_result
+from keras_kd._keras_private import functional_graph, nested_output, producer, symbolic_result
 from keras_kd.large_vocabulary.sides import Head
 from keras_kd.taps import Listener, Tap, layer_paths
 
@@ -50,8 +50,9 @@ class LastLayer(NamedTuple):
 def _linear_layer(tensor):
     """The layer that made a tensor, if that is a plain matrix product, with or without a bias."""
     operation, index, inputs = producer(tensor)
-    if isinstance(operation, keras.Model) and functional_graph(operation) is not None:
-        return _linear_layer(keras.tree.flatten(functional_graph(operation).output)[index])
+    inner = nested_output(operation, index)
+    if inner is not None:
+        return _linear_layer(inner)
     if _changes_nothing(operation):
         return _linear_layer(inputs[0])
     return operation if _is_linear(operation) else None

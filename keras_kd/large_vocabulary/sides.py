@@ -7,6 +7,8 @@ import tensorflow as tf
 
 from keras_kd.top_classes import dense_logs
 
+CHUNK_BYTES = 2**27  # of one float32 array (chunk of tokens, vocabulary)
+
 
 class Head(NamedTuple):
     """What a model ends in: `logits = hidden · kernel + bias`.

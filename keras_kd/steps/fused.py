@@ -23,7 +23,7 @@ def reason_against(distiller):
         return "metrics of compile are computed from the logits"
     if distiller.balance is not None:
         return "balance= needs the gradient of each loss by itself"
-    losses = [loss for loss in keras.tree.flatten(loss_argument(distiller)) if loss is not None]
+    losses = _losses_of(distiller)
     if any(not sparse_label_options(loss)[0] or not loss_function(loss)[1].get("from_logits") for loss in losses):
         return "loss= must be keras.losses.SparseCategoricalCrossentropy(from_logits=True) or None"
     needing = [objective.name for objective in distiller.objectives if objective.needs_labels]
@@ -70,11 +70,17 @@ def hard_loss(distiller, fusion, student, batch):
     return None if labels is None else over_hard(head_crossentropy(fusion.of_student(student), labels))
 
 
+def _losses_of(distiller):
+    """The losses of `compile(loss=...)`, of which there is one at most where logits are done without."""
+    return [loss for loss in keras.tree.flatten(loss_argument(distiller)) if loss is not None]
+
+
 def _labelled(distiller, student, batch):
     """Classes `(batch, ...)` int32, -1 for those that the loss ignores, and the `TokenMean` of L_raw; or None twice."""
-    loss = next((loss for loss in keras.tree.flatten(loss_argument(distiller)) if loss is not None), None)
-    if loss is None or batch.y is None:
+    compiled = _losses_of(distiller)
+    if not compiled or batch.y is None:
         return None, None
+    loss = compiled[0]
     labels, mask = class_labels(keras.tree.flatten(batch.y)[0], student.prediction), get_mask(student.prediction)
     _, ignored = sparse_label_options(loss)
     if ignored is not None:

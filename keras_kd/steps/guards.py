@@ -55,8 +55,8 @@ def require(condition, check, step, tensors):
     if replicas.replica_count() > 1:
         condition = tf.equal(replicas.sum_over_replicas(tf.cast(tf.logical_not(condition), tf.int32)), 0)
     # tf.debugging.Assert would put it into a tf.cond, which takes longer than all the check.
-    check = tf.raw_ops.Assert(condition=condition, data=[f"{MARK}{check} at step", tf.convert_to_tensor(step)])
-    with tf.control_dependencies([] if check is None else [check]):
+    asserted = tf.raw_ops.Assert(condition=condition, data=[f"{MARK}{check} at step", tf.convert_to_tensor(step)])
+    with tf.control_dependencies([] if asserted is None else [asserted]):
         return keras.tree.map_structure(_identity, tensors)
 
 
