@@ -14,7 +14,7 @@ import keras
 import tensorflow as tf
 
 from keras_kd.large_vocabulary.crossentropy import label_crossentropy
-from keras_kd.large_vocabulary.sides import by_token, in_float32, logits_of_head, vocabulary_of
+from keras_kd.large_vocabulary.sides import by_token, in_float32, logits_of_head, product_over_vocabulary, vocabulary_of
 
 _ROWS = 64  # tokens of a piece
 _SHARES = 8  # of a piece
@@ -74,7 +74,7 @@ class Chunks:
         teacher = self.teacher.logits(*self.teacher.of_tokens)
         of_tokens = (teacher, soft_weights, hard_weights, self.labels)
         soft, hard, gradient = self._differentiated(logits_of_head(student), *of_tokens, *self._values())
-        of_hidden = tf.matmul(gradient, student.kernel, transpose_b=not student.vocabulary_first)
+        of_hidden = product_over_vocabulary(gradient, student)
         left, right = (gradient, student.hidden) if student.vocabulary_first else (student.hidden, gradient)
         return soft, hard, of_hidden, tf.matmul(left, right, transpose_a=True), tf.reduce_sum(gradient, axis=0)
 
@@ -82,18 +82,26 @@ class Chunks:
         """`run` of many tokens."""
         of_tokens = (student.hidden, soft_weights, hard_weights, self.labels, *self.teacher.of_tokens)
         hidden, *of_tokens = (self._chunked(tensor) for tensor in of_tokens)
-        of_kernel, of_bias = self.store.zeros(student.kernel.shape), tf.zeros((vocabulary_of(student),))
 
-        def add_chunk(i, of_kernel, of_bias, arrays):
+        def chunk(i, arrays):
+            """What chunk i adds to: the kernel's gradient, as two factors of it; the bias's; values of each token."""
             part = student._replace(hidden=by_token(hidden[i], 1))
             soft, hard, gradient = self._chunk(logits_of_head(part), [tensor[i] for tensor in of_tokens])
-            of_hidden = tf.matmul(gradient, part.kernel, transpose_b=not part.vocabulary_first)
-            arrays = [array.write(i, value) for array, value in zip(arrays, (soft, hard, of_hidden), strict=True)]
-            left, right = (gradient, part.hidden) if part.vocabulary_first else (part.hidden, gradient)
-            of_kernel = self.store.with_product(of_kernel, left, right, 4 * _ROWS * vocabulary_of(part))
-            return i + 1, of_kernel, of_bias + tf.reduce_sum(gradient, axis=0), arrays
+            values = (soft, hard, product_over_vocabulary(gradient, part))
+            arrays = [array.write(i, value) for array, value in zip(arrays, values, strict=True)]
+            factors = (gradient, part.hidden) if part.vocabulary_first else (part.hidden, gradient)
+            return factors, tf.reduce_sum(gradient, axis=0), arrays
 
-        state = (0, of_kernel, of_bias, _arrays(self.chunks, [None], [None], [None, hidden.shape[-1]]))
+        def add_chunk(i, of_kernel, of_bias, arrays):
+            factors, more_of_bias, arrays = chunk(i, arrays)
+            of_kernel = self.store.with_product(of_kernel, *factors, 4 * _ROWS * vocabulary_of(student))
+            return i + 1, of_kernel, of_bias + more_of_bias, arrays
+
+        first = self.store.zero()
+        factors, of_bias, arrays = chunk(first, _arrays(self.chunks, [None], [None], [None, hidden.shape[-1]]))
+        of_kernel = tf.matmul(*factors, transpose_a=True)
+        with tf.control_dependencies([of_kernel, of_bias, *[array.flow for array in arrays]]):  # else two are held
+            state = (first + 1, of_kernel, of_bias, arrays)
         state = tf.while_loop(lambda i, *_: i < self.chunks, add_chunk, state, parallel_iterations=1)
         _, of_kernel, of_bias, (soft, hard, of_hidden) = state
         soft, hard, of_hidden = by_token(soft.stack()), by_token(hard.stack()), by_token(of_hidden.stack(), 1)
@@ -107,12 +115,14 @@ class Chunks:
         def add_piece(j, logits, arrays):
             soft_weights, hard_weights, labels, *of_teacher = (tensor[j] for tensor in of_tokens)
             teacher = self.teacher.logits(*[by_token(tensor, len(tensor.shape) - 2) for tensor in of_teacher])
-            places = [_SHARES * j + k for k in range(_SHARES)]
-            shares = (tf.reshape(teacher, (_SHARES, *logits.shape[1:])), soft_weights, hard_weights, labels)
-            shares = zip([logits[place] for place in places], *map(tf.unstack, shares), strict=True)
-            *values, gradients = zip(*[self.differentiated(*share, *variables) for share in shares], strict=True)
-            for place, gradient in zip(places, gradients, strict=True):
-                logits = self.store.replaced(logits, place, gradient)
+            teacher, values = tf.reshape(teacher, (_SHARES, *logits.shape[1:])), []
+            for k in range(_SHARES):
+                with tf.control_dependencies([logits]):  # one share after the other: else all are held at once
+                    share = [tensor[k] for tensor in (teacher, soft_weights, hard_weights, labels)]
+                    *value, gradient = self.differentiated(logits[_SHARES * j + k], *share, *variables)
+                logits = self.store.replaced(logits, _SHARES * j + k, gradient)
+                values.append(value)
+            values = zip(*values, strict=True)
             arrays = [array.write(j, tf.concat(value, axis=0)) for array, value in zip(arrays, values, strict=True)]
             return j + 1, logits, arrays
 

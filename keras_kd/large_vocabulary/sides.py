@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from keras_kd.top_classes import dense_logs
 
-CHUNK_BYTES = 2**27  # of one float32 array (chunk of tokens, vocabulary)
+CHUNK_BYTES = 2**26  # of one float32 array (chunk of tokens, vocabulary)
 
 
 class Head(NamedTuple):
@@ -69,6 +69,11 @@ def logits_of_head(head):
     """(tokens, width) -> (tokens, vocabulary)"""
     logits = tf.matmul(head.hidden, head.kernel, transpose_b=head.vocabulary_first)
     return logits if head.bias is None else logits + head.bias
+
+
+def product_over_vocabulary(gradient, head):
+    """(tokens, vocabulary) -> (tokens, width), the gradient of hidden states; as a batch of one, which is faster."""
+    return tf.raw_ops.BatchMatMulV2(x=gradient[None], y=head.kernel[None], adj_y=not head.vocabulary_first)[0]
 
 
 def by_token(tensor, trailing=0):

@@ -12,9 +12,12 @@ class InPlace:
         return tf.function(function, jit_compile=True, autograph=False) if tf.inside_function() else function
 
     @staticmethod
-    def zeros(shape):
-        """Zeros made by a stateful operation: others may be folded into a constant, which must not be written to."""
-        return tf.raw_ops.Empty(shape=shape, dtype="float32", init=True)
+    def zero():
+        """The number of the first chunk, made by a stateful operation.
+
+        Of constants, what the first chunk holds might be folded into a constant, which must not be written to.
+        """
+        return tf.raw_ops.Empty(shape=[], dtype="int32", init=True)
 
     @staticmethod
     def replaced(array, place, value):
@@ -43,8 +46,8 @@ class Functional:
         return function
 
     @staticmethod
-    def zeros(shape):
-        return tf.zeros(shape)
+    def zero():
+        return 0
 
     @staticmethod
     def replaced(array, place, value):
