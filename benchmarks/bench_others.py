@@ -7,8 +7,8 @@ import sys
 import tempfile
 
 HERE = pathlib.Path(__file__).parent
-# (vocabularies, tokens) of each call: one process a form and case, and beyond 2048 tokens the largest vocabulary alone
-VOCABULARIES = ([32_000, 128_000, 250_002], [512, 2048]), ([250_002], [8192])
+VOCABULARIES = ["32000", "128000", "250002"]
+TOKENS = (["512"], "2", "3"), (["2048", "8192"], "1", "1")  # with how many processes each, and timed steps in each
 
 
 def large_vocabulary(quick=False):
@@ -16,10 +16,10 @@ def large_vocabulary(quick=False):
     if quick:
         return report_of("large_vocabulary.py", "results.json", "--quick")["cases"]
     cases = []
-    for vocabularies, tokens in VOCABULARIES:
-        sizes = ["--vocabularies", *map(str, vocabularies), "--tokens", *map(str, tokens)]
-        cases += report_of("large_vocabulary.py", "results.json", *sizes, "--rounds", "1", "--steps", "1")["cases"]
-    return cases
+    for tokens, rounds, steps in TOKENS:
+        sizes = ["--vocabularies", *VOCABULARIES, "--tokens", *tokens, "--rounds", rounds, "--steps", steps]
+        cases += report_of("large_vocabulary.py", "results.json", *sizes)["cases"]
+    return sorted(cases, key=lambda case: (case["vocabulary"], case["tokens"]))
 
 
 def cache(quick=False):

@@ -1,7 +1,7 @@
 """What the benchmark found, as Markdown tables."""
 
 from bench_devices import NO_GPU
-from bench_steps import BOUND, LIVE
+from bench_steps import BOUND, CACHED, IN_MEMORY, LIVE
 from reporting import markdown
 
 
@@ -29,13 +29,15 @@ def about(report):
 def steps_table(steps):
     """Each ratio three times: of the least times, the median over rounds, of processor seconds."""
     head = ["", "teacher + plain, ms", *LIVE, "torchdistill"]
-    head += ["keras_kd / keras.distillation", "evaluate / plain", "cached epoch / plain"]
+    head += ["keras_kd / keras.distillation", "evaluate / plain"]
+    head += [f"{name.removeprefix('keras_kd, ')} / plain" for name in (IN_MEMORY, CACHED)]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
     for name, result in steps.items():
         training, evaluation = result["training"], result["evaluation"]
         cells = [name, f"{training[BOUND]['least ms']:.1f}"]
         cells += [of_row(training.get(side)) for side in (*LIVE, "torchdistill")]
-        cells += [three(result["over keras.distillation"]), of_row(evaluation["keras_kd"]), three(result["cached"])]
+        cells += [three(result["over keras.distillation"]), of_row(evaluation["keras_kd"])]
+        cells += [three(result["without teacher"].get(name)) for name in (IN_MEMORY, CACHED)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -2,12 +2,14 @@
 
     python benchmarks/cache.py [--rounds 7] [--output runs/cache]
 
-Two pairs of teacher and student: MLPs (784-1024-1024-10 and 784-64-10, batches of 256 of 12,800 made-up images), and
-text transformers (4 blocks 256 wide and 1 block 64 wide, 1,000 classes, batches of 32 of 640 made-up texts of 64
+Two pairs of teacher and student: MLPs (784-1024-1024-10 and 784-64-10, batches of 256 of 38,400 made-up images), and
+text transformers (4 blocks 256 wide and 1 block 64 wide, 1,000 classes, batches of 32 of 1,280 made-up texts of 64
 characters). Nothing is trained before; the teachers' heads are scaled so that logits have a standard deviation of 4.
 What is compared runs in turn, `--rounds` times, in one process; ratios are to the first row. An epoch is a call of
-`fit`. "in memory" has the signals as arrays beside x: what a cache could reach at best. Keys are hashes of the content
-where it does not say "by id". Processor seconds tell more than the clock where other programs run as well.
+`fit`. "in memory" has the signals as arrays beside x: what a cache could reach at best; "through NumPy" has them behind
+a function in NumPy that does nothing, as any look-up in Python has to; "hashed" behind the hash of x. Keys are hashes
+of the content where it does not say "by id". Processor seconds tell more than the clock where other programs run as
+well.
 
 Then texts of 4 to 64 characters, short ones the most: the same text teacher gives logits of each character, padded to
 64 by `predict`, and in batches of about one length.
@@ -30,6 +32,7 @@ import tensorflow as tf
 from reporting import machine, markdown, timings
 
 import keras_kd
+from keras_kd.cache.keys import fingerprint
 from keras_kd.taught import Taught
 
 LENGTH, CLASSES, SPREAD = 64, 1000, 4.0  # characters a text, classes of texts, standard deviation of the logits
@@ -82,7 +85,7 @@ def scaled(teacher, x):
 
 def cases():
     random = np.random.default_rng(0)
-    images, texts = random.normal(size=(12_800, 784)).astype("float32"), random.integers(0, 256, (640, LENGTH))
+    images, texts = random.normal(size=(38_400, 784)).astype("float32"), random.integers(0, 256, (1_280, LENGTH))
     full = {"float16": {}, "float32": {"dtype": "float32"}}
     sparse = {"top 8": {"top_k": 8}, "top 50": {"top_k": 50}}
     labels = random.integers(0, 10, len(images)), random.integers(0, CLASSES, len(texts))
@@ -122,11 +125,13 @@ def compared(functions, rounds, examples):
 def build_rate(case, folder, rounds):
     """A whole build, manifest and all, against `predict` on the same dataset."""
 
+    dataset = case.dataset()
+
     def build(options):
         shutil.rmtree(folder, ignore_errors=True)
-        keras_kd.cache_signals(case.teacher, case.dataset(), folder, verbose=0, **options)
+        keras_kd.cache_signals(case.teacher, dataset, folder, verbose=0, **options)
 
-    functions = {"teacher.predict": lambda: case.teacher.predict(case.dataset(), verbose=0)}
+    functions = {"teacher.predict": lambda: case.teacher.predict(dataset, verbose=0)}
     for name, options in case.codings.items():
         if name in ("float16", "top 8"):
             functions[f"build, {name}"] = lambda options=options: build(options)
@@ -173,12 +178,26 @@ def epochs(case, folder, rounds):
     logits = case.teacher.predict(case.x, batch_size=case.batch, verbose=0)
     in_memory = tf.data.Dataset.from_tensor_slices((Taught(case.x, logits, {}), case.y)).batch(case.batch)
     functions["in memory"] = distilled(None, in_memory)
+    functions["in memory, through NumPy"] = distilled(None, in_memory.map(through_numpy).prefetch(2))
+    functions["in memory, hashed"] = distilled(None, in_memory.map(hashed).prefetch(2))
     for name, options in case.codings.items():
         taught = keras_kd.cache_signals(case.teacher, plain, folder / name, verbose=0, **options)
         functions[f"cached, {name}"] = distilled(None, taught)
     by_id = keras_kd.cache_signals(case.teacher, case.dataset_with_ids(), folder / "by id", key="id", verbose=0)
     functions["cached, float16, by id"] = distilled(None, by_id)
     return compared(functions, rounds, len(case.x))
+
+
+def through_numpy(taught, y):
+    """The same, once its signals were in Python and back."""
+    prediction = tf.numpy_function(lambda array: array, [taught.prediction], tf.float32)
+    return taught._replace(prediction=tf.ensure_shape(prediction, taught.prediction.shape)), y
+
+
+def hashed(taught, y):
+    """The same, behind what a key of `taught.x` costs."""
+    with tf.control_dependencies([tf.raw_ops.Assert(condition=tf.shape(fingerprint(taught.x, 0))[0] > 0, data=["x"])]):
+        return taught._replace(prediction=tf.identity(taught.prediction)), y
 
 
 def errors(case, folder):
