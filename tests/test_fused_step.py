@@ -271,6 +271,24 @@ def test_the_logits_are_not_computed(fuse_logits, monkeypatch):
         assert (largest_array_for(function) < in_full) == fuse_logits
 
 
+def test_a_second_fit_and_a_second_evaluate_go_on_with_the_functions_of_the_first():
+    """Keras's container of losses is never built where logits are not, which is no reason to trace anew."""
+    teacher, student = models()
+    distiller = keras_kd.Distiller(teacher, student, keras_kd.SoftLabels(2.0), fuse_logits=True)
+    distiller.compile("adam", crossentropy())
+    unlabelled, labelled = (tf.data.Dataset.from_tensor_slices(data).batch(4) for data in (TOKENS, (TOKENS, LABELS)))
+    distiller.fit(unlabelled, verbose=0)
+    functions = [distiller.train_function]
+    for _ in range(2):
+        history = distiller.fit(labelled, validation_data=labelled, verbose=0).history
+        assert history["hard_loss"][0] > 0 and history["val_loss"][0] > 0
+        functions.append(distiller.train_function)
+    assert functions[0] is functions[1] is functions[2]
+    function = distiller.test_function
+    distiller.evaluate(labelled, verbose=0)
+    assert distiller.test_function is function
+
+
 def test_it_is_found_where_the_vocabulary_is_large():
     for units, is_fused in ((100, False), (20_000, True)):
         models = [keras.Sequential([keras.Input((2,)), keras.layers.Dense(units)]) for _ in range(2)]

@@ -162,8 +162,9 @@ class TensorFlowStep(CommonStep):
                 self._symbolic_build(data_batch=batch)
             _keras_private.replace_compiled_losses(self, replicas.GlobalMean)
         unbuilt = [part for part in (self._compile_loss, self._compile_metrics) if part is not None and not part.built]
-        labelled = keras.utils.unpack_x_y_sample_weight(batch)[1] is not None
-        self._first_labels = labelled and bool(unbuilt)  # a step that was traced without labels cannot build them
+        x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
+        # A step that was traced without labels cannot build them; one without logits never does.
+        self._first_labels = y is not None and bool(unbuilt) and self._fusion(self.pairing_of(x)) is None
 
     def _logs(self, results, absent, y):
         return replicas.worker_logs(super()._logs(results, absent, y), self.distribute_strategy)
