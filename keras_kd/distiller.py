@@ -185,7 +185,8 @@ class Distiller(Step, keras.Model):
                 and stores what it says, later ones, also of later calls, read that. Numbers do not depend on which of
                 the two happens: the step gets what a later epoch will read. Examples go by their content, so augment
                 behind `cache_signals` instead, or give ids: `cache={"path": folder, "key": "id", "top_k": 50}`, whose
-                further entries are arguments of `cache_signals`. With a finished cache, no teacher is needed.
+                further entries are arguments of `cache_signals`. With a finished cache no teacher is needed; those
+                entries are then compared with how it was stored.
 
         Returns:
             The `History`.

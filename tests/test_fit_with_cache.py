@@ -69,6 +69,28 @@ def test_a_finished_cache_needs_no_teacher(data, tmp_path):
     assert np.isfinite(history["soft_labels"])
 
 
+@pytest.mark.parametrize(
+    ("options", "differs"),
+    [
+        ({"preprocessing": "words"}, "preprocessing"),
+        ({"key": "id"}, "key"),
+        ({"padding": 1}, "padding"),
+        ({"top_k": 1}, "output"),
+        ({"sampled": 4}, "output"),
+        ({"dtype": "float32"}, "output"),
+        ({"dtype": "int8"}, "layer hidden_0"),
+    ],
+)
+def test_a_finished_cache_without_a_teacher_is_compared_with_what_is_asked_for(data, tmp_path, options, differs):
+    objectives = [keras_kd.SoftLabels(1.0), keras_kd.Hint(teacher_layer="hidden_0", student_layer="hidden_0")]
+    stored = {"path": tmp_path / "signals", "preprocessing": "characters", "shard_bytes": 1000}
+    distiller_of(dense_model(16, 3), objectives).fit(dataset_of(*data), cache=stored, verbose=0)
+    student = distiller_of(None, objectives)
+    student.fit(dataset_of(*data), cache=stored, verbose=0)
+    with pytest.raises(ValueError, match=f"of other settings.*\n(.*\n)*.*{differs}"):
+        student.fit(dataset_of(*data), cache=stored | options)
+
+
 def test_hidden_states_that_objectives_ask_for_are_kept(data, tmp_path):
     objectives = [keras_kd.Hint(teacher_layer="hidden_0", student_layer="hidden_0"), keras_kd.SoftLabels(2.0)]
     distiller = distiller_of(dense_model(16, 3), objectives)

@@ -358,6 +358,24 @@ def refused():
 
 
 @case(ON_JAX)
+def refused_beside_the_step():
+    """What is said where signals are stored, and by `evaluate`."""
+    x, y = examples()
+    teacher, dataset = dense_model(32, 3), tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
+    messages = {}
+    for name, call in {
+        "cache_signals": lambda: keras_kd.cache_signals(teacher, dataset, "never made"),
+        "fit": lambda: distiller_of(teacher, dense_model(8, 3)).fit(dataset, cache="never made"),
+        "evaluate": lambda: keras_kd.evaluate({"teacher": teacher}, (x, y)),
+    }.items():
+        try:
+            call()
+        except RuntimeError as error:
+            messages[name] = str(error)
+    return messages
+
+
+@case(ON_JAX)
 def uncompiled():
     """The same training with and without `jax.jit`."""
     models = (dense_model(32, 3), dense_model(8, 3))
@@ -519,6 +537,13 @@ def test_from_a_bad_batch_on_nothing_is_learnt_and_it_is_named(on_jax, name, say
 )
 def test_what_needs_tensorflow_is_refused(on_jax, what, says):
     assert says in str(on_jax("refused")[what])
+
+
+@pytest.mark.parametrize("what", ["cache_signals", "fit", "evaluate"])
+def test_what_runs_on_tensorflow_alone_says_so(on_jax, what):
+    assert "runs on Keras's tensorflow backend, but the backend is 'jax'" in str(
+        on_jax("refused_beside_the_step")[what]
+    )
 
 
 def test_a_step_that_is_not_compiled_does_the_same(on_jax):

@@ -78,7 +78,7 @@ def coding_of_output(output, shape, name, *, top_k, packed, sampled, dtype):
     """The coding of a teacher's output, `top_k`, `packed`, `sampled` and `dtype` being those of `cache_signals`.
 
     Args:
-        output: A tensor, its spec, or a `TopLogProbs`.
+        output: A `TopLogProbs`, or anything else for one that gives a number for each class.
         shape: Of one example.
         name: For the messages.
     """
@@ -96,6 +96,13 @@ def coding_of_output(output, shape, name, *, top_k, packed, sampled, dtype):
     if top_k is None:
         return Full(shape, dtype)
     return _top_k(shape, top_k, packed, dtype, name)
+
+
+def coding_of_layer(shape, *, dtype):
+    """The coding of a layer's output of this shape; numbers without an axis of features are not kept as int8."""
+    if dtype != INT8:
+        return Full(shape, dtype)
+    return Int8(shape) if shape and shape != (None,) else Full(shape, "float32")
 
 
 def _top_k(shape, k, packed, dtype, name):

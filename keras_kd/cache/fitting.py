@@ -1,6 +1,7 @@
 """What `fit(cache=...)` trains on."""
 
 from keras_kd.cache.growing import attach_growing
+from keras_kd.cache.signals import require_stored_as
 from keras_kd.cache.stored import open_cache, require_batches
 
 
@@ -10,13 +11,19 @@ def cached(dataset, cache, teacher, student, objectives):
     Args:
         dataset: A batched `tf.data.Dataset`.
         cache: A folder, or `{"path": folder, ...}` with arguments of `cache_signals`.
-        teacher: A built `keras.Model`; None, if the cache is finished.
+        teacher: A built `keras.Model`; None, if the cache is finished: what arguments there are beside its folder are
+            then compared with how it was stored.
         student, objectives: Those of the distiller.
     """
     require_batches(dataset)
     options = dict(cache) if isinstance(cache, dict) else {"path": cache}
-    if teacher is None:
-        return open_cache(options["path"]).attach(dataset)
     if teacher is student:
         raise ValueError("cache= keeps what a teacher says, but the teacher is the student, which learns meanwhile.")
-    return attach_growing(teacher, dataset, options.pop("path"), signals=objectives, **options)
+    folder = options.pop("path")
+    if teacher is not None:
+        return attach_growing(teacher, dataset, folder, signals=objectives, **options)
+    finished = open_cache(folder)
+    options.pop("shard_bytes", None)
+    if options:
+        require_stored_as(finished, **options)
+    return finished.attach(dataset)

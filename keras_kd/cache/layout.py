@@ -82,11 +82,22 @@ class Layout:
             if shape == (None,) and any(sparse.values()):
                 raise ValueError(f"top_k and sampled are for distributions over classes, but {name!r} has none.")
             codings[name] = coding.coding_of_output(output, shape, name, dtype=dtype, **sparse)
-        for name, tensor in layers.items():
-            codings[names[name]] = _layer_coding(tensor, names[name], dtype, names[name] in varying)
+        for layer, tensor in layers.items():
+            name = names[layer]
+            codings[name] = coding.coding_of_layer(_shape(tensor, name, name in varying), dtype=dtype)
         if not codings:
             raise ValueError("signals must name at least one output or layer, got none.")
         return cls(key, codings, sorted(masked), structure, names)
+
+    def coded(self, key, *, dtype, **sparse):
+        """The layout of the same signals under another key and in other codings."""
+        codings = {
+            name: coding.coding_of_layer(kept.shape, dtype=dtype)
+            if name in self.layers.values()
+            else coding.coding_of_output(None, kept.shape, name, dtype=dtype, **sparse)
+            for name, kept in self.codings.items()
+        }
+        return Layout(key, codings, self.masked, self.prediction, self.layers)
 
     def config(self):
         """What the manifest says of it."""
@@ -188,13 +199,6 @@ def named_signals(prediction, layers):
 
 def _layer_name(name):
     return f"layer {name}"
-
-
-def _layer_coding(tensor, name, dtype, varying):
-    shape = _shape(tensor, name, varying)
-    if dtype != coding.INT8:
-        return coding.Full(shape, dtype)
-    return coding.Int8(shape) if shape and shape != (None,) else coding.Full(shape, "float32")
 
 
 def _shape(signal, name, varying=False):

@@ -4,7 +4,7 @@ import pathlib
 
 import tensorflow as tf
 
-from keras_kd._checks import require_choice, require_count, require_model
+from keras_kd._checks import require_choice, require_count, require_model, require_tensorflow
 from keras_kd.cache import coding, files
 from keras_kd.cache.building import Writer, build
 from keras_kd.cache.keys import Key
@@ -86,6 +86,7 @@ def cache_signals(
         `dataset` with a `keras_kd.taught.Taught` in the place of `x`; for arrays, the `SignalCache`.
 
     Raises:
+        RuntimeError: A teacher runs on another Keras backend than tensorflow.
         TypeError: An argument is of the wrong kind.
         ValueError: The folder holds signals of another teacher or other settings, damaged files, or something else; an
             endless or empty dataset; NaN, or numbers that the dtype cannot hold; one id for two examples; a dataset
@@ -147,8 +148,7 @@ def prepared(
 ):
     """`(source, setting)` of these arguments of `cache_signals`, after they were found right."""
     key = Key(key, padding)
-    require_choice(dtype, "dtype", coding.DTYPES)
-    coded = {"dtype": dtype, **coding.require_sparse(top_k, packed, sampled)}
+    coded = _coded(dtype, top_k, packed, sampled)
     if sampled is not None:
         _require_temperature_one(signals if isinstance(signals, (list, tuple)) else [signals])
     if isinstance(teacher, str):
@@ -156,6 +156,7 @@ def prepared(
             raise ValueError("signals are what the arrays hold; leave signals= out where the teacher is a name.")
         source = ArraySource(dataset, key, coded)
     else:
+        require_tensorflow("A teacher whose signals are stored")
         source = TeacherSource(teacher, dataset, key, signals, coded)
     setting = {
         "teacher": teacher_setting(teacher),
@@ -172,6 +173,24 @@ def finished(folder, setting):
     cache = SignalCache([folder], verify=True)
     cache.require(setting)
     return cache
+
+
+def require_stored_as(
+    cache, *, key=None, padding=0, preprocessing=None, top_k=None, packed=False, sampled=None, dtype="float16"
+):
+    """Raise ValueError unless these arguments of `cache_signals` would have stored the signals of a cache as they are.
+
+    Args:
+        cache: A `SignalCache`.
+    """
+    layout = cache.layout.coded(Key(key, padding), **_coded(dtype, top_k, packed, sampled))
+    cache.require({"preprocessing": plain(preprocessing), "signals": layout.config()})
+
+
+def _coded(dtype, top_k, packed, sampled):
+    """How signals are coded, once these arguments of `cache_signals` were found right."""
+    require_choice(dtype, "dtype", coding.DTYPES)
+    return {"dtype": dtype, **coding.require_sparse(top_k, packed, sampled)}
 
 
 def _require_temperature_one(signals):

@@ -22,6 +22,7 @@ class SignalCache:
         paths: Its folder, or the folders of its parts.
         teacher: The fingerprint of the teacher, or what its signals were said to come from.
         examples: How many examples were stored; of each that was there more than once, the first counts.
+        layout: How they are stored.
         names: The stored signals: "output", "output a" of several, "layer b".
     """
 
@@ -30,18 +31,18 @@ class SignalCache:
         manifests = [_manifest(path) for path in self.paths]
         for path, manifest in zip(self.paths, manifests, strict=True):
             try:
-                self._layout = Layout.from_config(manifest["setting"]["signals"])
-                _require_files(path, manifest, self._layout, verify)
+                self.layout = Layout.from_config(manifest["setting"]["signals"])
+                _require_files(path, manifest, self.layout, verify)
             except (KeyError, TypeError) as error:
                 raise ValueError(f"{str(path / files.MANIFEST)!r} is no manifest of a cache: {error!r}.") from error
             require_same(manifests[0]["setting"], manifest["setting"], path)
         self._setting = manifests[0]["setting"]
         self.teacher = self._setting["teacher"]
         self.examples = sum(manifest["examples"] for manifest in manifests)
-        self.names = list(self._layout.codings)
+        self.names = list(self.layout.codings)
         folders = [path.resolve() for path in self.paths]  # the working directory may be another one by then
         sequences = alike(manifest["sequences"] for manifest in manifests)
-        self._reader = Reader(folders, self._layout, sequences, ", ".join(map(str, self.paths)))
+        self._reader = Reader(folders, self.layout, sequences, ", ".join(map(str, self.paths)))
 
     def __repr__(self):
         paths = ", ".join(repr(str(path)) for path in self.paths)

@@ -8,6 +8,7 @@ import os
 import keras
 import numpy as np
 
+from keras_kd._checks import require_tensorflow
 from keras_kd.evaluation.examples import class_indices, first_example, language_rows, own_inputs, read_examples
 from keras_kd.evaluation.outputs import Answers, answers, are_probabilities, checked_outputs
 from keras_kd.evaluation.result import Evaluation, ModelFacts
@@ -80,6 +81,7 @@ def evaluate(
         An `Evaluation`: print it, save it, plot it, ask it for differences.
 
     Raises:
+        RuntimeError: Keras runs on another backend than tensorflow.
         TypeError: an argument of the wrong type.
         ValueError: lengths that differ, labels out of range, outputs that are not (batch, classes) or not finite,
             models that disagree in the number of classes, no examples, unknown names.
@@ -93,6 +95,7 @@ def evaluate(
         >>> print(evaluation)
         >>> evaluation.difference("distilled", "student alone", "macro_f1")
     """
+    require_tensorflow("evaluate")
     _check_arguments(models, teacher, {"bootstrap": (bootstrap, 0), "seed": (seed, 0), "batch_size": (batch_size, 1)})
     teacher = teacher if teacher in models else None
     runtimes = {}
