@@ -5,8 +5,8 @@
 What is compared runs in turn, `--rounds` times, in one process (PyTorch in one of its own, which has its turn as well),
 from the same weights on the same data, once all have been seen to compute the same loss for the first batch. Each ratio
 stands there three times: of the least times, the median over rounds, and of processor seconds over all cores; on a
-machine that others use as well, go by the last. With KERAS_BACKEND=jax the steps run on JAX. On a GPU, --peak-tflops
-gives the share of its peak that is reached.
+machine that others use as well, go by the last. Parts that are not run again stay in the output folder as they are.
+With KERAS_BACKEND=jax the steps run on JAX. On a GPU, --peak-tflops gives the share of its peak that is reached.
 """
 
 import argparse
@@ -79,19 +79,31 @@ def main(arguments=None):
 
     options = parsed(arguments)
     tf.config.threading.set_intra_op_parallelism_threads(options.threads)
-    options.output.mkdir(parents=True, exist_ok=True)
-    report = {"rounds": options.rounds, "quick": options.quick, "seconds": {}, "accelerator": accelerator()}
+    report = there(options.output)
     for name, part in zip(PARTS, (steps, growth, large_vocabulary, cache), strict=True):
         if name not in options.parts:
             continue
         start = time.monotonic()
         report[name] = part(options)
-        report["seconds"][name] = round(time.monotonic() - start)
-        report |= {"backend": keras.config.backend(), **machine(keras_kd, keras, tf, np)}
+        report["about"][name] = {
+            "seconds": round(time.monotonic() - start),
+            "rounds": options.rounds,
+            "quick": options.quick,
+            "backend": keras.config.backend(),
+            "accelerator": accelerator(),
+            **machine(keras_kd, keras, tf, np),
+        }
         write(report, options.output)  # what is there stays, should a later part fail
-        print(f"{name}: {report['seconds'][name]} s", flush=True)
+        print(f"{name}: {report['about'][name]['seconds']} s", flush=True)
     draw(report, options.output / "bench.png")
     print((options.output / "tables.md").read_text() + f"\n{options.output}/tables.md, report.json, bench.png")
+
+
+def there(folder):
+    """What earlier runs left in the folder: parts that are not run again stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    report = folder / "report.json"
+    return json.loads(report.read_text()) if report.exists() else {"about": {}}
 
 
 def write(report, folder):

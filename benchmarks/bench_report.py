@@ -14,15 +14,17 @@ def tables(report):
         "cache": cache_tables,
     }
     written = [write(report[name]) for name, write in parts.items() if report.get(name)]
-    gpu = report["accelerator"] or NO_GPU
-    return "\n\n".join([*written, f"GPU: {gpu}", about(report), *details(report.get("steps", {}))]) + "\n"
+    abouts = [f"{name}: {about(of_part)}" for name, of_part in report["about"].items()]
+    return "\n\n".join([*written, *abouts, *details(report.get("steps", {}))]) + "\n"
 
 
-def about(report):
-    versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
+def about(of_part):
+    """On what machine, with which versions and how long a part was run."""
+    versions = ", ".join(f"{name} {version}" for name, version in of_part["versions"].items())
     return (
-        f"{report['cpu']}, {report['cores']} cores, load {report['load'][0]} at the end; Python {report['python']}, "
-        f"{versions}; commit {report['commit']}; {report['rounds']} rounds."
+        f"{of_part['cpu']}, {of_part['cores']} cores, load {of_part['load'][0]} at the end, GPU: "
+        f"{of_part['accelerator'] or NO_GPU}; Python {of_part['python']}, {versions}; commit {of_part['commit']}; "
+        f"{of_part['rounds']} rounds, {of_part['seconds']} s."
     )
 
 

@@ -174,13 +174,11 @@ def made_report(measured):
     row = {"ratios": {"keras_kd": THRICE, "keras.distillation": THRICE}, "least ms": {bench_steps.BOUND: 4.0}}
     form = {"beyond_gb": 2.0, "min_cpu_s": 3.0}
     return {
-        "rounds": 1,
-        "accelerator": None,
+        "about": {"steps": {"seconds": 9, "rounds": 1, "accelerator": None, **reporting.machine(keras, np)}},
         "steps": {"MLP, two layers": result},
         "growth": {"classes": {"10": row, "1000": row}},
         "large_vocabulary": [{"vocabulary": 32_000, "tokens": 512, "dense": None, "fused": form}],
         "cache": {"MLP: an epoch": {"plain student": {"ratio of least": 1.0}, "cached": {"ratio of least": 1.2}}},
-        **reporting.machine(keras, np),
     }
 
 
@@ -198,16 +196,21 @@ def test_the_picture_has_a_panel_for_every_part(measured, tmp_path):
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_of_one_part_writes_figures_machine_and_tables(measured, monkeypatch, tmp_path):
+def test_a_run_of_one_part_writes_figures_machine_and_tables_and_keeps_other_parts(measured, monkeypatch, tmp_path):
     _, result = measured
     monkeypatch.setattr(bench.tf.config.threading, "set_intra_op_parallelism_threads", lambda count: None)
     monkeypatch.setattr(bench, "steps", lambda options: {"MLP, two layers": result})
-    bench.main(["--quick", "--parts", "steps", "--output", str(tmp_path)])
+    monkeypatch.setattr(bench, "growth", lambda options: made_report(measured)["growth"])
+    for part in ("steps", "growth"):
+        bench.main(["--quick", "--parts", part, "--output", str(tmp_path)])
     report = json.loads((tmp_path / "report.json").read_text())
-    assert report["rounds"] == 1
-    assert report["cpu"] and report["versions"]["keras"] == keras.__version__
+    assert set(report["about"]) == {"steps", "growth"}
+    about = report["about"]["steps"]
+    assert about["rounds"] == 1 and about["cpu"] and about["versions"]["keras"] == keras.__version__
     assert report["steps"]["MLP, two layers"]["training"]["keras_kd"]["least ms"] > 0.0
-    assert (tmp_path / "tables.md").exists() and (tmp_path / "bench.png").exists()
+    tables = (tmp_path / "tables.md").read_text()
+    assert "| classes: 1,000 |" in tables and "| MLP, two layers |" in tables
+    assert (tmp_path / "bench.png").exists()
 
 
 def test_a_program_that_fails_says_why():
