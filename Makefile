@@ -42,7 +42,7 @@ codings: install  ## What stored logits lose by each coding, with DATA=folder: r
 tune: install  ## What tuning λ, temperature and learning rate gains over five seeds: runs/tuning
 	$(BIN)/python benchmarks/tuning.py
 
-bench: install peers  ## keras_kd against everyone, in 15 minutes or so; QUICK=1 to see that it runs: runs/bench
+bench: install peers  ## keras_kd against everyone, in half an hour; QUICK=1 to see that it runs: runs/bench
 	$(BIN)/python benchmarks/bench.py $(if $(QUICK),--quick)
 
 peers: .venv-torch/.installed  ## Make .venv-torch, with PyTorch and torchdistill, for bench
