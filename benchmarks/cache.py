@@ -133,7 +133,7 @@ def build_rate(case, folder, rounds):
 
     functions = {"teacher.predict": lambda: case.teacher.predict(dataset, verbose=0)}
     for name, options in case.codings.items():
-        if name in ("float16", "top 8"):
+        if name != "float32":
             functions[f"build, {name}"] = lambda options=options: build(options)
     return compared(functions, rounds, len(case.x))
 

@@ -5,8 +5,8 @@
 The next word of English captions (Multi30k, in --data), of the 2,047 commonest words and one for all others, in windows
 of 16 words. The teacher, two causal convolutions 256 wide, learns from 29,000 captions (one teacher, seed 0). The
 students, one convolution 64 wide, learn from 1,500 windows, 1,700 captions: with labels only, or with SoftLabels(1)
-alone, no labels, from the live teacher and from each coding. All students of a seed begin with the same weights and see
-the same batches; the sd is over five seeds.
+alone, no labels, from the live teacher and from each coding; or with labels and a Hint of the teacher's last hidden
+states. All students of a seed begin with the same weights and see the same batches; the sd is over five seeds.
 
 Then what 50 classes of 250,002 take: bytes, and processor seconds to encode and decode, of logits that follow Zipf's
 law with noise. And what the ids of 50 words take, if the code uses that some are more common than others: of the
@@ -37,7 +37,7 @@ from keras_kd.top_classes import TopClasses
 WORDS, LENGTH, WINDOWS, BATCH = 2048, 16, 1500, 32
 TEACHER_EPOCHS, STUDENT_EPOCHS = 2, 6
 VOCABULARY = 250_002
-LABELS, LIVE = "labels only", "live teacher"
+LABELS, LIVE, LIVE_HIDDEN = "labels only", "live teacher", "labels, hidden states: live"
 CODINGS = {
     "float32": {"dtype": "float32"},
     "float16": {},
@@ -49,6 +49,8 @@ CODINGS = {
     "sampled 12": {"sampled": 12},
     "sampled 50": {"sampled": 50},
 }
+HIDDEN_CODINGS = {"labels, hidden states: float16": {}, "labels, hidden states: int8": {"dtype": "int8"}}
+HINT = keras_kd.Hint("hidden_1", "hidden_0", weight=10.0)
 WITHOUT_STUDENT = ("float32", "top 8, packed")  # of float32, it would be that of the live teacher
 
 
@@ -76,8 +78,8 @@ def captions(folder):
 def language_model(width, units, layers):
     words = keras.Input((LENGTH,), dtype="int32", name="words")
     hidden = keras.layers.Embedding(WORDS, width)(words)
-    for _ in range(layers):
-        hidden = keras.layers.Conv1D(units, 3, padding="causal", activation="relu")(hidden)
+    for i in range(layers):
+        hidden = keras.layers.Conv1D(units, 3, padding="causal", activation="relu", name=f"hidden_{i}")(hidden)
     return keras.Model(words, keras.layers.Dense(WORDS, name="logits")(hidden))
 
 
@@ -120,16 +122,18 @@ def student_of(seed, row, train, teacher, folder):
         student.compile(optimizer, crossentropy(), jit_compile=True)
         student.fit(dataset, epochs=STUDENT_EPOCHS, shuffle=False, verbose=0)
         return student
-    taught = dataset if row == LIVE else keras_kd.open_cache(folder / row, verify=False).attach(dataset)
-    distiller = keras_kd.Distiller(teacher if row == LIVE else None, student, keras_kd.SoftLabels(1.0))
-    distiller.compile(optimizer, None, jit_compile=True)
+    is_live, is_hidden = row in (LIVE, LIVE_HIDDEN), row == LIVE_HIDDEN or row in HIDDEN_CODINGS
+    taught = dataset if is_live else keras_kd.open_cache(folder / row, verify=False).attach(dataset)
+    objective, loss = (HINT, crossentropy()) if is_hidden else (keras_kd.SoftLabels(1.0), None)
+    distiller = keras_kd.Distiller(teacher if is_live else None, student, objective)
+    distiller.compile(optimizer, loss, jit_compile=True)
     distiller.fit(taught, epochs=STUDENT_EPOCHS, shuffle=False, verbose=0)
     return student
 
 
 def add_students(scores, seed, train, test, teacher, folder):
     """Train the students of a seed, and add to `{row: {measure: [of each seed]}}`."""
-    for row in (LABELS, LIVE, *CODINGS):
+    for row in (LABELS, LIVE, *CODINGS, LIVE_HIDDEN, *HIDDEN_CODINGS):
         if row in WITHOUT_STUDENT:
             continue
         start = time.perf_counter()
@@ -145,7 +149,8 @@ def add_students(scores, seed, train, test, teacher, folder):
 def losses(train, teacher, folder):
     """Bytes a token on disk, KL(teacher ‖ what comes back), and half the sum of |p − what comes back|, of each coding.
 
-    A sample gives no KL: a class that was not drawn has no probability.
+    A sample gives no KL: a class that was not drawn has no probability. Of hidden states, the norm of what is lost over
+    their own.
     """
     dataset = tf.data.Dataset.from_tensor_slices((train.x, train.y)).batch(BATCH)
     x = next(iter(dataset))[0].numpy()
@@ -155,14 +160,29 @@ def losses(train, teacher, folder):
         taught = keras_kd.cache_signals(teacher, dataset, folder / name, verbose=0, **options)
         came = next(iter(taught))[0].prediction
         log_q = log_softmax((came.dense() if isinstance(came, TopClasses) else came).numpy())
-        on_disk = sum(file.stat().st_size for file in (folder / name).iterdir())
         kl = (np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean()
         rows[name] = {
-            "bytes a token": on_disk / train.x.size,
+            "bytes a token": bytes_of(folder / name) / train.x.size,
             "KL, nats": None if "sampled" in options else float(kl),
             "total variation": float(0.5 * np.abs(np.exp(log_p) - np.exp(log_q)).sum(axis=-1).mean()),
+            "lost of the norm": None,
+        }
+    hidden = keras.Model(teacher.input, teacher.get_layer("hidden_1").output).predict(x, verbose=0)
+    for name, options in HIDDEN_CODINGS.items():
+        taught = keras_kd.cache_signals(teacher, dataset, folder / name, signals=HINT, verbose=0, **options)
+        came = next(iter(next(iter(taught))[0].layers.values())).numpy()
+        rows[name] = {
+            "bytes a token": bytes_of(folder / name) / train.x.size,
+            "KL, nats": None,
+            "total variation": None,
+            "lost of the norm": float(np.linalg.norm(came - hidden) / np.linalg.norm(hidden)),
         }
     return rows
+
+
+def bytes_of(folder):
+    """What a folder takes on disk."""
+    return sum(file.stat().st_size for file in folder.iterdir())
 
 
 # Large vocabularies ------------------------------------------------------------------------------------------------
@@ -196,10 +216,11 @@ def large_vocabulary(tokens=64, rounds=5):
 
 
 def table_of_students(scores, lost):
-    rows = ["| | bytes a token | KL, nats | total variation | perplexity | next word, % |", "|---|---|---|---|---|---|"]
-    for row in dict.fromkeys([*list(scores)[:3], *lost]):
-        told, of_row = lost.get(row), scores.get(row)
-        numbers = ["–" if value is None else f"{value:.3g}" for value in (told or dict.fromkeys("123")).values()]
+    measures = ["bytes a token", "KL, nats", "total variation", "lost of the norm"]
+    rows = ["| | " + " | ".join([*measures, "perplexity", "next word, %"]) + " |", "|---" * (len(measures) + 3) + "|"]
+    for row in dict.fromkeys(["teacher", LABELS, LIVE, *CODINGS, LIVE_HIDDEN, *HIDDEN_CODINGS]):
+        told, of_row = lost.get(row, {}), scores.get(row)
+        numbers = ["–" if told.get(name) is None else f"{told[name]:.3g}" for name in measures]
         of_row = [mean_and_spread(of_row[measure]) if of_row else "–" for measure in ("perplexity", "accuracy")]
         rows.append(f"| {row} | " + " | ".join([*numbers, *of_row]) + " |")
     return "\n".join(rows)
