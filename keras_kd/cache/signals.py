@@ -133,23 +133,10 @@ def cache_signals(
     return cache if isinstance(teacher, str) else cache.attach(dataset)
 
 
-def prepared(
-    teacher,
-    dataset,
-    *,
-    signals=None,
-    key=None,
-    padding=0,
-    preprocessing=None,
-    top_k=None,
-    packed=False,
-    sampled=None,
-    dtype="float16",
-):
+def prepared(teacher, dataset, *, signals=None, **stored):
     """`(source, setting)` of these arguments of `cache_signals`, after they were found right."""
-    key = Key(key, padding)
-    coded = _coded(dtype, top_k, packed, sampled)
-    if sampled is not None:
+    key, coded, preprocessing = stored_as(**stored)
+    if coded["sampled"] is not None:
         _require_temperature_one(signals if isinstance(signals, (list, tuple)) else [signals])
     if isinstance(teacher, str):
         if signals is not None:
@@ -160,10 +147,17 @@ def prepared(
         source = TeacherSource(teacher, dataset, key, signals, coded)
     setting = {
         "teacher": teacher_setting(teacher),
-        "preprocessing": plain(preprocessing),
+        "preprocessing": preprocessing,
         "signals": source.layout.config(),
     }
     return source, setting
+
+
+def stored_as(*, key=None, padding=0, preprocessing=None, top_k=None, packed=False, sampled=None, dtype="float16"):
+    """The `Key`, the coding and the preprocessing that these arguments of `cache_signals` ask for, found right."""
+    key = Key(key, padding)
+    require_choice(dtype, "dtype", coding.DTYPES)
+    return key, {"dtype": dtype, **coding.require_sparse(top_k, packed, sampled)}, plain(preprocessing)
 
 
 def finished(folder, setting):
@@ -175,22 +169,14 @@ def finished(folder, setting):
     return cache
 
 
-def require_stored_as(
-    cache, *, key=None, padding=0, preprocessing=None, top_k=None, packed=False, sampled=None, dtype="float16"
-):
-    """Raise ValueError unless these arguments of `cache_signals` would have stored the signals of a cache as they are.
+def require_stored_as(cache, **stored):
+    """Raise ValueError unless `stored`, arguments of `stored_as`, would have stored the signals of a cache as they are.
 
     Args:
         cache: A `SignalCache`.
     """
-    layout = cache.layout.coded(Key(key, padding), **_coded(dtype, top_k, packed, sampled))
-    cache.require({"preprocessing": plain(preprocessing), "signals": layout.config()})
-
-
-def _coded(dtype, top_k, packed, sampled):
-    """How signals are coded, once these arguments of `cache_signals` were found right."""
-    require_choice(dtype, "dtype", coding.DTYPES)
-    return {"dtype": dtype, **coding.require_sparse(top_k, packed, sampled)}
+    key, coded, preprocessing = stored_as(**stored)
+    cache.require({"preprocessing": preprocessing, "signals": cache.layout.coded(key, **coded).config()})
 
 
 def _require_temperature_one(signals):
