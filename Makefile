@@ -4,7 +4,7 @@ BIN := .venv/bin
 WORKERS ?= 2
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help install test lint demo seeds objectives transformers codings tune bench peers compare notebook wheel clean
+.PHONY: help install test lint demo seeds losses transformers codings tune bench peers compare notebook wheel clean
 
 help:  ## List the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,11 +30,11 @@ demo: install  ## Distil a multilingual classifier, print it by language, export
 seeds: install  ## The demo over five seeds: the table of the README
 	$(BIN)/python benchmarks/five_seeds.py
 
-objectives: install  ## What each objective gains over five seeds; DATA=folder for the tweets too: runs/objectives
-	$(BIN)/python benchmarks/objectives.py $(if $(DATA),--data $(DATA))
+losses: install  ## What each loss gains over five seeds; DATA=folder for the tweets too: runs/losses
+	$(BIN)/python benchmarks/losses.py $(if $(DATA),--data $(DATA))
 
-transformers: install  ## What objectives over attention and hidden states gain, with DATA=folder: runs/transformers
-	$(BIN)/python benchmarks/transformer_objectives.py $(if $(DATA),--data $(DATA))
+transformers: install  ## What losses over attention and hidden states gain, with DATA=folder: runs/transformers
+	$(BIN)/python benchmarks/transformer_losses.py $(if $(DATA),--data $(DATA))
 
 codings: install  ## What stored logits lose by each coding, with DATA=folder: runs/codings
 	$(BIN)/python benchmarks/codings.py $(if $(DATA),--data $(DATA))

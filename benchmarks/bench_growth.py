@@ -45,13 +45,15 @@ def row(task, rounds):
 
 
 def apart(task):
-    """The members of the ensemble, side by side, with an objective each: `keras.distillation` takes no such teacher."""
+    """The members of the ensemble, side by side, with a loss each: `keras.distillation` takes no such teacher."""
     share = 1.0 / len(task.members)
-    objectives = [
-        keras_kd.SoftLabels(TEMPERATURE, weight=share, teacher_output=name, name=f"from_{name}")
+    distillation_losses = [
+        keras_kd.losses.SoftLabels(TEMPERATURE, weight=share, teacher_output=name, name=f"from_{name}")
         for name in task.members
     ]
-    distiller = keras_kd.Distiller(keras_kd.teachers.side_by_side(task.members), task.new_student(), objectives)
+    distiller = keras_kd.Distiller(
+        keras_kd.teachers.multi_output(task.members), task.new_student(), distillation_losses
+    )
     distiller.compile("adam", crossentropy())
     return distiller
 

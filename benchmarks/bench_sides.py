@@ -12,8 +12,11 @@ def crossentropy():
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
-def objectives_of_ours(layers):
-    return [keras_kd.SoftLabels(TEMPERATURE), *(keras_kd.Hint(*pair, name=f"hint_{pair[1]}") for pair in layers)]
+def distillation_losses_of_ours(layers):
+    return [
+        keras_kd.losses.SoftLabels(TEMPERATURE),
+        *(keras_kd.losses.Hint(*pair, name=f"hint_{pair[1]}") for pair in layers),
+    ]
 
 
 def plain_student(task):
@@ -23,7 +26,7 @@ def plain_student(task):
 
 
 def ours(task, teacher):
-    distiller = keras_kd.Distiller(teacher, task.new_student(), objectives_of_ours(task.layers))
+    distiller = keras_kd.Distiller(teacher, task.new_student(), distillation_losses_of_ours(task.layers))
     distiller.compile("adam", crossentropy())
     return distiller
 

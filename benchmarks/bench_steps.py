@@ -8,14 +8,14 @@ import tempfile
 import keras
 from bench_devices import accelerator, peak_bytes
 from bench_models import forward_flops
-from bench_sides import entrants, first_losses, objectives_of_ours, ours, plain_student, reference_loss
+from bench_sides import distillation_losses_of_ours, entrants, first_losses, ours, plain_student, reference_loss
 from reporting import ratios, summed, timings
 
 import keras_kd
 
 BOUND = "teacher forward + plain student"  # no live teacher can do with less
 LIVE = ("keras_kd", "by hand", "keras.distillation")  # who trains with a live teacher, beside PyTorch
-IN_MEMORY, CACHED = "keras_kd, signals in memory", "keras_kd, cached"
+IN_MEMORY, CACHED = "keras_kd, outputs in memory", "keras_kd, cached"
 PASSES = 8  # over the data in a long epoch, beside whose steps what an epoch itself costs is small
 KERAS_SIDES = ("plain student", "keras_kd", "keras.distillation")
 MOST_OF_LOSS, MOST_OF_LOGITS = (
@@ -41,7 +41,7 @@ def measured(task, rounds, peer=None, peak_flops=None):
         training = {**epochs(task, sides), **(peer.epochs() if peer else {})}
         taken = with_bounds(timings(training, rounds))
         memory = {name: peak_bytes(epoch) for name, epoch in training.items()} if accelerator() else {}
-        without_teacher = timings(epochs_without_teacher(task, pathlib.Path(folder) / "signals"), rounds)
+        without_teacher = timings(epochs_without_teacher(task, pathlib.Path(folder) / "outputs"), rounds)
     evaluation = timings(evaluations(task, sides), rounds)
     return {
         "agreement": agreement,
@@ -82,18 +82,18 @@ def epochs(task, sides):
 
 
 def epochs_without_teacher(task, folder):
-    """Long ones: of the plain student, with signals in memory beside each example, and from a cache."""
+    """Long ones: of the plain student, with outputs in memory beside each example, and from a cache."""
     if task.layers or keras.config.backend() != "tensorflow":
         return {}
     dataset, logits = task.dataset(), task.teacher.predict(task.x, batch_size=task.batch, verbose=0)
     datasets = {
-        IN_MEMORY: task._replace(x=keras_kd.taught.Taught(task.x, logits, {})).dataset(),
-        CACHED: keras_kd.cache_signals(
-            task.teacher, dataset, folder, signals=objectives_of_ours(task.layers), verbose=0
+        IN_MEMORY: task._replace(x=keras_kd.outputs.precomputed.PrecomputedBatch(task.x, logits, {})).dataset(),
+        CACHED: keras_kd.cache_teacher_outputs(
+            task.teacher, dataset, folder, outputs=distillation_losses_of_ours(task.layers), verbose=0
         ),
     }
     students = {"plain student": (plain_student(task), dataset)}
-    students |= {name: (ours(task, None), taught) for name, taught in datasets.items()}
+    students |= {name: (ours(task, None), precomputed) for name, precomputed in datasets.items()}
     return {name: functools.partial(fit, model, of_one.repeat(PASSES)) for name, (model, of_one) in students.items()}
 
 

@@ -1,4 +1,4 @@
-"""What a cache of the teacher's signals costs and saves: building, bytes, an epoch from it, the error of each coding.
+"""What a cache of the teacher's outputs costs and saves: building, bytes, an epoch from it, the error of each coding.
 
     python benchmarks/cache.py [--rounds 7] [--output runs/cache]
 
@@ -6,7 +6,7 @@ Two pairs of teacher and student: MLPs (784-1024-1024-10 and 784-64-10, batches 
 text transformers (4 blocks 256 wide and 1 block 64 wide, 1,000 classes, batches of 32 of 1,280 made-up texts of 64
 characters). Nothing is trained before; the teachers' heads are scaled so that logits have a standard deviation of 4.
 What is compared runs in turn, `--rounds` times, in one process; ratios are to the first row. An epoch is a call of
-`fit`. "in memory" has the signals as arrays beside x: what a cache could reach at best; "through NumPy" has them behind
+`fit`. "in memory" has the outputs as arrays beside x: what a cache could reach at best; "through NumPy" has them behind
 a function in NumPy that does nothing, as any look-up in Python has to; "hashed" behind the hash of x. Keys are hashes
 of the content where it does not say "by id". Processor seconds tell more than the clock where other programs run as
 well.
@@ -33,7 +33,7 @@ from reporting import machine, markdown, timings
 
 import keras_kd
 from keras_kd.cache.keys import fingerprint
-from keras_kd.taught import Taught
+from keras_kd.outputs.precomputed import PrecomputedBatch
 
 LENGTH, CLASSES, SPREAD = 64, 1000, 4.0  # characters a text, classes of texts, standard deviation of the logits
 
@@ -129,7 +129,7 @@ def build_rate(case, folder, rounds):
 
     def build(options):
         shutil.rmtree(folder, ignore_errors=True)
-        keras_kd.cache_signals(case.teacher, dataset, folder, verbose=0, **options)
+        keras_kd.cache_teacher_outputs(case.teacher, dataset, folder, verbose=0, **options)
 
     functions = {"teacher.predict": lambda: case.teacher.predict(dataset, verbose=0)}
     for name, options in case.codings.items():
@@ -150,7 +150,7 @@ def build_rate_of_lengths(folder, rounds):
 
     def build(dataset, **options):
         shutil.rmtree(folder, ignore_errors=True)
-        keras_kd.cache_signals(teacher, dataset, folder, verbose=0, **options)
+        keras_kd.cache_teacher_outputs(teacher, dataset, folder, verbose=0, **options)
 
     functions = {
         "teacher.predict, padded": lambda: teacher.predict(padded, verbose=0),
@@ -162,11 +162,11 @@ def build_rate_of_lengths(folder, rounds):
 
 
 def epochs(case, folder, rounds):
-    """An epoch of `fit`: the plain student, the live teacher, signals in memory, each cache."""
+    """An epoch of `fit`: the plain student, the live teacher, outputs in memory, each cache."""
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
     def distilled(teacher, dataset):
-        distiller = keras_kd.Distiller(teacher, case.make_student(), keras_kd.SoftLabels(2.0))
+        distiller = keras_kd.Distiller(teacher, case.make_student(), keras_kd.losses.SoftLabels(2.0))
         distiller.compile("adam", loss)
         return lambda: distiller.fit(dataset, shuffle=False, verbose=0)
 
@@ -176,28 +176,30 @@ def epochs(case, folder, rounds):
     functions = {"plain student": lambda: student.fit(plain, shuffle=False, verbose=0)}
     functions["live teacher"] = distilled(case.teacher, plain)
     logits = case.teacher.predict(case.x, batch_size=case.batch, verbose=0)
-    in_memory = tf.data.Dataset.from_tensor_slices((Taught(case.x, logits, {}), case.y)).batch(case.batch)
+    in_memory = tf.data.Dataset.from_tensor_slices((PrecomputedBatch(case.x, logits, {}), case.y)).batch(case.batch)
     functions["in memory"] = distilled(None, in_memory)
     functions["in memory, through NumPy"] = distilled(None, in_memory.map(through_numpy).prefetch(2))
     functions["in memory, hashed"] = distilled(None, in_memory.map(hashed).prefetch(2))
     for name, options in case.codings.items():
-        taught = keras_kd.cache_signals(case.teacher, plain, folder / name, verbose=0, **options)
-        functions[f"cached, {name}"] = distilled(None, taught)
-    by_id = keras_kd.cache_signals(case.teacher, case.dataset_with_ids(), folder / "by id", key="id", verbose=0)
+        precomputed = keras_kd.cache_teacher_outputs(case.teacher, plain, folder / name, verbose=0, **options)
+        functions[f"cached, {name}"] = distilled(None, precomputed)
+    by_id = keras_kd.cache_teacher_outputs(case.teacher, case.dataset_with_ids(), folder / "by id", key="id", verbose=0)
     functions["cached, float16, by id"] = distilled(None, by_id)
     return compared(functions, rounds, len(case.x))
 
 
-def through_numpy(taught, y):
-    """The same, once its signals were in Python and back."""
-    prediction = tf.numpy_function(lambda array: array, [taught.prediction], tf.float32)
-    return taught._replace(prediction=tf.ensure_shape(prediction, taught.prediction.shape)), y
+def through_numpy(precomputed, y):
+    """The same, once its outputs were in Python and back."""
+    prediction = tf.numpy_function(lambda array: array, [precomputed.prediction], tf.float32)
+    return precomputed._replace(prediction=tf.ensure_shape(prediction, precomputed.prediction.shape)), y
 
 
-def hashed(taught, y):
+def hashed(precomputed, y):
     """The same, behind what a key of `taught.x` costs."""
-    with tf.control_dependencies([tf.raw_ops.Assert(condition=tf.shape(fingerprint(taught.x, 0))[0] > 0, data=["x"])]):
-        return taught._replace(prediction=tf.identity(taught.prediction)), y
+    with tf.control_dependencies(
+        [tf.raw_ops.Assert(condition=tf.shape(fingerprint(precomputed.x, 0))[0] > 0, data=["x"])]
+    ):
+        return precomputed._replace(prediction=tf.identity(precomputed.prediction)), y
 
 
 def errors(case, folder):
@@ -205,8 +207,8 @@ def errors(case, folder):
     log_p = log_softmax(case.teacher.predict(case.x, batch_size=case.batch, verbose=0))
     rows = {}
     for name, options in case.codings.items():
-        taught = keras_kd.cache_signals(case.teacher, case.dataset(), folder / name, verbose=0, **options)
-        log_q = log_softmax(np.concatenate([batch.signals().prediction.numpy() for batch, _ in taught]))
+        precomputed = keras_kd.cache_teacher_outputs(case.teacher, case.dataset(), folder / name, verbose=0, **options)
+        log_q = log_softmax(np.concatenate([batch.outputs().prediction.numpy() for batch, _ in precomputed]))
         on_disk = sum(file.stat().st_size for file in (folder / name).iterdir())
         rows[name] = {
             "bytes an example": on_disk / len(case.x),

@@ -32,7 +32,7 @@ from reporting import machine, markdown, mean_and_spread, timed
 
 import keras_kd
 from keras_kd.cache.coding import GradedTopK, PackedTopK, Sampled, TopK
-from keras_kd.top_classes import TopClasses
+from keras_kd.outputs.top_classes import TopClasses
 
 WORDS, LENGTH, WINDOWS, BATCH = 2048, 16, 1500, 32
 TEACHER_EPOCHS, STUDENT_EPOCHS = 2, 6
@@ -50,7 +50,7 @@ CODINGS = {
     "sampled 50": {"sampled": 50},
 }
 HIDDEN_CODINGS = {"labels, hidden states: float16": {}, "labels, hidden states: int8": {"dtype": "int8"}}
-HINT = keras_kd.Hint("hidden_1", "hidden_0", weight=10.0)
+HINT = keras_kd.losses.Hint("hidden_1", "hidden_0", weight=10.0)
 WITHOUT_STUDENT = ("float32", "top 8, packed")  # of float32, it would be that of the live teacher
 
 
@@ -123,11 +123,11 @@ def student_of(seed, row, train, teacher, folder):
         student.fit(dataset, epochs=STUDENT_EPOCHS, shuffle=False, verbose=0)
         return student
     is_live, is_hidden = row in (LIVE, LIVE_HIDDEN), row == LIVE_HIDDEN or row in HIDDEN_CODINGS
-    taught = dataset if is_live else keras_kd.open_cache(folder / row, verify=False).attach(dataset)
-    objective, loss = (HINT, crossentropy()) if is_hidden else (keras_kd.SoftLabels(1.0), None)
-    distiller = keras_kd.Distiller(teacher if is_live else None, student, objective)
+    precomputed = dataset if is_live else keras_kd.open_teacher_cache(folder / row, verify=False).attach(dataset)
+    distillation_loss, loss = (HINT, crossentropy()) if is_hidden else (keras_kd.losses.SoftLabels(1.0), None)
+    distiller = keras_kd.Distiller(teacher if is_live else None, student, distillation_loss)
     distiller.compile(optimizer, loss, jit_compile=True)
-    distiller.fit(taught, epochs=STUDENT_EPOCHS, shuffle=False, verbose=0)
+    distiller.fit(precomputed, epochs=STUDENT_EPOCHS, shuffle=False, verbose=0)
     return student
 
 
@@ -157,8 +157,8 @@ def losses(train, teacher, folder):
     log_p = log_softmax(teacher.predict(x, verbose=0))
     rows = {}
     for name, options in CODINGS.items():
-        taught = keras_kd.cache_signals(teacher, dataset, folder / name, verbose=0, **options)
-        came = next(iter(taught))[0].prediction
+        precomputed = keras_kd.cache_teacher_outputs(teacher, dataset, folder / name, verbose=0, **options)
+        came = next(iter(precomputed))[0].prediction
         log_q = log_softmax((came.dense() if isinstance(came, TopClasses) else came).numpy())
         kl = (np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean()
         rows[name] = {
@@ -169,8 +169,10 @@ def losses(train, teacher, folder):
         }
     hidden = keras.Model(teacher.input, teacher.get_layer("hidden_1").output).predict(x, verbose=0)
     for name, options in HIDDEN_CODINGS.items():
-        taught = keras_kd.cache_signals(teacher, dataset, folder / name, signals=HINT, verbose=0, **options)
-        came = next(iter(next(iter(taught))[0].layers.values())).numpy()
+        precomputed = keras_kd.cache_teacher_outputs(
+            teacher, dataset, folder / name, outputs=HINT, verbose=0, **options
+        )
+        came = next(iter(next(iter(precomputed))[0].layers.values())).numpy()
         rows[name] = {
             "bytes a token": bytes_of(folder / name) / train.x.size,
             "KL, nats": None,
@@ -219,8 +221,8 @@ def table_of_students(scores, lost):
     measures = ["bytes a token", "KL, nats", "total variation", "lost of the norm"]
     rows = ["| | " + " | ".join([*measures, "perplexity", "next word, %"]) + " |", "|---" * (len(measures) + 3) + "|"]
     for row in dict.fromkeys(["teacher", LABELS, LIVE, *CODINGS, LIVE_HIDDEN, *HIDDEN_CODINGS]):
-        told, of_row = lost.get(row, {}), scores.get(row)
-        numbers = ["–" if told.get(name) is None else f"{told[name]:.3g}" for name in measures]
+        recorded, of_row = lost.get(row, {}), scores.get(row)
+        numbers = ["–" if recorded.get(name) is None else f"{recorded[name]:.3g}" for name in measures]
         of_row = [mean_and_spread(of_row[measure]) if of_row else "–" for measure in ("perplexity", "accuracy")]
         rows.append(f"| {row} | " + " | ".join([*numbers, *of_row]) + " |")
     return "\n".join(rows)

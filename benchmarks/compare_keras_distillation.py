@@ -56,10 +56,12 @@ def distiller_of_keras(losses=None, student_width=8, student=None, loss="labels"
     return distiller
 
 
-def distiller_of_ours(objectives=None, student_width=8, student=None, loss="labels"):
+def distiller_of_ours(distillation_losses=None, student_width=8, student=None, loss="labels"):
     keras.utils.set_random_seed(1)
     distiller = keras_kd.Distiller(
-        classifier(16), student or classifier(student_width), objectives or keras_kd.SoftLabels(temperature=2.0)
+        classifier(16),
+        student or classifier(student_width),
+        distillation_losses or keras_kd.losses.SoftLabels(temperature=2.0),
     )
     distiller.compile(keras.optimizers.SGD(0.1), crossentropy() if loss == "labels" else loss)
     return distiller
@@ -79,7 +81,7 @@ def value(make):
     if make is distiller_of_keras:
         loss = keras.distillation.LogitsDistillation(temperature=1.0).compute_loss(TEACHER_LOGITS, STUDENT_LOGITS)
     else:
-        loss = keras_kd.SoftLabels(temperature=1.0)(TEACHER_LOGITS, STUDENT_LOGITS)
+        loss = keras_kd.losses.SoftLabels(temperature=1.0)(TEACHER_LOGITS, STUDENT_LOGITS)
     return abs(float(loss) - REFERENCE) < 1e-4, f"{float(loss):.4f}"
 
 
@@ -124,14 +126,14 @@ def masks(make):
         if make is distiller_of_keras:
             distiller = keras.distillation.Distiller(*models, [soft_labels_of_keras()], student_loss_weight=0.0)
         else:
-            distiller = keras_kd.Distiller(*models, keras_kd.SoftLabels(2.0), hard_weight=0.0)
+            distiller = keras_kd.Distiller(*models, keras_kd.losses.SoftLabels(2.0), hard_weight=0.0)
         distiller.compile(keras.optimizers.SGD(0.0), crossentropy())
         losses.append(distiller.fit(ids, np.zeros_like(ids), verbose=0).history["loss"][0])
     return abs(losses[0] - losses[1]) < 1e-6, f"loss {losses[0]:.6f} padded by 2, {losses[1]:.6f} by 12"
 
 
 def student_passes(make):
-    """With a layer objective the student runs once a step?"""
+    """With a layer loss the student runs once a step?"""
     calls = []
     layer = keras.layers.Dense
 
@@ -144,7 +146,7 @@ def student_passes(make):
     hint = (
         keras.distillation.FeatureDistillation("mse", "hidden", "hidden")
         if make is distiller_of_keras
-        else keras_kd.Hint("hidden", "hidden")
+        else keras_kd.losses.Hint("hidden", "hidden")
     )
     distiller = make([hint], student=student)
     distiller.run_eagerly = True
@@ -159,7 +161,7 @@ def evaluate_moves_batchnorm(make):
     hint = (
         keras.distillation.FeatureDistillation("mse", "hidden", "hidden")
         if make is distiller_of_keras
-        else keras_kd.Hint("hidden", "hidden")
+        else keras_kd.losses.Hint("hidden", "hidden")
     )
     distiller = make([hint], student_width=16)
     before = distiller.student.get_layer("norm").moving_mean.numpy()
@@ -187,7 +189,7 @@ def unequal_widths(make):
     hint = (
         keras.distillation.FeatureDistillation("mse", "hidden", "hidden")
         if make is distiller_of_keras
-        else keras_kd.Hint("hidden", "hidden")
+        else keras_kd.losses.Hint("hidden", "hidden")
     )
     first_kernel(make([hint], student_width=8))
     return True, "trains"
@@ -241,7 +243,7 @@ def far_out(make):
         if make is distiller_of_keras:
             loss = soft_labels_of_keras(1.0).compute_loss(teacher, student)
         else:
-            loss = keras_kd.SoftLabels(1.0)(teacher, student)
+            loss = keras_kd.losses.SoftLabels(1.0)(teacher, student)
     gradient = float(tf.reduce_max(tf.abs(tape.gradient(loss, student))))
     return abs(float(loss) - 2000) < 1 and gradient > 0.5, f"loss {float(loss):,.1f}, gradient {gradient:.2g}"
 

@@ -37,14 +37,14 @@ def likeliest_by_pairs(folder, k=50, samples=4000):
     train = list(texts(folder, test=False))
     counts = collections.Counter(train).most_common()
     ids = {word: number for number, (word, _) in enumerate(counts)}
-    behind = collections.defaultdict(collections.Counter)
+    after = collections.defaultdict(collections.Counter)
     for word, following in itertools.pairwise(train):
-        behind[ids[word]][ids[following]] += 1
+        after[ids[word]][ids[following]] += 1
     alone = np.array([count for _, count in counts]) / len(train)
     words = [ids[word] for word in texts(folder, test=True) if word in ids]
     sets = []
     for word in np.random.default_rng(0).choice(words, samples):
-        pairs = behind[word]
+        pairs = after[word]
         total = max(pairs.total(), 1)
         left = 0.75 * len(pairs) / total if pairs else 1.0
         p = {other: max(count - 0.75, 0.0) / total + left * alone[other] for other, count in pairs.items()}

@@ -92,15 +92,15 @@ def measured(form, vocabulary, tokens, steps):
     bias = tf.Variable(tf.zeros((vocabulary,)))
     hidden = [tf.random.normal((tokens, WIDTH), stddev=0.05) for _ in range(2)]
     labels = tf.random.uniform((tokens,), maxval=vocabulary, dtype="int32")
-    objective = keras_kd.SoftLabels(temperature=2.0)
+    loss = keras_kd.losses.SoftLabels(temperature=2.0)
 
     def dense(student):
         teacher, logits = tf.matmul(hidden[0], kernels[0]), tf.matmul(student, kernels[1]) + bias
         hard = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-        return tf.reduce_sum(objective.call(teacher, logits) + hard)
+        return tf.reduce_sum(loss.call(teacher, logits) + hard)
 
     def fused(student):
-        return fused_loss(objective, Head(hidden[0], kernels[0]), Head(student, kernels[1], bias), labels).total
+        return fused_loss(loss, Head(hidden[0], kernels[0]), Head(student, kernels[1], bias), labels).total
 
     @tf.function
     def step(student):

@@ -106,14 +106,14 @@ def with_ratios(times):
 def half_precision(case, rounds):
     """Each copy against the float32 teacher: same class, KL in nats, time, bytes of weights."""
     models = {"float32": case.teacher}
-    models |= {dtype: keras_kd.teachers.in_dtype(case.teacher, dtype) for dtype in ("bfloat16", "float16")}
+    models |= {dtype: keras_kd.teachers.cast(case.teacher, dtype) for dtype in ("bfloat16", "float16")}
     times = milliseconds(models, dict.fromkeys(models, case.test[: case.batch]), rounds)
     logits = {name: model.predict(case.test, batch_size=case.batch, verbose=0) for name, model in models.items()}
     rows = {}
     for name, model in models.items():
         rows[name] = {
             "same class, %": 100 * float(np.mean(logits[name].argmax(-1) == logits["float32"].argmax(-1))),
-            "KL, nats": float(keras_kd.SoftLabels()(logits["float32"], logits[name])),
+            "KL, nats": float(keras_kd.losses.SoftLabels()(logits["float32"], logits[name])),
             "ms": times[name],
             "time ratio": times[name] / times["float32"],
             "MB": keras_kd.runtimes.open_runtime(model).size_bytes / 1e6,
@@ -134,7 +134,7 @@ def languages(case, rounds):
     members = [keras.models.clone_model(case.teacher) for _ in range(4)]
     models = {
         "one teacher": members[0],
-        "by_language, 4 teachers": keras_kd.teachers.by_language(dict(enumerate(members))),
+        "by_language, 4 teachers": keras_kd.teachers.route_by_language(dict(enumerate(members))),
         "ensemble of 4": keras_kd.teachers.ensemble(members),
     }
     x = case.test[: case.batch]

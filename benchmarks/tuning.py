@@ -2,7 +2,7 @@
 
     python benchmarks/tuning.py [--seeds 0 1 2 3 4] [--trials 20] [--output runs/tuning]
 
-The task is the digits of `objectives.py`: 100 labels of 1,000, students of one size and number of steps. Each seed has
+The task is the digits of `losses.py`: 100 labels of 1,000, students of one size and number of steps. Each seed has
 its own split, teacher and search. λ, the temperature of `SoftLabels` and the learning rate are searched by the accuracy
 on the validation split; the table shows macro-F1 on the test split, which no search sees.
 """
@@ -19,13 +19,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import keras_tuner
 import numpy as np
-from objectives import UNLABELLED, classifier, digits, fit, score, student_of, teacher_of
+from losses import UNLABELLED, classifier, digits, fit, score, student_of, teacher_of
 from reporting import machine, mean_and_spread
 
 import keras_kd
 
 SEARCH = {"soft_weight": (0.1, 30.0), "soft_labels_temperature": (1.0, 8.0), "learning_rate": (1e-3, 5e-2)}
-BATCH = 128  # that of objectives.py
+BATCH = 128  # that of losses.py
 ROWS = ("teacher", "labels only", "default settings", "tuned")
 
 
@@ -38,7 +38,7 @@ def default_student(task, seed, teacher):
 
 
 def tuned(task, seed, teacher, *, trials, directory):
-    """The search of one seed: each trial is trained as every other student is, by `fit` of objectives.py."""
+    """The search of one seed: each trial is trained as every other student is, by `fit` of losses.py."""
     rows = np.random.default_rng(0).integers(len(task.train.x), size=task.steps * BATCH)
 
     def optimizer(learning_rate):

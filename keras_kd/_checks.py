@@ -27,7 +27,7 @@ def require_model(value, argument):
 
 def require_distiller(model, callback):
     """Return `model` if it is a Distiller, which this module does not know by its class, else raise TypeError."""
-    if getattr(model, "knobs", None) is None:
+    if getattr(model, "hyperparameters", None) is None:
         raise TypeError(f"{callback} works with a keras_kd.Distiller, got {type(model).__name__}.")
     return model
 

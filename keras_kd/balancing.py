@@ -1,4 +1,4 @@
-"""Automatic weights of the losses: found while training, in place of a search for λ and the objectives' weights."""
+"""Automatic weights of the losses: found while training, in place of a search for λ and the losses' weights."""
 
 import keras
 from keras import ops
@@ -7,10 +7,10 @@ from keras_kd._checks import require_count, require_number
 
 
 class Balance(keras.layers.Layer):
-    """Base class: a factor for `L_raw` and for each objective, beside the weights that are set by hand.
+    """Base class: a factor for `L_raw` and for each loss, beside the weights that are set by hand.
 
     `L = hard_weight · b₀ L_raw + soft_weight · Σ wᵢ bᵢ Lᵢ + penalty + regularization`. The logs of `fit` show the
-    factors at the end of each epoch, `soft_labels_balance` for an objective called `soft_labels`. The distiller trains
+    factors at the end of each epoch, `soft_labels_balance` for a loss called `soft_labels`. The distiller trains
     and saves them, and leaves them behind when the student is exported. One object serves one distiller.
 
     A subclass makes its variables in `build_for(count)`, and implements `factors` and, if it has one, `penalty`.

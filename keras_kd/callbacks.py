@@ -1,4 +1,4 @@
-"""Schedules of the distiller's knobs: λ, the weight of one objective, or its temperature."""
+"""Schedules of the distiller's hyperparameters: λ, the weight of one loss, or its temperature."""
 
 import math
 
@@ -23,7 +23,7 @@ class LambdaRamp(keras.callbacks.Callback):
     λ is computed from the epoch or the step, never from how often the callback ran: resumed with
     `keras.callbacks.BackupAndRestore` or `initial_epoch`, the sequence is that of an uninterrupted run. It is a
     variable of the distiller, so that nothing is traced anew, and the logs of each epoch show it: `soft_weight`, or
-    `soft_labels_weight` and `soft_labels_temperature` for an objective called `soft_labels`.
+    `soft_labels_weight` and `soft_labels_temperature` for a loss called `soft_labels`.
 
     Args:
         start: Value ≥ 0 while holding.
@@ -34,12 +34,12 @@ class LambdaRamp(keras.callbacks.Callback):
         schedule: `"linear"`, `"cosine"`; a callable that maps progress in [0, 1] to the share of the way in [0, 1];
             or a `keras.optimizers.schedules.LearningRateSchedule`, which gives the value itself, called with the epochs
             (steps) since the hold ended.
-        weight_of: Name of an objective whose weight is ramped in place of λ.
-        temperature_of: Name of an objective whose temperature is ramped in place of λ; `start` and `end` must be > 0.
+        weight_of: Name of a loss whose weight is ramped in place of λ.
+        temperature_of: Name of a loss whose temperature is ramped in place of λ; `start` and `end` must be > 0.
 
     Raises:
         TypeError, ValueError: An argument is of the wrong kind or out of range; the model is not a
-            `keras_kd.Distiller`; the named objective is unknown or has no temperature.
+            `keras_kd.Distiller`; the named loss is unknown or has no temperature.
 
     Example:
 
@@ -93,7 +93,7 @@ class LambdaRamp(keras.callbacks.Callback):
         return self.start + (self.end - self.start) * float(self.schedule(elapsed / self.ramp))
 
     def on_train_begin(self, logs=None):
-        self._knob = self._find_knob()
+        self._hyperparameter = self._find_hyperparameter()
 
     def on_epoch_begin(self, epoch, logs=None):
         if not self.by_step:
@@ -106,14 +106,14 @@ class LambdaRamp(keras.callbacks.Callback):
     def _set(self, time):
         name = "temperature" if self.temperature_of is not None else "weight"
         bound = {"above": 0.0} if self.temperature_of is not None else {"at_least": 0.0}
-        self._knob.assign(require_number(self.value(time), f"{name} given by schedule at {time}", **bound))
+        self._hyperparameter.assign(require_number(self.value(time), f"{name} given by schedule at {time}", **bound))
 
-    def _find_knob(self):
-        knobs = require_distiller(self.model, "LambdaRamp").knobs
+    def _find_hyperparameter(self):
+        hyperparameters = require_distiller(self.model, "LambdaRamp").hyperparameters
         name = "soft_weight"
         if self.weight_of is not None:
             name = f"{self.weight_of}_weight"
         elif self.temperature_of is not None:
             name = f"{self.temperature_of}_temperature"
-        self.model.log_knob(name)
-        return knobs[name]
+        self.model.log_hyperparameter(name)
+        return hyperparameters[name]

@@ -42,7 +42,7 @@ def _demo(options):
     import keras
     import tensorflow as tf
 
-    from keras_kd.demo import FULL, QUICK, run_demo
+    from keras_kd.demo.run import FULL, QUICK, run_demo
 
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(options.seed)

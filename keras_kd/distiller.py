@@ -4,26 +4,25 @@ import functools
 
 import keras
 
-from keras_kd import fit_checks
 from keras_kd._checks import require_choice, require_model, require_number
 from keras_kd._keras_private import functional_graph, random_states, symbolic_result
 from keras_kd.balancing import Balance
 from keras_kd.cache.fitting import cached
-from keras_kd.objectives.base import scalar_value, scalar_variable
-from keras_kd.objectives.listed import objective_list
-from keras_kd.pairing import Pairing
-from keras_kd.signals import output_names
-from keras_kd.steps import Step
+from keras_kd.losses.base import scalar_value, scalar_variable
+from keras_kd.losses.keras_losses import loss_list
+from keras_kd.outputs.pairing import Pairing
+from keras_kd.outputs.precomputed import PrecomputedBatch, PrecomputedTeacher, precomputed_spec
+from keras_kd.outputs.reader import output_names
+from keras_kd.steps import Step, data_checks
 from keras_kd.steps.observers import Observers
-from keras_kd.taught import BroughtAlong, Taught, brought_spec
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class Distiller(Step, keras.Model):
     """Trains a student on labels and on what a teacher says: `L = hard_weight · L_raw + soft_weight · Σ wᵢ Lᵢ`.
 
-    `L_raw` is the loss given to `compile`, on the labels; each `Lᵢ` is an objective, for instance `SoftLabels`; wᵢ is
-    the objective's weight; `soft_weight` is the λ of the formula. Regularization losses of the student are added.
+    `L_raw` is the loss given to `compile`, on the labels; each `Lᵢ` is a loss, for instance `SoftLabels`; wᵢ is
+    the loss's weight; `soft_weight` is the λ of the formula. Regularization losses of the student are added.
     A step runs the teacher once, in inference mode and outside the gradient tape, and the student once.
 
     Everything else is the student's: `distiller(x)`, `predict` and `evaluate` give what the student alone gives,
@@ -36,11 +35,11 @@ class Distiller(Step, keras.Model):
     Unlabelled data: compile with `loss=None`, or leave `y` out; for partly labelled data, give the unlabelled
     examples label -1 and `loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)`.
 
-    The logs of `fit` show `loss` (L), `hard_loss` (L_raw), each objective under its own name (Lᵢ, without its
+    The logs of `fit` show `loss` (L), `hard_loss` (L_raw), each loss under its own name (Lᵢ, without its
     weight) and, at the end of an epoch, `soft_weight`. Those of `evaluate` show `loss`, which is the student's own
     (L_raw and regularization), and the metrics.
 
-    Probabilities taken for logits are the commonest mistake: where an output is known to end in softmax, objectives
+    Probabilities taken for logits are the commonest mistake: where an output is known to end in softmax, losses
     over distributions take its log, which gives the same softened distributions. It is known of functional and
     sequential models, from the last layer or activation; subclassed models must give logits, and so must a model that
     hides its softmax in a `Lambda`. An output that ends in sigmoid, or in a softmax over another axis than the last, is
@@ -49,9 +48,9 @@ class Distiller(Step, keras.Model):
     Args:
         teacher: A built `keras.Model`, or None to hand it in before `fit`: `distiller.teacher = teacher`. Teacher and
             student get the same `x`; of a dict, each model reads the entries that have the names of its inputs. The
-            student itself, where an output of it teaches another: see `teacher_output` of `Objective`.
+            student itself, where an output of it teaches another: see `teacher_output` of `DistillationLoss`.
         student: A `keras.Model`, the one that is trained. If it is not built yet, it is built for the teacher's input.
-        objectives: An `Objective` or a list of them; `SoftLabels()` if not given. A `keras.losses.Loss` or a
+        losses: An `DistillationLoss` or a list of them; `SoftLabels()` if not given. A `keras.losses.Loss` or a
             `keras.distillation.DistillationLoss` will do as well: see `KerasLoss`.
         soft_weight: λ ≥ 0, kept in the variable `distiller.soft_weight`, which callbacks may change without retracing.
         hard_weight: Factor ≥ 0 of `L_raw`, kept in the variable `distiller.hard_weight`.
@@ -65,9 +64,9 @@ class Distiller(Step, keras.Model):
         name: Name of the model.
 
     Raises:
-        TypeError: teacher or student is not a `keras.Model`, an objective is not an `Objective`, a weight not a number.
+        TypeError: teacher or student is not a `keras.Model`, a loss is not an `DistillationLoss`, a weight not a number.
         ValueError: A model is unbuilt and cannot be built; class counts or other shapes do not fit; an unknown layer;
-            a negative weight; a student made outside the active `tf.distribute` scope; two objectives of one name.
+            a negative weight; a student made outside the active `tf.distribute` scope; two losses of one name.
             `fit` raises it for an empty dataset, labels out of range, a teacher that shares trainable weights with the
             student, and a batch on which the teacher gives NaN or infinite values.
 
@@ -75,7 +74,7 @@ class Distiller(Step, keras.Model):
 
     >>> teacher = keras.Sequential([keras.Input((8,)), keras.layers.Dense(64, "relu"), keras.layers.Dense(3)])
     >>> student = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
-    >>> distiller = keras_kd.Distiller(teacher, student, keras_kd.SoftLabels(temperature=4.0), soft_weight=0.5)
+    >>> distiller = keras_kd.Distiller(teacher, student, keras_kd.losses.SoftLabels(temperature=4.0), soft_weight=0.5)
     >>> distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"])
     >>> history = distiller.fit(np.random.rand(64, 8), np.random.randint(0, 3, 64), verbose=0)
     >>> sorted(history.history)
@@ -89,7 +88,7 @@ class Distiller(Step, keras.Model):
         self,
         teacher,
         student,
-        objectives=None,
+        distillation_losses=None,
         *,
         soft_weight=1.0,
         hard_weight=1.0,
@@ -99,12 +98,12 @@ class Distiller(Step, keras.Model):
     ):
         require_model(student, "student")
         super().__init__(name=name, dtype=student.dtype_policy, autocast=False)  # the student casts its own inputs
-        self.objectives = objective_list(objectives)
+        self.distillation_losses = loss_list(distillation_losses)
         self.soft_weight = scalar_variable(require_number(soft_weight, "soft_weight", at_least=0.0), "soft_weight")
         self.hard_weight = scalar_variable(require_number(hard_weight, "hard_weight", at_least=0.0), "hard_weight")
-        self.balance = _built_balance(balance, self.objectives)
+        self.balance = _built_balance(balance, self.distillation_losses)
         self.fuse_logits = require_choice(fuse_logits, "fuse_logits", [True, False, None])
-        self._objective_variables = [v for o in self.objectives for v in o.hyperparameters().values()]
+        self._loss_variables = [v for o in self.distillation_losses for v in o.hyperparameters().values()]
         self.projections = {}
         if teacher is not None:
             _require_built_teacher(teacher)
@@ -112,12 +111,12 @@ class Distiller(Step, keras.Model):
         self.require_in_scope(student)
         self.student = student
         self.output_names = output_names(student) or None
-        self._live_pairing = Pairing(self.objectives, student)
-        self._brought_pairing = None
-        self._logged_knobs = {"soft_weight": None}
+        self._live_pairing = Pairing(self.distillation_losses, student)
+        self._precomputed_pairing = None
+        self._logged_hyperparameters = {"soft_weight": None}
         self._observers = Observers()
         self.hard_loss_tracker = keras.metrics.Mean(name="hard_loss")
-        self.objective_trackers = [keras.metrics.Mean(name=objective.name) for objective in self.objectives]
+        self.distillation_loss_trackers = [keras.metrics.Mean(name=loss.name) for loss in self.distillation_losses]
         self.built = student.built
         if teacher is not None:
             self.teacher = teacher
@@ -136,27 +135,29 @@ class Distiller(Step, keras.Model):
         self.train_function = self.test_function = None
 
     @property
-    def learns_from_stored_signals(self):
-        """Whether the data of the last `fit` brought the teacher's signals along."""
-        return self._brought_pairing is not None
+    def learns_from_precomputed_outputs(self):
+        """Whether the data of the last `fit` brought the teacher's outputs along."""
+        return self._precomputed_pairing is not None
 
     def pairing_of(self, x):
-        """The signals of a batch, or of a spec of one: the live teacher's, or those that the batch brings along."""
-        if isinstance(x, Taught) and self._brought_pairing is None:
-            return self._pairing(BroughtAlong(x))
-        taught = isinstance(x, Taught) or (self.teacher is None and self._brought_pairing is not None)
-        return self._brought_pairing if taught else self._live_pairing
+        """The outputs of a batch, or of a spec of one: the live teacher's, or those that the batch brings along."""
+        if isinstance(x, PrecomputedBatch) and self._precomputed_pairing is None:
+            return self._pairing(PrecomputedTeacher(x))
+        precomputed = isinstance(x, PrecomputedBatch) or (
+            self.teacher is None and self._precomputed_pairing is not None
+        )
+        return self._precomputed_pairing if precomputed else self._live_pairing
 
     def _pairing(self, teacher):
-        return Pairing(self.objectives, self.student, teacher, fuse_logits=self.fuse_logits)
+        return Pairing(self.distillation_losses, self.student, teacher, fuse_logits=self.fuse_logits)
 
     def _checked_pairing(self, teacher):
-        """The signals of a teacher and of the student; makes the projections that the objectives ask for."""
+        """The outputs of a teacher and of the student; makes the projections that the losses ask for."""
         pairing = self._pairing(teacher)
         widths = {}
-        for objective, pair in pairing.symbolic_pairs():
-            self._fit_projection(objective, pair, widths)
-            objective.check_shapes(tuple(pair.teacher.shape), tuple(self.project(pair).shape))
+        for loss, pair in pairing.symbolic_pairs():
+            self._fit_projection(loss, pair, widths)
+            loss.check_shapes(tuple(pair.teacher.shape), tuple(self.project(pair).shape))
         return pairing
 
     def __setattr__(self, name, value):
@@ -179,28 +180,28 @@ class Distiller(Step, keras.Model):
         """Train the student, as `keras.Model.fit` trains a model.
 
         Args:
-            x, y, args, kwargs: As of `keras.Model.fit`. `x` may be a dataset whose batches bring the teacher's signals
-                along: see `keras_kd.cache_signals`.
-            cache: A folder, in which the teacher's signals are kept for a dataset `x`: the first epoch runs the teacher
+            x, y, args, kwargs: As of `keras.Model.fit`. `x` may be a dataset whose batches bring the teacher's outputs
+                along: see `keras_kd.cache_teacher_outputs`.
+            cache: A folder, in which the teacher's outputs are kept for a dataset `x`: the first epoch runs the teacher
                 and stores what it says, later ones, also of later calls, read that. Numbers do not depend on which of
                 the two happens: the step gets what a later epoch will read. Examples go by their content, so augment
-                behind `cache_signals` instead, or give ids: `cache={"path": folder, "key": "id", "top_k": 50}`, whose
-                further entries are arguments of `cache_signals`. With a finished cache no teacher is needed; those
+                behind `cache_teacher_outputs` instead, or give ids: `cache={"path": folder, "key": "id", "top_k": 50}`, whose
+                further entries are arguments of `cache_teacher_outputs`. With a finished cache no teacher is needed; those
                 entries are then compared with how it was stored.
 
         Returns:
             The `History`.
         """
-        fit_checks.require_batches(x)
-        fit_checks.require_labels_in_range(self, y)
+        data_checks.require_batches(x)
+        data_checks.require_labels_in_range(self, y)
         if cache is not None:
-            x = cached(x, cache, self.teacher, self.student, self.objectives)
-        spec = brought_spec(x)
+            x = cached(x, cache, self.teacher, self.student, self.distillation_losses)
+        spec = precomputed_spec(x)
         if spec is None:
             self._live_pairing.require_teacher()
-            self._brought_pairing = None
-        elif self._brought_pairing is None or self._brought_pairing.teacher.spec != spec:
-            self._brought_pairing = self._checked_pairing(BroughtAlong(spec))
+            self._precomputed_pairing = None
+        elif self._precomputed_pairing is None or self._precomputed_pairing.teacher.spec != spec:
+            self._precomputed_pairing = self._checked_pairing(PrecomputedTeacher(spec))
         return super().fit(x, y, *args, **kwargs)
 
     @functools.wraps(keras.Model.export)
@@ -212,47 +213,49 @@ class Distiller(Step, keras.Model):
             self.student.build(input_shape)
         self.built = True
 
-    # Knobs, signals and losses -----------------------------------------------------------------------------------
+    # Knobs, outputs and losses -----------------------------------------------------------------------------------
 
     @property
-    def knobs(self):
+    def hyperparameters(self):
         """Every variable that a callback may change while training, by name.
 
         `{"soft_weight": λ, "hard_weight": …, "soft_labels_weight": w, "soft_labels_temperature": T, …}`
         """
-        knobs = {"soft_weight": self.soft_weight, "hard_weight": self.hard_weight}
-        for objective in self.objectives:
-            knobs |= {f"{objective.name}_{name}": v for name, v in objective.hyperparameters().items()}
-        return knobs
+        hyperparameters = {"soft_weight": self.soft_weight, "hard_weight": self.hard_weight}
+        for loss in self.distillation_losses:
+            hyperparameters |= {f"{loss.name}_{name}": v for name, v in loss.hyperparameters().items()}
+        return hyperparameters
 
     def project(self, pair):
-        """A pair's student signal, behind its projection where it has one."""
+        """A pair's student output, behind its projection where it has one."""
         projection = self.projections.get(pair.projection)
         return pair.student if projection is None else projection(pair.student)
 
-    def log_knob(self, name):
-        """Show a knob in the logs of each epoch, beside `soft_weight`, which is always there."""
-        if name not in self.knobs:
-            raise ValueError(f"{name!r} is not a knob of this distiller; its knobs are {sorted(self.knobs)}.")
-        self._logged_knobs = dict.fromkeys([*self._logged_knobs, name])
+    def log_hyperparameter(self, name):
+        """Show a hyperparameter in the logs of each epoch, beside `soft_weight`, which is always there."""
+        if name not in self.hyperparameters:
+            raise ValueError(
+                f"{name!r} is not a hyperparameter of this distiller; its hyperparameters are {sorted(self.hyperparameters)}."
+            )
+        self._logged_hyperparameters = dict.fromkeys([*self._logged_hyperparameters, name])
 
-    def knob_logs(self):
-        """The values of the logged knobs by name, and the factors of the losses where they are balanced."""
-        logs = {name: scalar_value(self.knobs[name]) for name in self._logged_knobs}
+    def hyperparameter_logs(self):
+        """The values of the logged hyperparameters by name, and the factors of the losses where they are balanced."""
+        logs = {name: scalar_value(self.hyperparameters[name]) for name in self._logged_hyperparameters}
         if self.balance is None:
             return logs
         factors = keras.ops.convert_to_numpy(self.balance.current())
         return logs | {f"{n}_balance": float(f) for n, f in zip(self.balance.loss_names, factors, strict=True)}
 
-    def _fit_projection(self, objective, pair, widths):
-        """Make the projection that an objective asks for, unless there is one already.
+    def _fit_projection(self, loss, pair, widths):
+        """Make the projection that a loss asks for, unless there is one already.
 
         Args:
             widths: `{name of a projection: (features of the teacher, of the student)}`, of the pairs so far.
         """
         teacher_shape, student_shape = tuple(pair.teacher.shape), tuple(pair.student.shape)
         if pair.projection not in self.projections:
-            projection = objective.make_projection(teacher_shape, student_shape)
+            projection = loss.make_projection(teacher_shape, student_shape)
             if projection is None:
                 return
             projection.build(student_shape)
@@ -260,8 +263,8 @@ class Distiller(Step, keras.Model):
         made_for = widths.setdefault(pair.projection, (teacher_shape[-1], student_shape[-1]))
         if made_for != (teacher_shape[-1], student_shape[-1]):
             raise ValueError(
-                f"{objective.name} has one projection, from {made_for[1]} features to {made_for[0]}, but one of its "
-                f"pairs has {student_shape} in the student and {teacher_shape} in the teacher. Take one objective for "
+                f"{loss.name} has one projection, from {made_for[1]} features to {made_for[0]}, but one of its "
+                f"pairs has {student_shape} in the student and {teacher_shape} in the teacher. Take one loss for "
                 "each width, each with its own name=."
             )
 
@@ -271,7 +274,7 @@ class Distiller(Step, keras.Model):
         return {
             "name": self.name,
             "student": keras.saving.serialize_keras_object(self.student),
-            "objectives": [keras.saving.serialize_keras_object(objective) for objective in self.objectives],
+            "losses": [keras.saving.serialize_keras_object(loss) for loss in self.distillation_losses],
             "soft_weight": scalar_value(self.soft_weight),
             "hard_weight": scalar_value(self.hard_weight),
             "balance": self.balance and keras.saving.serialize_keras_object(self.balance),
@@ -291,8 +294,8 @@ class Distiller(Step, keras.Model):
             variable.assign(store[str(index)])
 
     def _own_state(self):
-        """What is saved beside the student, the optimizer and the projections: the knobs, and where Dropout stands."""
-        return [*self.knobs.values(), *random_states(self.student)]
+        """What is saved beside the student, the optimizer and the projections: the hyperparameters, and where Dropout stands."""
+        return [*self.hyperparameters.values(), *random_states(self.student)]
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
@@ -301,9 +304,9 @@ class Distiller(Step, keras.Model):
         projections, teaches_itself = config.pop("projections"), config.pop("teaches_itself")
         deserialize = keras.saving.deserialize_keras_object
         student = deserialize(config.pop("student"), custom_objects=custom_objects)
-        objectives = [deserialize(o, custom_objects=custom_objects) for o in config.pop("objectives")]
+        distillation_losses = [deserialize(o, custom_objects=custom_objects) for o in config.pop("losses")]
         config["balance"] = config["balance"] and deserialize(config["balance"], custom_objects=custom_objects)
-        distiller = cls(student if teaches_itself else None, student, objectives, **config)
+        distiller = cls(student if teaches_itself else None, student, distillation_losses, **config)
         distiller.projections = {name: deserialize(layer) for name, layer in projections.items()}
         return distiller
 
@@ -331,14 +334,14 @@ def load_distiller(path, teacher=None, *, custom_objects=None):
     return distiller
 
 
-def _built_balance(balance, objectives):
+def _built_balance(balance, distillation_losses):
     if balance is None:
         return None
     if not isinstance(balance, Balance):
         raise TypeError(
             f"balance must be a keras_kd.UncertaintyBalance or GradientNormBalance, or None, got {balance!r}."
         )
-    balance.setup(["hard_loss", *(objective.name for objective in objectives)])
+    balance.setup(["hard_loss", *(loss.name for loss in distillation_losses)])
     return balance
 
 

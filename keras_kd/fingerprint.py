@@ -26,7 +26,7 @@ def of_model(model):
 
 
 def of_object(value):
-    """A loss, an optimizer or an objective: its class and its configuration."""
+    """A loss, an optimizer or a loss: its class and its configuration."""
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, dict):

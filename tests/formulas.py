@@ -1,4 +1,4 @@
-"""The formulas of the objectives in float64 NumPy, one value a row: nothing here is taken from the package."""
+"""The formulas of the losses in float64 NumPy, one value a row: nothing here is taken from the package."""
 
 import math
 
@@ -65,7 +65,7 @@ def binary_soft_labels(teacher, student, temperature):
     return temperature**2 * np.mean(p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q)), axis=-1)
 
 
-def sorted_probabilities(teacher, student, temperature):
+def universal_logit_distillation(teacher, student, temperature):
     p, q = (np.sort(softmax(z / temperature), axis=-1)[..., ::-1] for z in (teacher, student))
     ranks = max(p.shape[-1], q.shape[-1])
     p, q = (np.concatenate([x, np.zeros((*x.shape[:-1], ranks - x.shape[-1]))], axis=-1) for x in (p, q))
@@ -95,7 +95,7 @@ def cosine_features(teacher, student):
 
 def attention_transfer(teacher, student, p):
     """One value a position: `(batch, positions..., channels)`."""
-    teacher, student = (np.mean(np.abs(signal) ** p, axis=-1) for signal in (teacher, student))
+    teacher, student = (np.mean(np.abs(output) ** p, axis=-1) for output in (teacher, student))
     positions = tuple(range(1, teacher.ndim))
     return (unit(teacher, positions) - unit(student, positions)) ** 2
 
@@ -137,13 +137,13 @@ def contrastive_kd(teacher, student, temperature, symmetric):
     return (one_way + other_way) / 2 if symmetric else one_way
 
 
-def attention_relations(signal, heads, mask=None):
+def attention_relations(output, heads, mask=None):
     """(batch, length, heads, dim) -> (batch, relation heads, length, length), padding hidden."""
-    signal = signal.reshape(*signal.shape[:2], heads, -1)
-    scores = np.einsum("bqhd,bkhd->bhqk", signal, signal) / np.sqrt(signal.shape[-1])
+    output = output.reshape(*output.shape[:2], heads, -1)
+    scores = np.einsum("bqhd,bkhd->bhqk", output, output) / np.sqrt(output.shape[-1])
     return softmax(scores if mask is None else np.where(mask[:, None, None, :], scores, -np.inf))
 
 
 def self_attention_relations(teacher, student, heads, mask=None):
     """One value a token."""
-    return kl(*(attention_relations(signal, heads, mask) for signal in (teacher, student))).mean(1)
+    return kl(*(attention_relations(output, heads, mask) for output in (teacher, student))).mean(1)

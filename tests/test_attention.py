@@ -1,4 +1,4 @@
-"""Objectives over attention: against published values, NumPy, and the attention of models as they are."""
+"""Losses over attention: against published values, NumPy, and the attention of models as they are."""
 
 import keras
 import keras_hub
@@ -9,7 +9,7 @@ from conftest import crossentropy, strategy_of
 from formulas import self_attention_relations
 
 import keras_kd
-from keras_kd.taps import NOT_ATTENDED
+from keras_kd.outputs.hooks import NOT_ATTENDED
 
 # The inputs of the published value: queries of (batch 2, heads 2, length 3); here (batch, length, heads, dim).
 QUERIES_STUDENT = np.sin(0.7 * np.arange(48)).reshape(2, 2, 3, 4).swapaxes(1, 2)
@@ -22,11 +22,11 @@ X = {
 
 
 def relations_of(**options):
-    return keras_kd.SelfAttentionRelations("a", "b", **options)
+    return keras_kd.losses.SelfAttentionRelations("a", "b", **options)
 
 
 def maps_of(**options):
-    return keras_kd.AttentionMaps("a", "b", **options)
+    return keras_kd.losses.AttentionMaps("a", "b", **options)
 
 
 def transformer(layers, heads, width, name="backbone"):
@@ -56,8 +56,8 @@ def relation_loss(teacher, student, heads, mask):
     return self_attention_relations(teacher, student, heads, mask)[mask].mean()
 
 
-def fitted(teacher, student, objectives, loss=None, **options):
-    distiller = keras_kd.Distiller(teacher, student, objectives)
+def fitted(teacher, student, distillation_losses, loss=None, **options):
+    distiller = keras_kd.Distiller(teacher, student, distillation_losses)
     distiller.compile("adam", loss, **options)
     return distiller.fit(X, batch_size=12, epochs=8, verbose=0).history
 
@@ -111,8 +111,8 @@ def test_relations_of_unmodified_transformers_of_other_depth_width_and_heads(jit
         relation_loss(attention_parts(teacher, 2, p), attention_parts(student, 1, p), 4, X["padding_mask"])
         for p in ("query", "key", "value")
     )
-    objective = keras_kd.SelfAttentionRelations("layer_2", "backbone/layer_1", heads=4)
-    history = fitted(teacher, student, objective, jit_compile=jit_compile)["self_attention_relations"]
+    distillation_loss = keras_kd.losses.SelfAttentionRelations("layer_2", "backbone/layer_1", heads=4)
+    history = fitted(teacher, student, distillation_loss, jit_compile=jit_compile)["self_attention_relations"]
     assert history[0] == pytest.approx(expected, rel=1e-4)
     assert history[-1] < history[0]
 
@@ -122,8 +122,10 @@ def test_one_relation_alone():
     expected = relation_loss(
         attention_parts(teacher, 0, "value"), attention_parts(student, 0, "value"), 2, X["padding_mask"]
     )
-    objective = keras_kd.SelfAttentionRelations("layer_0", "layer_0", of="value")
-    assert fitted(teacher, student, objective)["self_attention_relations"][0] == pytest.approx(expected, rel=1e-4)
+    distillation_loss = keras_kd.losses.SelfAttentionRelations("layer_0", "layer_0", of="value")
+    assert fitted(teacher, student, distillation_loss)["self_attention_relations"][0] == pytest.approx(
+        expected, rel=1e-4
+    )
 
 
 def test_relations_under_two_replicas_equal_those_of_one():
@@ -133,7 +135,9 @@ def test_relations_under_two_replicas_equal_those_of_one():
         keras.utils.set_random_seed(3)
         with strategy.scope():
             teacher, student = transformer(1, 2, 8), transformer(1, 2, 8)
-            distiller = keras_kd.Distiller(teacher, student, keras_kd.SelfAttentionRelations("layer_0", "layer_0"))
+            distiller = keras_kd.Distiller(
+                teacher, student, keras_kd.losses.SelfAttentionRelations("layer_0", "layer_0")
+            )
             distiller.compile(keras.optimizers.SGD(0.1), None)
         data = tf.data.Dataset.from_tensor_slices((X,)).batch(11)
         losses.append(distiller.fit(data, epochs=3, shuffle=False, verbose=0).history["self_attention_relations"])
@@ -143,9 +147,9 @@ def test_relations_under_two_replicas_equal_those_of_one():
 def test_relations_that_do_not_fit_are_refused_before_anything_runs():
     teacher, student = transformer(1, 4, 16), transformer(1, 2, 12)
     with pytest.raises(ValueError, match=r"head by head, but the teacher gives \(None, None, 4, 4\), the student"):
-        keras_kd.Distiller(teacher, student, keras_kd.SelfAttentionRelations("layer_0", "layer_0"))
+        keras_kd.Distiller(teacher, student, keras_kd.losses.SelfAttentionRelations("layer_0", "layer_0"))
     with pytest.raises(ValueError, match=r"heads must divide heads · dim of the student, 2 · 6 = 12, got 8"):
-        keras_kd.Distiller(teacher, student, keras_kd.SelfAttentionRelations("layer_0", "layer_0", heads=8))
+        keras_kd.Distiller(teacher, student, keras_kd.losses.SelfAttentionRelations("layer_0", "layer_0", heads=8))
     with pytest.raises(ValueError, match=r"token by token, but .* \(2, 3, 2, 6\), the student \(2, 2, 2, 4\)"):
         relations_of()(QUERIES_TEACHER, QUERIES_STUDENT[:, :2])
     with pytest.raises(ValueError, match=r"\(batch, length, heads, dim\), but"):
@@ -198,11 +202,11 @@ def test_maps_and_hidden_states_of_several_layers_at_once():
         seen = X["padding_mask"][:, None, :]
         expected += ((squares * seen).sum(-1) / seen.sum(-1)).mean()
     layers = ["layer_0", "layer_2"], ["layer_0", "layer_1"]
-    objectives = [
-        keras_kd.AttentionMaps(*layers),
-        keras_kd.HiddenStates(["embedding", *layers[0]], ["embedding", *layers[1]]),
+    distillation_losses = [
+        keras_kd.losses.AttentionMaps(*layers),
+        keras_kd.losses.HiddenStates(["embedding", *layers[0]], ["embedding", *layers[1]]),
     ]
-    history = fitted(teacher, student, objectives)
+    history = fitted(teacher, student, distillation_losses)
     assert history["attention_maps"][0] == pytest.approx(expected, rel=1e-4)
     assert history["hidden_states"][-1] < history["hidden_states"][0]
 
@@ -213,28 +217,28 @@ def test_maps_that_do_not_fit_are_refused():
     with pytest.raises(TypeError, match="mean_over_heads must be True or False, got 'yes'"):
         maps_of(mean_over_heads="yes")
     with pytest.raises(ValueError, match=r"equally many layers, got 2: \['a', 'b'\] and 1: 'c'"):
-        keras_kd.AttentionMaps(["a", "b"], "c")
+        keras_kd.losses.AttentionMaps(["a", "b"], "c")
     with pytest.raises(TypeError, match=r"teacher_layer must be the name of a layer, .* or None, got \[\]"):
-        keras_kd.AttentionMaps([], "c")
+        keras_kd.losses.AttentionMaps([], "c")
 
 
 # All ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "objective",
+    "distillation_loss",
     [
-        keras_kd.SelfAttentionRelations("layer_0", "layer_0", heads=4, of=("query", "key"), weight=0.5),
-        keras_kd.AttentionMaps(["layer_0"], ["layer_0"], mean_over_heads=True),
-        keras_kd.HiddenStates(["layer_0"], ["layer_0"], name="hidden"),
+        keras_kd.losses.SelfAttentionRelations("layer_0", "layer_0", heads=4, of=("query", "key"), weight=0.5),
+        keras_kd.losses.AttentionMaps(["layer_0"], ["layer_0"], mean_over_heads=True),
+        keras_kd.losses.HiddenStates(["layer_0"], ["layer_0"], name="hidden"),
     ],
-    ids=lambda objective: objective.name,
+    ids=lambda distillation_loss: distillation_loss.name,
 )
-def test_objectives_and_their_distiller_survive_saving(objective, tmp_path):
-    restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(objective))
-    assert type(restored) is type(objective) and restored.get_config() == objective.get_config()
+def test_losses_and_their_distiller_survive_saving(distillation_loss, tmp_path):
+    restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(distillation_loss))
+    assert type(restored) is type(distillation_loss) and restored.get_config() == distillation_loss.get_config()
     teacher, student = transformer(1, 4, 16), transformer(1, 2, 8)
-    distiller = keras_kd.Distiller(teacher, student, [objective, keras_kd.SoftLabels()])
+    distiller = keras_kd.Distiller(teacher, student, [distillation_loss, keras_kd.losses.SoftLabels()])
     distiller.compile("adam", crossentropy())
     y = np.arange(12) % 3
     distiller.fit(X, y, verbose=0)
@@ -249,14 +253,14 @@ def test_a_text_counts_as_its_weight_says():
     teacher, student = transformer(1, 2, 8), transformer(1, 2, 8)
     losses = []
     for weights in (np.ones(12), np.where(np.arange(12) == 3, 0.0, 1.0)):
-        objective = keras_kd.SelfAttentionRelations("layer_0", "layer_0")
-        distiller = keras_kd.Distiller(teacher, student, objective)
+        distillation_loss = keras_kd.losses.SelfAttentionRelations("layer_0", "layer_0")
+        distiller = keras_kd.Distiller(teacher, student, distillation_loss)
         distiller.compile(keras.optimizers.SGD(0.0), crossentropy())
         losses.append(distiller.fit(X, np.zeros(12), sample_weight=weights, batch_size=12, verbose=0).history)
     mask = X["padding_mask"][3:4]
     of_text = 0.0
     for part in ("query", "key", "value"):
-        signals = (attention_parts(model, 0, part)[3:4] for model in (teacher, student))
-        of_text += self_attention_relations(*signals, 2, mask)[mask].sum()
+        outputs = (attention_parts(model, 0, part)[3:4] for model in (teacher, student))
+        of_text += self_attention_relations(*outputs, 2, mask)[mask].sum()
     difference = losses[0]["self_attention_relations"][0] - losses[1]["self_attention_relations"][0]
     assert difference == pytest.approx(of_text / X["padding_mask"].sum(), rel=1e-3)

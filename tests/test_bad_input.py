@@ -62,21 +62,21 @@ def test_class_counts_of_subclassed_models_are_checked_before_anything_is_learnt
 @pytest.mark.parametrize(("side", "names"), [("teacher", ("nobody", "hidden_0")), ("student", ("hidden_0", "nobody"))])
 def test_unknown_layers_are_refused_and_the_known_ones_listed(side, names):
     with pytest.raises(ValueError, match=rf"{side}_layer='nobody' is not a layer .* \['hidden_0', 'logits'\]"):
-        keras_kd.Distiller(dense_model(4, 3), dense_model(4, 3), keras_kd.Hint(*names))
+        keras_kd.Distiller(dense_model(4, 3), dense_model(4, 3), keras_kd.losses.Hint(*names))
 
 
 def test_unknown_layers_of_a_subclassed_model_are_refused():
     with pytest.raises(
         ValueError, match=r"teacher_layer='nobody' is not a layer of the teacher; its layers are \['dense'"
     ):
-        keras_kd.Distiller(built(Subclassed()), dense_model(4, 3), keras_kd.Hint("nobody", "hidden_0"))
+        keras_kd.Distiller(built(Subclassed()), dense_model(4, 3), keras_kd.losses.Hint("nobody", "hidden_0"))
 
 
 def test_a_layer_that_is_used_twice_is_refused():
     inputs, shared = keras.Input((8,)), keras.layers.Dense(8, name="shared")
     teacher = keras.Model(inputs, keras.layers.Dense(3)(shared(shared(inputs))))
     with pytest.raises(ValueError, match=r"'shared' is called 2 times in the teacher\. Name one that is called once"):
-        keras_kd.Distiller(teacher, dense_model(4, 3), keras_kd.Hint("shared", "hidden_0"))
+        keras_kd.Distiller(teacher, dense_model(4, 3), keras_kd.losses.Hint("shared", "hidden_0"))
 
 
 @pytest.mark.parametrize("argument", ["soft_weight", "hard_weight"])
@@ -87,24 +87,28 @@ def test_weights_must_be_numbers_that_are_not_negative(argument, value, error):
 
 
 @pytest.mark.parametrize(
-    ("objectives", "error", "message"),
+    ("distillation_losses", "error", "message"),
     [
         (
             "soft_labels",
             TypeError,
-            r"objectives must be a keras_kd.Objective, a keras.losses.Loss or a list of them, got str",
+            r"losses must be a keras_kd.losses.DistillationLoss, a keras.losses.Loss or a list of them, got str",
         ),
-        ([], ValueError, r"objectives must be at least one"),
-        ([keras_kd.SoftLabels(), keras_kd.SoftLabels()], ValueError, r"each with its own name.*name="),
-        (keras_kd.SoftLabels(name="loss"), ValueError, r"each with its own name.*hold 'loss' twice"),
-        (keras_kd.SoftLabels(name="soft"), ValueError, r"each with its own name.*hold 'soft_weight' twice"),
-        (keras_kd.SoftLabels(reduction="none"), ValueError, r"\['soft_labels'\] have reduction=None. Use 'sum_over"),
+        ([], ValueError, r"losses must be at least one"),
+        ([keras_kd.losses.SoftLabels(), keras_kd.losses.SoftLabels()], ValueError, r"each with its own name.*name="),
+        (keras_kd.losses.SoftLabels(name="loss"), ValueError, r"each with its own name.*hold 'loss' twice"),
+        (keras_kd.losses.SoftLabels(name="soft"), ValueError, r"each with its own name.*hold 'soft_weight' twice"),
+        (
+            keras_kd.losses.SoftLabels(reduction="none"),
+            ValueError,
+            r"\['soft_labels'\] have reduction=None. Use 'sum_over",
+        ),
     ],
 )
-def test_objectives_must_be_objectives_with_names_of_their_own(objectives, error, message):
+def test_losses_must_be_losses_with_names_of_their_own(distillation_losses, error, message):
     """Also where a name would hide what else stands in the logs: the loss, or λ (`soft_weight`)."""
     with pytest.raises(error, match=message):
-        keras_kd.Distiller(dense_model(4, 3), dense_model(4, 3), objectives)
+        keras_kd.Distiller(dense_model(4, 3), dense_model(4, 3), distillation_losses)
 
 
 def test_sigmoid_endings_are_refused():
@@ -149,7 +153,7 @@ def test_a_teacher_that_the_student_would_train_is_refused(data):
 
 def test_a_missing_teacher_is_refused_and_can_still_be_handed_in(data):
     """Also one that brings a projection, whose weights the optimizer has to know."""
-    distiller = keras_kd.Distiller(None, dense_model(6, 3), keras_kd.Hint("hidden_0", "hidden_0"))
+    distiller = keras_kd.Distiller(None, dense_model(6, 3), keras_kd.losses.Hint("hidden_0", "hidden_0"))
     distiller.compile("adam", crossentropy())
     assert distiller.evaluate(*data, verbose=0) > 0
     with pytest.raises(
@@ -165,7 +169,7 @@ def test_an_unknown_output_is_refused():
     heads = {"topic": keras.layers.Dense(3)(inputs), "tone": keras.layers.Dense(3)(inputs)}
     model = keras.Model(inputs, heads)
     with pytest.raises(ValueError, match=r"output='style' is not an output of the teacher; it has \['tone', 'topic'\]"):
-        keras_kd.Distiller(model, keras.models.clone_model(model), keras_kd.SoftLabels(output="style"))
+        keras_kd.Distiller(model, keras.models.clone_model(model), keras_kd.losses.SoftLabels(output="style"))
 
 
 def test_different_numbers_of_outputs_are_refused():

@@ -9,9 +9,9 @@ from conftest import crossentropy, dense_model, strategy_of
 import keras_kd
 
 
-def distiller_with(balance, objectives=None, student=None, **options):
+def distiller_with(balance, distillation_losses=None, student=None, **options):
     distiller = keras_kd.Distiller(
-        dense_model(16, 3), student or dense_model(4, 3), objectives, soft_weight=0.5, balance=balance
+        dense_model(16, 3), student or dense_model(4, 3), distillation_losses, soft_weight=0.5, balance=balance
     )
     distiller.compile(keras.optimizers.SGD(0.1), crossentropy(), **options)
     return distiller
@@ -95,9 +95,12 @@ def test_a_loss_without_a_gradient_is_not_blown_up(data):
 
 
 @pytest.mark.parametrize("make", [keras_kd.UncertaintyBalance, keras_kd.GradientNormBalance])
-def test_unlabelled_data_balances_the_objectives_alone(data, make):
+def test_unlabelled_data_balances_the_losses_alone(data, make):
     distiller = keras_kd.Distiller(
-        dense_model(16, 3), dense_model(4, 3), [keras_kd.SoftLabels(), keras_kd.LogitsMSE()], balance=make()
+        dense_model(16, 3),
+        dense_model(4, 3),
+        [keras_kd.losses.SoftLabels(), keras_kd.losses.LogitsMSE()],
+        balance=make(),
     )
     distiller.compile("adam", None)
     history = distiller.fit(data[0], epochs=3, verbose=0).history
@@ -146,7 +149,7 @@ def test_what_cannot_be_balanced_is_refused():
     with pytest.raises(
         ValueError, match=r"balance belongs to a distiller with the losses \['hard_loss', 'soft_labels'\]"
     ):
-        distiller_with(used, keras_kd.LogitsMSE())
+        distiller_with(used, keras_kd.losses.LogitsMSE())
     with pytest.raises(ValueError, match="momentum must be < 1, got 1"):
         keras_kd.GradientNormBalance(momentum=1)
     with pytest.raises(ValueError, match="every must be >= 1, got 0"):

@@ -132,13 +132,13 @@ def test_growth_is_measured_for_several_teachers_too():
 
 def test_long_epochs_without_a_teacher_are_the_students_in_memory_and_from_the_cache(tmp_path):
     task = bench_models.mlp_task(features=False, tiny=True)
-    functions = bench_steps.epochs_without_teacher(task, tmp_path / "signals")
+    functions = bench_steps.epochs_without_teacher(task, tmp_path / "outputs")
     assert list(functions) == ["plain student", bench_steps.IN_MEMORY, bench_steps.CACHED]
     for function in functions.values():
         function()
         assert int(function.args[0].optimizer.iterations) == bench_steps.PASSES * task.steps
-    taught = [next(iter(functions[name].args[1]))[0] for name in (bench_steps.IN_MEMORY, bench_steps.CACHED)]
-    in_memory, cached = (one.signals().prediction for one in taught)
+    precomputed = [next(iter(functions[name].args[1]))[0] for name in (bench_steps.IN_MEMORY, bench_steps.CACHED)]
+    in_memory, cached = (one.outputs().prediction for one in precomputed)
     np.testing.assert_allclose(in_memory, cached, rtol=1e-3, atol=1e-3)
 
 

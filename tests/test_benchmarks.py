@@ -1,4 +1,4 @@
-"""The parts of `benchmarks/transformer_objectives.py` that its figures rest on; `make transformers` runs the whole."""
+"""The parts of `benchmarks/transformer_losses.py` that its figures rest on; `make transformers` runs the whole."""
 
 import importlib.util
 import pathlib
@@ -14,10 +14,8 @@ FOLDER = pathlib.Path(__file__).parents[1] / "benchmarks"
 
 @pytest.fixture
 def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(FOLDER)  # it imports objectives.py, which lies beside it
-    specification = importlib.util.spec_from_file_location(
-        "transformer_objectives", FOLDER / "transformer_objectives.py"
-    )
+    monkeypatch.syspath_prepend(FOLDER)  # it imports losses.py, which lies beside it
+    specification = importlib.util.spec_from_file_location("transformer_losses", FOLDER / "transformer_losses.py")
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
     return module
@@ -50,15 +48,15 @@ def test_the_table_shows_gains_seed_by_seed(benchmark):
     assert table[4] == f"| {row} | 43.0 ± 9.9 | 8.0 ± 2.8 | 2.0 ± 1.4 | 10 | 0.1 |"
 
 
-def test_every_objective_finds_its_layers_in_both_models(benchmark, task):
+def test_every_loss_finds_its_layers_in_both_models(benchmark, task):
     """Two steps with all of them at once: each has a loss, and the student moves, the teacher not."""
     teacher, student = benchmark.transformer(task, 64, blocks=2), benchmark.untrained(task, seed=0)
     before = {model: model.get_weights() for model in (teacher, student)}
-    objectives = [objective() for objective in benchmark.OBJECTIVES.values()]
-    distiller = keras_kd.Distiller(teacher, student, objectives)
+    distillation_losses = [loss() for loss in benchmark.LOSSES.values()]
+    distiller = keras_kd.Distiller(teacher, student, distillation_losses)
     benchmark.fit(distiller, task.train.x, task.few_labels, task.steps)
     moved = {model: not all(map(np.array_equal, old, model.get_weights())) for model, old in before.items()}
     assert moved == {teacher: False, student: True}
-    values = [distiller.history.history[objective.name][0] for objective in objectives]
+    values = [distiller.history.history[loss.name][0] for loss in distillation_losses]
     assert np.isfinite(values).all()
     assert np.all(np.array(values) > 0.0)

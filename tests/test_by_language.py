@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from conftest import crossentropy, dense_model
 from formulas import soft_labels
-from objective_table import LABELS, OBJECTIVES, STUDENT, TEACHER
+from loss_table import LABELS, LOSSES, STUDENT, TEACHER
 
 import keras_kd
 from keras_kd._keras_private import set_mask
@@ -16,14 +16,14 @@ TEMPERATURES = {"en": 4.0, "sw": 1.5, "fi": 2.0}
 WEIGHTS = {"en": 1.0, "sw": 3.0, "fi": 0.0}
 TEMPERED = [
     name
-    for name, row in OBJECTIVES.items()
+    for name, row in LOSSES.items()
     if getattr(row.make(), "scales_with_temperature", False) and row.make().name != "dist"
 ]
 
 
-def by_language(objective=None, **options):
+def by_language(loss=None, **options):
     tables = {"temperatures": TEMPERATURES, "weights": WEIGHTS} | options
-    return keras_kd.ByLanguage(objective or keras_kd.SoftLabels(temperature=3.0), **tables)
+    return keras_kd.losses.ByLanguage(loss or keras_kd.losses.SoftLabels(temperature=3.0), **tables)
 
 
 def expected(languages, teacher, student):
@@ -51,21 +51,21 @@ def test_each_example_has_the_temperature_and_weight_of_its_language():
 
 
 @pytest.mark.parametrize("name", TEMPERED)
-def test_every_objective_that_allows_it_is_as_at_that_temperature(name):
-    """One language for all examples equals the objective made with that temperature."""
-    row = OBJECTIVES[name]
+def test_every_loss_that_allows_it_is_as_at_that_temperature(name):
+    """One language for all examples equals the loss made with that temperature."""
+    row = LOSSES[name]
     options = {"labels": LABELS} if row.labelled else {}
     plain = row.make()
     plain.temperature.assign(1.5)
-    objective = keras_kd.ByLanguage(row.make(), temperatures={"sw": 1.5})
-    value = objective(TEACHER, STUDENT, languages=np.array(["sw"] * 4), **options)
+    loss = keras_kd.losses.ByLanguage(row.make(), temperatures={"sw": 1.5})
+    value = loss(TEACHER, STUDENT, languages=np.array(["sw"] * 4), **options)
     assert float(value) == pytest.approx(float(plain(TEACHER, STUDENT, **options)), rel=1e-5)
 
 
-def test_weights_alone_work_for_any_objective():
-    objective = keras_kd.ByLanguage(keras_kd.NormalizedKD(reduction=None), weights={0: 2.0, 1: 0.5})
-    values = objective(TEACHER, STUDENT, languages=np.array([0, 1, 1, 0]), labels=LABELS)
-    plain = keras_kd.NormalizedKD(reduction=None)(TEACHER, STUDENT, labels=LABELS)
+def test_weights_alone_work_for_any_loss():
+    loss = keras_kd.losses.ByLanguage(keras_kd.losses.NormalizedKD(reduction=None), weights={0: 2.0, 1: 0.5})
+    values = loss(TEACHER, STUDENT, languages=np.array([0, 1, 1, 0]), labels=LABELS)
+    plain = keras_kd.losses.NormalizedKD(reduction=None)(TEACHER, STUDENT, labels=LABELS)
     np.testing.assert_allclose(values, plain * np.array([2.0, 0.5, 0.5, 2.0]), rtol=1e-6)
 
 
@@ -87,20 +87,22 @@ def test_inside_a_distiller_the_language_is_an_entry_of_x(tmp_path):
     assert distiller.fit(data, verbose=0).history["soft_labels"][0] == pytest.approx(
         expected(x["language"], *logits).mean(), rel=1e-4
     )
-    assert "soft_labels_weight" in distiller.knobs
+    assert "soft_labels_weight" in distiller.hyperparameters
     distiller.save(tmp_path / "distiller.keras")
     loaded = keras_kd.load_distiller(tmp_path / "distiller.keras", teacher)
-    assert loaded.objectives[0].temperatures == TEMPERATURES and loaded.objectives[0].weights == WEIGHTS
+    assert (
+        loaded.distillation_losses[0].temperatures == TEMPERATURES and loaded.distillation_losses[0].weights == WEIGHTS
+    )
     assert loaded.fit(data, verbose=0).history == distiller.fit(data, verbose=0).history
 
 
 def test_integers_run_under_xla():
     teacher, student = classifier(16), classifier(4)
     x = {"features": np.random.default_rng(0).normal(size=(12, 8)).astype("float32"), "language": np.arange(12) % 2}
-    objective = keras_kd.ByLanguage(keras_kd.SoftLabels(), temperatures={0: 1.0, 1: 5.0})
+    loss = keras_kd.losses.ByLanguage(keras_kd.losses.SoftLabels(), temperatures={0: 1.0, 1: 5.0})
     values = []
     for jit_compile in (False, True):
-        distiller = keras_kd.Distiller(teacher, keras.models.clone_model(student), objective)
+        distiller = keras_kd.Distiller(teacher, keras.models.clone_model(student), loss)
         distiller.student.set_weights(student.get_weights())
         distiller.compile("sgd", None, jit_compile=jit_compile)
         values.append(distiller.fit(x, batch_size=12, verbose=0).history["soft_labels"][0])
@@ -109,12 +111,12 @@ def test_integers_run_under_xla():
 
 def test_a_language_without_an_entry_is_named():
     with pytest.raises(ValueError, match=r"weights must have an entry for each language .*; it has en, fi, sw, not de"):
-        keras_kd.ByLanguage(keras_kd.SoftLabels(), weights=WEIGHTS)(
+        keras_kd.losses.ByLanguage(keras_kd.losses.SoftLabels(), weights=WEIGHTS)(
             TEACHER, STUDENT, languages=np.array(["en", "de", "de", "fi"])
         )
     student = classifier(4)
     distiller = keras_kd.Distiller(
-        classifier(16), student, keras_kd.ByLanguage(keras_kd.SoftLabels(), weights={"en": 1.0})
+        classifier(16), student, keras_kd.losses.ByLanguage(keras_kd.losses.SoftLabels(), weights={"en": 1.0})
     )
     distiller.compile("sgd", crossentropy())
     weights = student.get_weights()
@@ -135,15 +137,27 @@ def test_a_batch_without_languages_is_refused():
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: keras_kd.ByLanguage(keras_kd.SoftLabels()), ValueError, "give temperatures, weights or both"),
-        (lambda: keras_kd.ByLanguage("soft", weights={"en": 1.0}), TypeError, "objective must be a keras_kd.Objective"),
-        (lambda: by_language(weights={"en": 1.0}), ValueError, r"same languages; only one has \['fi', 'sw'\]"),
-        (lambda: by_language(keras_kd.LogitsMSE()), ValueError, "temperatures need an objective .* logits_mse is none"),
-        (lambda: by_language(keras_kd.NormalizedKD()), ValueError, "temperatures need an objective whose"),
         (
-            lambda: by_language(keras_kd.SoftLabels(standardize=True)),
+            lambda: keras_kd.losses.ByLanguage(keras_kd.losses.SoftLabels()),
             ValueError,
-            "temperatures need an objective whose",
+            "give temperatures, weights or both",
+        ),
+        (
+            lambda: keras_kd.losses.ByLanguage("soft", weights={"en": 1.0}),
+            TypeError,
+            "loss must be a keras_kd.losses.DistillationLoss",
+        ),
+        (lambda: by_language(weights={"en": 1.0}), ValueError, r"same languages; only one has \['fi', 'sw'\]"),
+        (
+            lambda: by_language(keras_kd.losses.LogitsMSE()),
+            ValueError,
+            "temperatures need a loss .* logits_mse is none",
+        ),
+        (lambda: by_language(keras_kd.losses.NormalizedKD()), ValueError, "temperatures need a loss whose"),
+        (
+            lambda: by_language(keras_kd.losses.SoftLabels(standardize=True)),
+            ValueError,
+            "temperatures need a loss whose",
         ),
         (
             lambda: by_language(temperatures={**TEMPERATURES, "en": 0.0}),
@@ -152,14 +166,14 @@ def test_a_batch_without_languages_is_refused():
         ),
         (lambda: by_language(weights={**WEIGHTS, "en": "1"}), TypeError, r"weights\['en'\] must be >= 0 \(a number\)"),
         (
-            lambda: keras_kd.ByLanguage(keras_kd.SoftLabels(), weights={"en": 1.0, 2: 1.0}),
+            lambda: keras_kd.losses.ByLanguage(keras_kd.losses.SoftLabels(), weights={"en": 1.0, 2: 1.0}),
             TypeError,
             "weights must hold languages that are all str or all int",
         ),
         (
-            lambda: by_language(keras_kd.SoftLabels(reduction="mean_with_sample_weight")),
+            lambda: by_language(keras_kd.losses.SoftLabels(reduction="mean_with_sample_weight")),
             ValueError,
-            "objective must not divide by the sample weights",
+            "loss must not divide by the sample weights",
         ),
     ],
 )

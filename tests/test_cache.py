@@ -1,4 +1,4 @@
-"""Signals on disk: right in whatever order they are asked for, refused when they are not what was written."""
+"""Outputs on disk: right in whatever order they are asked for, refused when they are not what was written."""
 
 import errno
 import hashlib
@@ -19,7 +19,7 @@ import keras_kd
 from keras_kd.cache import TopLogProbs
 from keras_kd.cache.keys import fingerprint
 from keras_kd.cache.sources import TeacherSource
-from keras_kd.taught import Taught
+from keras_kd.outputs.precomputed import PrecomputedBatch
 
 SMALL = {"shard_bytes": 200, "verbose": 0}  # several shards even of these few examples
 
@@ -29,16 +29,16 @@ def batches_of(*arrays, batch=8):
 
 
 def stored(teacher, dataset, folder, **options):
-    return keras_kd.cache_signals(teacher, dataset, folder, **{**SMALL, **options})
+    return keras_kd.cache_teacher_outputs(teacher, dataset, folder, **{**SMALL, **options})
 
 
 def logits_by_example(dataset):
-    """`{bytes of an example of x: its signal}` of a dataset of one or two passes."""
-    signals = {}
-    for taught, *_ in dataset:
-        for x, prediction in zip(taught.x.numpy(), taught.prediction.numpy(), strict=True):
-            np.testing.assert_array_equal(signals.setdefault(x.tobytes(), prediction), prediction)
-    return signals
+    """`{bytes of an example of x: its output}` of a dataset of one or two passes."""
+    outputs = {}
+    for precomputed, *_ in dataset:
+        for x, prediction in zip(precomputed.x.numpy(), precomputed.prediction.numpy(), strict=True):
+            np.testing.assert_array_equal(outputs.setdefault(x.tobytes(), prediction), prediction)
+    return outputs
 
 
 def content_of(folder):
@@ -54,14 +54,14 @@ def test_the_student_learns_what_it_learns_from_the_live_teacher(data, tmp_path,
     cached = keras.models.clone_model(live)
     cached.set_weights(live.get_weights())
     hidden = {"teacher_layer": "hidden_0", "student_layer": "hidden_0"}
-    objectives = [keras_kd.SoftLabels(2.0), keras_kd.RelationalKD(**hidden)]
+    distillation_losses = [keras_kd.losses.SoftLabels(2.0), keras_kd.losses.RelationalKD(**hidden)]
     plain = batches_of(*data)
     histories = []
     for model, student, dataset in (
         (teacher, live, plain),
-        (None, cached, stored(teacher, plain, tmp_path / "cache", signals=objectives, dtype=dtype)),
+        (None, cached, stored(teacher, plain, tmp_path / "cache", outputs=distillation_losses, dtype=dtype)),
     ):
-        distiller = keras_kd.Distiller(model, student, objectives)
+        distiller = keras_kd.Distiller(model, student, distillation_losses)
         distiller.compile(keras.optimizers.SGD(0.1), crossentropy())
         histories.append(distiller.fit(dataset, epochs=2, shuffle=False, validation_data=plain, verbose=0).history)
     for name, values in histories[0].items():
@@ -75,7 +75,7 @@ def test_two_replicas_learn_what_one_learns_and_ids_of_strings_do_not_stop_xla(d
     pixels = keras.Input((8,), name="pixels")
     teacher = keras.Model(pixels, keras.layers.Dense(3)(pixels))
     named = {"pixels": x, "id": np.array([f"name {i}" for i in range(37)])}
-    taught = stored(teacher, batches_of(named, y), tmp_path / "cache", key="id")
+    precomputed = stored(teacher, batches_of(named, y), tmp_path / "cache", key="id")
     weights = []
     for strategy, jit_compile in ((tf.distribute.get_strategy(), True), (strategy_of(2), False)):
         with strategy.scope():
@@ -83,7 +83,7 @@ def test_two_replicas_learn_what_one_learns_and_ids_of_strings_do_not_stop_xla(d
             student = keras.Model(inner, keras.layers.Dense(3, kernel_initializer="ones")(inner))
             distiller = keras_kd.Distiller(None, student)
             distiller.compile(keras.optimizers.SGD(0.1), crossentropy(), jit_compile=jit_compile)
-        distiller.fit(taught, epochs=2, shuffle=False, verbose=0)
+        distiller.fit(precomputed, epochs=2, shuffle=False, verbose=0)
         weights.append(student.get_weights())
     for one, two in zip(*weights, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-6)
@@ -95,7 +95,7 @@ def test_the_teacher_comes_out_as_it_went_in_and_is_not_run_again(data, tmp_path
     before = teacher.get_weights()
     stored(teacher, batches_of(*data), tmp_path / "cache")
     files = content_of(tmp_path / "cache")
-    monkeypatch.setattr("keras_kd.cache.signals.Writer", None)  # would fail if it were built again
+    monkeypatch.setattr("keras_kd.cache.caching.Writer", None)  # would fail if it were built again
     stored(teacher, batches_of(*data), tmp_path / "cache")
     assert content_of(tmp_path / "cache") == files
     assert not teacher.trainable
@@ -106,11 +106,11 @@ def test_the_teacher_comes_out_as_it_went_in_and_is_not_run_again(data, tmp_path
 # Keys --------------------------------------------------------------------------------------------------------------
 
 
-def test_signals_follow_their_examples_through_shuffling_batches_repeats_and_shards(data, tmp_path):
+def test_outputs_follow_their_examples_through_shuffling_batches_repeats_and_shards(data, tmp_path):
     x, y = data
     teacher = dense_model(16, 3)
     stored(teacher, batches_of(x, y), tmp_path / "cache", dtype="float32")
-    cache = keras_kd.open_cache(tmp_path / "cache", teacher=teacher)
+    cache = keras_kd.open_teacher_cache(tmp_path / "cache", teacher=teacher)
     expected = dict(zip([row.tobytes() for row in x], teacher.predict(x, verbose=0), strict=True))
     flat = tf.data.Dataset.from_tensor_slices((x, y))
     for dataset in (
@@ -123,9 +123,9 @@ def test_signals_follow_their_examples_through_shuffling_batches_repeats_and_sha
     ):
         attached = cache.attach(dataset)
         assert attached.cardinality() == dataset.cardinality()
-        for key, signal in logits_by_example(attached).items():
-            np.testing.assert_allclose(signal, expected[key], rtol=1e-5, atol=1e-6)
-    again = cache.attach(flat.batch(8)).unbatch().shuffle(37, seed=4).batch(9)  # the signals travel with the examples
+        for key, output in logits_by_example(attached).items():
+            np.testing.assert_allclose(output, expected[key], rtol=1e-5, atol=1e-6)
+    again = cache.attach(flat.batch(8)).unbatch().shuffle(37, seed=4).batch(9)  # the outputs travel with the examples
     assert len(logits_by_example(again)) == 37
 
 
@@ -136,11 +136,11 @@ def test_ids_name_the_examples_however_they_are_augmented(data, tmp_path, ids):
     dataset = batches_of({"pixels": data[0], "id": ids})
     stored(teacher, dataset, tmp_path / "cache", key="id", dtype="float32")
     noisy = dataset.map(lambda x: {**x, "pixels": x["pixels"] + tf.random.normal(tf.shape(x["pixels"]))})
-    attached = keras_kd.open_cache(tmp_path / "cache").attach(noisy.unbatch().shuffle(37, seed=1).batch(4))
+    attached = keras_kd.open_teacher_cache(tmp_path / "cache").attach(noisy.unbatch().shuffle(37, seed=1).batch(4))
     order = np.concatenate([x["id"].numpy() for x in noisy.unbatch().shuffle(37, seed=1).batch(4)])
     order = [list(ids).index(one.decode() if isinstance(one, bytes) else one) for one in order]
-    signals = np.concatenate([taught.prediction.numpy() for (taught,) in attached])
-    np.testing.assert_allclose(signals, teacher.predict(data[0], verbose=0)[order], rtol=1e-5, atol=1e-6)
+    outputs = np.concatenate([precomputed.prediction.numpy() for (precomputed,) in attached])
+    np.testing.assert_allclose(outputs, teacher.predict(data[0], verbose=0)[order], rtol=1e-5, atol=1e-6)
 
 
 def test_fingerprints_are_those_of_farmhash():
@@ -157,17 +157,17 @@ def test_an_example_that_is_not_in_the_cache_is_named(data, tmp_path):
     stored(teacher, batches_of(x, y), tmp_path / "content")
     stranger = np.concatenate([x[:20], x[:1] + 1.0])
     key = int(fingerprint(tf.constant(stranger)).numpy()[-1]) % 2**64
-    cache = keras_kd.open_cache(tmp_path / "content")
+    cache = keras_kd.open_teacher_cache(tmp_path / "content")
     distiller = keras_kd.Distiller(None, dense_model(3))
     distiller.compile("sgd", crossentropy())
     with pytest.raises(
-        ValueError, match=rf"holds no signals of the example content {key:016x} \(4 of its batch, 1 of 5"
+        ValueError, match=rf"holds no outputs of the example content {key:016x} \(4 of its batch, 1 of 5"
     ):
         distiller.fit(cache.attach(batches_of(stranger, y[:21])), shuffle=False, verbose=0)
     ids = [(np.arange(37), teacher.predict(x, verbose=0))]
-    cache = keras_kd.cache_signals("numbers", ids, tmp_path / "ids", key="id", verbose=0)
+    cache = keras_kd.cache_teacher_outputs("numbers", ids, tmp_path / "ids", key="id", verbose=0)
     dataset = cache.attach(batches_of({"x": x[:9], "id": np.arange(9) * 9}))
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"no signals of the example.*id 45"):
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"no outputs of the example.*id 45"):
         list(dataset)
 
 
@@ -191,39 +191,39 @@ def test_equal_examples_are_one_and_one_id_for_two_examples_is_refused(data, tmp
                 shard_bytes=shard_bytes,
             )
     with pytest.raises(ValueError, match="two different examples have the key 0"):
-        keras_kd.cache_signals("scores", [(ids, x)], tmp_path / "scores", key="id", verbose=0)
+        keras_kd.cache_teacher_outputs("scores", [(ids, x)], tmp_path / "scores", key="id", verbose=0)
 
 
 # Codings -----------------------------------------------------------------------------------------------------------
 
 
-def test_several_signals_at_once_each_in_its_coding(data, tmp_path):
+def test_several_outputs_at_once_each_in_its_coding(data, tmp_path):
     x, _ = data
     teacher = dense_model(16, 12, 5)
-    signals = [keras_kd.SoftLabels(), keras_kd.Hint("hidden_0", "hidden_0"), "hidden_1"]
-    stored(teacher, batches_of(x), tmp_path / "cache", signals=signals, top_k=2, dtype="int8")
+    outputs = [keras_kd.losses.SoftLabels(), keras_kd.losses.Hint("hidden_0", "hidden_0"), "hidden_1"]
+    stored(teacher, batches_of(x), tmp_path / "cache", outputs=outputs, top_k=2, dtype="int8")
     outputs = {layer.name: layer.output for layer in teacher.layers}
     expected = keras.Model(teacher.inputs, outputs).predict(x, verbose=0)
-    attached = keras_kd.open_cache(tmp_path / "cache").attach(batches_of(x))
-    (taught,) = next(iter(attached.unbatch().batch(37)))
+    attached = keras_kd.open_teacher_cache(tmp_path / "cache").attach(batches_of(x))
+    (precomputed,) = next(iter(attached.unbatch().batch(37)))
     for name in ("hidden_0", "hidden_1"):
-        error = np.abs(taught.layers[name].numpy() - expected[name])
+        error = np.abs(precomputed.layers[name].numpy() - expected[name])
         assert 0 < error.max() <= expected[name].max() / 250
     likeliest = np.argsort(-expected["logits"], axis=-1)[:, :2]
     np.testing.assert_allclose(
-        np.take_along_axis(taught.prediction.dense().numpy(), likeliest, -1),
+        np.take_along_axis(precomputed.prediction.dense().numpy(), likeliest, -1),
         np.take_along_axis(log_softmax(expected["logits"]), likeliest, -1),
         rtol=2e-3,
         atol=1e-3,
     )
-    assert {d.dtype for d in (taught.prediction.log_p, *taught.layers.values())} == {tf.float32}
+    assert {d.dtype for d in (precomputed.prediction.log_p, *precomputed.layers.values())} == {tf.float32}
 
 
 def test_numbers_that_cannot_be_kept_are_refused(data, tmp_path):
     x, _ = data
     teacher = dense_model(3)
     teacher.set_weights([np.full((8, 3), 1e5), np.zeros(3)])
-    with pytest.raises(ValueError, match=r"signal 'output' of the example with the key -?\d+ holds.*float16 cannot"):
+    with pytest.raises(ValueError, match=r"output 'output' of the example with the key -?\d+ holds.*float16 cannot"):
         stored(teacher, batches_of(x), tmp_path / "float16")
     assert len(logits_by_example(stored(teacher, batches_of(x), tmp_path / "float32", dtype="float32"))) == 37
     teacher.set_weights([np.full((8, 3), np.nan), np.zeros(3)])
@@ -231,7 +231,7 @@ def test_numbers_that_cannot_be_kept_are_refused(data, tmp_path):
         stored(teacher, batches_of(x), tmp_path / "nan", dtype="float32")
 
 
-# Which signals -----------------------------------------------------------------------------------------------------
+# Which outputs -----------------------------------------------------------------------------------------------------
 
 
 def two_outputs(kind):
@@ -241,48 +241,48 @@ def two_outputs(kind):
 
 
 @pytest.mark.parametrize(
-    ("kind", "signals", "widths"),
+    ("kind", "outputs", "widths"),
     [
         ("dict", None, {"a": 4, "b": 3}),
         ("list", None, (3, 4)),
         ("list", "a", {"a": 4}),
-        ("dict", keras_kd.SoftLabels(output="b"), {"b": 3}),
-        ("list", keras_kd.SoftLabels(output=1), (3, 4)),
+        ("dict", keras_kd.losses.SoftLabels(output="b"), {"b": 3}),
+        ("list", keras_kd.losses.SoftLabels(output=1), (3, 4)),
         ("list", keras.losses.MeanSquaredError(), (3, 4)),
     ],
 )
-def test_outputs_come_back_in_the_structure_in_which_objectives_look_for_them(data, tmp_path, kind, signals, widths):
-    attached = stored(two_outputs(kind), batches_of(data[0]), tmp_path / "cache", signals=signals)
-    (taught,) = next(iter(attached))
-    assert tf.nest.map_structure(lambda signal: signal.shape[1], taught.prediction) == widths
+def test_outputs_come_back_in_the_structure_in_which_losses_look_for_them(data, tmp_path, kind, outputs, widths):
+    attached = stored(two_outputs(kind), batches_of(data[0]), tmp_path / "cache", outputs=outputs)
+    (precomputed,) = next(iter(attached))
+    assert tf.nest.map_structure(lambda output: output.shape[1], precomputed.prediction) == widths
 
 
 @pytest.mark.parametrize("last", ["softmax", "sigmoid"])
 def test_outputs_are_stored_as_logits(data, tmp_path, last):
     x, _ = data
     teacher = dense_model(3, last=last)
-    (taught,) = next(iter(stored(teacher, batches_of(x, batch=37), tmp_path / "cache", dtype="float32")))
+    (precomputed,) = next(iter(stored(teacher, batches_of(x, batch=37), tmp_path / "cache", dtype="float32")))
     linear = dense_model(3)
     linear.set_weights(teacher.get_weights())
     expected = linear.predict(x, verbose=0)
     if last == "softmax":
         expected = log_softmax(expected)
-    np.testing.assert_allclose(taught.prediction, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(precomputed.prediction, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_signals_that_objectives_want_in_two_ways_are_refused(data, tmp_path):
+def test_outputs_that_losses_want_in_two_ways_are_refused(data, tmp_path):
     x, _ = data
-    both = [keras_kd.SoftLabels(), keras_kd.KerasLoss(keras.losses.MeanSquaredError())]
+    both = [keras_kd.losses.SoftLabels(), keras_kd.losses.KerasLoss(keras.losses.MeanSquaredError())]
     with pytest.raises(ValueError, match="both as it is and as logits, and it ends in softmax"):
-        stored(dense_model(3, last="softmax"), batches_of(x), tmp_path / "cache", signals=both)
+        stored(dense_model(3, last="softmax"), batches_of(x), tmp_path / "cache", outputs=both)
     with pytest.raises(ValueError, match=r"soft_labels compares distributions.*ends in sigmoid"):
-        stored(dense_model(3, last="sigmoid"), batches_of(x), tmp_path / "cache", signals=keras_kd.SoftLabels())
+        stored(dense_model(3, last="sigmoid"), batches_of(x), tmp_path / "cache", outputs=keras_kd.losses.SoftLabels())
     assert not (tmp_path / "cache").exists()
 
 
 def test_only_a_layer_may_be_stored(data, tmp_path):
-    attached = stored(dense_model(16, 3), batches_of(*data), tmp_path / "cache", signals="hidden_0")
-    distiller = keras_kd.Distiller(None, dense_model(4, 3), keras_kd.Hint("hidden_0", "hidden_0"))
+    attached = stored(dense_model(16, 3), batches_of(*data), tmp_path / "cache", outputs="hidden_0")
+    distiller = keras_kd.Distiller(None, dense_model(4, 3), keras_kd.losses.Hint("hidden_0", "hidden_0"))
     distiller.compile("adam", crossentropy())
     history = distiller.fit(attached, epochs=5, shuffle=False, verbose=0).history["hint"]
     assert history[-1] < history[0]
@@ -300,9 +300,9 @@ def test_only_a_layer_may_be_stored(data, tmp_path):
         ({"dtype": "float64"}, ValueError, "dtype must be one of"),
         ({"key": 3}, TypeError, "key must be the name of an entry"),
         ({"key": "id"}, ValueError, "key='id' must be an entry of x, which is no dict"),
-        ({"signals": "hidden_9"}, ValueError, "teacher_layer='hidden_9' is not a layer of the teacher"),
-        ({"signals": "hidden_0:soul"}, ValueError, "names no part of a layer; the parts are"),
-        ({"signals": 3}, TypeError, "signals must be objectives, names of outputs or names of layers"),
+        ({"outputs": "hidden_9"}, ValueError, "teacher_layer='hidden_9' is not a layer of the teacher"),
+        ({"outputs": "hidden_0:soul"}, ValueError, "names no part of a layer; the parts are"),
+        ({"outputs": 3}, TypeError, "outputs must be losses, names of outputs or names of layers"),
         ({"dataset": np.zeros((3, 8))}, TypeError, "dataset must be a batched tf.data.Dataset, got ndarray"),
         ({"dataset": tf.data.Dataset.range(3)}, TypeError, "Batch it first"),
         ({"dataset": tf.data.Dataset.from_tensors(np.zeros((3, 8))).repeat()}, ValueError, "dataset must end"),
@@ -314,7 +314,7 @@ def test_only_a_layer_may_be_stored(data, tmp_path):
 def test_bad_arguments_are_named(data, tmp_path, options, error, message):
     arguments = {"teacher": dense_model(16, 3), "dataset": batches_of(data[0]), **options}
     with pytest.raises(error, match=message):
-        keras_kd.cache_signals(path=tmp_path / "cache", verbose=0, **arguments)
+        keras_kd.cache_teacher_outputs(path=tmp_path / "cache", verbose=0, **arguments)
 
 
 def test_a_folder_with_other_files_is_left_alone(data, tmp_path):
@@ -323,10 +323,10 @@ def test_a_folder_with_other_files_is_left_alone(data, tmp_path):
         stored(dense_model(3), batches_of(data[0]), tmp_path)
     assert content_of(tmp_path) == {"letters.txt": b"mine"}
     with pytest.raises(FileNotFoundError, match="path must be the folder of a cache"):
-        keras_kd.open_cache(tmp_path)
+        keras_kd.open_teacher_cache(tmp_path)
 
 
-# Signals of other programs -----------------------------------------------------------------------------------------
+# Outputs of other programs -----------------------------------------------------------------------------------------
 
 
 def test_scores_of_scikit_learn_teach(data, tmp_path):
@@ -335,32 +335,36 @@ def test_scores_of_scikit_learn_teach(data, tmp_path):
     x, y = data
     scores = LogisticRegression(max_iter=500).fit(x, y).predict_log_proba
     batches = ((part, scores(part)) for part in np.array_split(x, 4))
-    cache = keras_kd.cache_signals("logistic regression", batches, tmp_path / "cache", **SMALL)
+    cache = keras_kd.cache_teacher_outputs("logistic regression", batches, tmp_path / "cache", **SMALL)
     assert (cache.teacher, cache.examples, cache.names) == ("logistic regression", 37, ["output"])
-    signals = logits_by_example(cache.attach(batches_of(x, y)))
+    outputs = logits_by_example(cache.attach(batches_of(x, y)))
     for row, expected in zip(x, scores(x), strict=True):
-        np.testing.assert_allclose(signals[row.tobytes()], expected, rtol=1e-3, atol=1e-4)
+        np.testing.assert_allclose(outputs[row.tobytes()], expected, rtol=1e-3, atol=1e-4)
 
 
 def test_log_probabilities_of_an_api_teach(tmp_path):
     log_p = np.log([[0.5, 0.3], [0.9, 0.02]])
     answers = TopLogProbs(np.array([[4, 0], [1, 2]]), log_p, of=5)
-    cache = keras_kd.cache_signals("api", [(["first", "second"], answers)], tmp_path / "cache", key="id", verbose=0)
+    cache = keras_kd.cache_teacher_outputs(
+        "api", [(["first", "second"], answers)], tmp_path / "cache", key="id", verbose=0
+    )
     dataset = batches_of({"id": np.array(["second", "first"]), "x": np.zeros((2, 1))})
-    (taught,) = next(iter(cache.attach(dataset)))
+    (precomputed,) = next(iter(cache.attach(dataset)))
     expected = [[0.08 / 3, 0.9, 0.02, 0.08 / 3, 0.08 / 3], [0.3, 0.2 / 3, 0.2 / 3, 0.2 / 3, 0.5]]
-    np.testing.assert_allclose(np.exp(taught.prediction.dense()), expected, rtol=1e-3)
-    assert set(taught.x) == {"x"}
+    np.testing.assert_allclose(np.exp(precomputed.prediction.dense()), expected, rtol=1e-3)
+    assert set(precomputed.x) == {"x"}
 
 
 def test_layers_of_other_programs_come_along(data, tmp_path):
     x, _ = data
-    cache = keras_kd.cache_signals("arrays", [(x, x[:, :3], {"block": x})], tmp_path / "cache", dtype="int8", verbose=0)
-    (taught,) = next(iter(cache.attach(batches_of(x, batch=37))))
-    assert isinstance(taught, Taught)
-    np.testing.assert_allclose(taught.layers["block"], x, atol=np.abs(x).max() / 250)
+    cache = keras_kd.cache_teacher_outputs(
+        "arrays", [(x, x[:, :3], {"block": x})], tmp_path / "cache", dtype="int8", verbose=0
+    )
+    (precomputed,) = next(iter(cache.attach(batches_of(x, batch=37))))
+    assert isinstance(precomputed, PrecomputedBatch)
+    np.testing.assert_allclose(precomputed.layers["block"], x, atol=np.abs(x).max() / 250)
     with pytest.raises(ValueError, match=r"as many examples, got \[3, 37\] in one batch"):
-        keras_kd.cache_signals("arrays", [(x, x[:3])], tmp_path / "other", verbose=0)
+        keras_kd.cache_teacher_outputs("arrays", [(x, x[:3])], tmp_path / "other", verbose=0)
 
 
 def test_a_folder_written_by_hand_in_the_documented_layout_is_read(tmp_path):
@@ -368,9 +372,9 @@ def test_a_folder_written_by_hand_in_the_documented_layout_is_read(tmp_path):
     arrays = {
         "key.bin": np.array([30, -10, 20], "<i8"),
         "content.bin": np.zeros(3, "<i8"),
-        "signal_0.bin": np.array([[3, 1], [1, 2], [2, 3]], "<f4"),
-        "signal_1.end.bin": np.array([2, 2, 3], "<i8"),  # two tokens, none, one
-        "signal_1.bin": np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]], "<f2"),
+        "output_0.bin": np.array([[3, 1], [1, 2], [2, 3]], "<f4"),
+        "output_1.end.bin": np.array([2, 2, 3], "<i8"),  # two tokens, none, one
+        "output_1.bin": np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]], "<f2"),
         "index.key.bin": np.array([-10, 20, 30], "<i8"),
         "index.position.bin": np.array([1, 2, 0], "<i8"),
     }
@@ -383,11 +387,11 @@ def test_a_folder_written_by_hand_in_the_documented_layout_is_read(tmp_path):
         name: {"dtype": array.dtype.str, "shape": list(array.shape[1:]), "a row": "an example"}
         for name, array in list(arrays.items())[:5]
     }
-    files["signal_1.bin"]["a row"] = "a token"
+    files["output_1.bin"]["a row"] = "a token"
     layout = {
-        "format": "keras_kd.signals/2",
+        "format": "keras_kd.outputs/2",
         "key": {"of": {"entry": "id"}, "padding": 0},
-        "signals": {
+        "outputs": {
             "output": {"coding": "Full", "shape": [2], "dtype": "float32"},
             "layer block": {"coding": "Full", "shape": [None, 3], "dtype": "float16"},
         },
@@ -397,7 +401,7 @@ def test_a_folder_written_by_hand_in_the_documented_layout_is_read(tmp_path):
         "files": files,
     }
     manifest = {
-        "setting": {"teacher": "by hand", "preprocessing": None, "signals": layout},
+        "setting": {"teacher": "by hand", "preprocessing": None, "outputs": layout},
         "examples": 3,
         "distinct": 3,
         "sequences": {"layer block": None},
@@ -408,11 +412,11 @@ def test_a_folder_written_by_hand_in_the_documented_layout_is_read(tmp_path):
     manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     batch = {"id": np.array([20, 30, -10]), "tokens": np.ones((3, 3))}
-    (taught,) = next(iter(keras_kd.open_cache(tmp_path).attach(batches_of(batch))))
-    np.testing.assert_array_equal(taught.prediction, [[2, 3], [3, 1], [1, 2]])
+    (precomputed,) = next(iter(keras_kd.open_teacher_cache(tmp_path).attach(batches_of(batch))))
+    np.testing.assert_array_equal(precomputed.prediction, [[2, 3], [3, 1], [1, 2]])
     expected = np.zeros((3, 3, 3))
     expected[0, 0], expected[1, :2] = [7, 8, 9], [[1, 2, 3], [4, 5, 6]]
-    np.testing.assert_array_equal(taught.layers["block"], expected)
+    np.testing.assert_array_equal(precomputed.layers["block"], expected)
 
 
 # What is refused ---------------------------------------------------------------------------------------------------
@@ -420,11 +424,11 @@ def test_a_folder_written_by_hand_in_the_documented_layout_is_read(tmp_path):
 
 @pytest.fixture
 def cache(data, tmp_path):
-    stored(dense_model(16, 3, name="teacher"), batches_of(*data), tmp_path / "cache", signals=["logits", "hidden_0"])
+    stored(dense_model(16, 3, name="teacher"), batches_of(*data), tmp_path / "cache", outputs=["logits", "hidden_0"])
     return tmp_path / "cache"
 
 
-FILES = ["manifest.json", "index.key.bin", "index.position.bin", "key.bin", "signal_0.bin", "signal_1.bin"]
+FILES = ["manifest.json", "index.key.bin", "index.position.bin", "key.bin", "output_0.bin", "output_1.bin"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -437,9 +441,9 @@ def test_a_flipped_bit_is_noticed_wherever_it_is(cache, name):
         flipped[place] ^= 1 << bit
         file.write_bytes(flipped)
         with pytest.raises(ValueError, match=f"not as it was written, .*{name}"):
-            keras_kd.open_cache(cache)
+            keras_kd.open_teacher_cache(cache)
     file.write_bytes(content)
-    keras_kd.open_cache(cache)
+    keras_kd.open_teacher_cache(cache)
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -449,37 +453,37 @@ def test_a_file_cut_short_or_longer_or_gone_is_noticed_without_reading_it(cache,
     for changed in (content[:0], content[:1], content[:100], content[:-1], content + b"!"):
         file.write_bytes(changed)
         with pytest.raises(ValueError, match=f"not as it was written, .*{name}"):
-            keras_kd.open_cache(cache, verify=False)
+            keras_kd.open_teacher_cache(cache, verify=False)
     file.unlink()
     with pytest.raises((ValueError, FileNotFoundError), match=f"{name}"):
-        keras_kd.open_cache(cache)
+        keras_kd.open_teacher_cache(cache)
 
 
 def test_shards_and_files_that_changed_places_are_noticed(cache):
     shards = json.loads((cache / "manifest.json").read_text())["shards"]
-    one, other = (shard["files"]["signal_1.bin"]["bytes"] for shard in shards[:2])
-    file = cache / "signal_1.bin"
+    one, other = (shard["files"]["output_1.bin"]["bytes"] for shard in shards[:2])
+    file = cache / "output_1.bin"
     content = file.read_bytes()
     file.write_bytes(content[one : one + other] + content[:one] + content[one + other :])
-    with pytest.raises(ValueError, match=r"signal_1.bin.*checksum of its part 0 is not that of the manifest"):
-        keras_kd.open_cache(cache)
+    with pytest.raises(ValueError, match=r"output_1.bin.*checksum of its part 0 is not that of the manifest"):
+        keras_kd.open_teacher_cache(cache)
     file.write_bytes(content)
     keys, positions = (cache / "index.key.bin").read_bytes(), (cache / "index.position.bin").read_bytes()
     (cache / "index.key.bin").write_bytes(positions)
     (cache / "index.position.bin").write_bytes(keys)
     with pytest.raises(ValueError, match=r"index.key.bin.*checksum of its part 0"):
-        keras_kd.open_cache(cache)
+        keras_kd.open_teacher_cache(cache)
 
 
 def test_a_cache_of_another_version_is_refused(cache):
     manifest = json.loads((cache / "manifest.json").read_text())
     del manifest["sha256"]
-    manifest["setting"]["signals"]["format"] = "keras_kd.signals/9"
+    manifest["setting"]["outputs"]["format"] = "keras_kd.outputs/9"
     text = json.dumps(manifest, sort_keys=True)
     manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
     (cache / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"format 'keras_kd.signals/9'; this version reads 'keras_kd.signals/2'"):
-        keras_kd.open_cache(cache)
+    with pytest.raises(ValueError, match=r"format 'keras_kd.outputs/9'; this version reads 'keras_kd.outputs/2'"):
+        keras_kd.open_teacher_cache(cache)
 
 
 def test_another_teacher_or_other_settings_are_refused(data, tmp_path):
@@ -493,15 +497,15 @@ def test_another_teacher_or_other_settings_are_refused(data, tmp_path):
         ({"teacher": dense_model(8, 3)}, "teacher architecture: there it is"),
         ({"dtype": "float32"}, 'dtype: there it is "float16", here "float32"'),
         ({"top_k": 2}, 'coding: there it is "Full", here "TopK"'),
-        ({"signals": "hidden_0"}, "layer hidden_0: there it is null"),
+        ({"outputs": "hidden_0"}, "layer hidden_0: there it is null"),
     ):
         with pytest.raises(ValueError, match="another teacher or of other settings") as error:
             stored(**{"teacher": teacher, "dataset": dataset, "folder": folder, **changed})
         assert there in str(error.value)
     with pytest.raises(ValueError, match="teacher weights: there it is"):
-        keras_kd.open_cache(folder, teacher=other_weights)
+        keras_kd.open_teacher_cache(folder, teacher=other_weights)
     other_weights.set_weights(teacher.get_weights())
-    keras_kd.open_cache(folder, teacher=other_weights)
+    keras_kd.open_teacher_cache(folder, teacher=other_weights)
     assert content_of(folder) == before
 
 
@@ -552,7 +556,7 @@ def test_a_full_disk_is_told_and_the_build_goes_on_when_there_is_space(data, tmp
         assert error.value.errno == errno.ENOSPC
         assert disk.free == 0
     with pytest.raises((ValueError, FileNotFoundError), match=r"only half built|must be the folder of a cache"):
-        keras_kd.open_cache(tmp_path / "cache")
+        keras_kd.open_teacher_cache(tmp_path / "cache")
     stored(teacher, dataset, tmp_path / "cache")
     assert content_of(tmp_path / "cache") == content_of(tmp_path / "whole")
 
@@ -574,10 +578,10 @@ def test_an_interrupted_build_goes_on_only_with_the_same_data_teacher_and_files(
     dataset = batches_of(x, batch=4)
     interrupted(teacher, dataset, folder, 6)
     names = sorted(content_of(folder))
-    assert names == ["building.json", "key.bin", "signal_0.bin"]
+    assert names == ["building.json", "key.bin", "output_0.bin"]
     assert 0 < len(json.loads((folder / "building.json").read_text())["shards"]) < 6
-    with pytest.raises(ValueError, match=r"only half built. Call cache_signals again"):
-        keras_kd.open_cache(folder)
+    with pytest.raises(ValueError, match=r"only half built. Call cache_teacher_outputs again"):
+        keras_kd.open_teacher_cache(folder)
     for other in (batches_of(x[::-1], batch=4), batches_of(x, batch=5), batches_of(x[:5], batch=4)):
         with pytest.raises(ValueError, match="other examples, another order or another batch size"):
             stored(teacher, other, folder)
@@ -590,7 +594,7 @@ def test_an_interrupted_build_goes_on_only_with_the_same_data_teacher_and_files(
             stored(teacher, dataset, folder)
         (folder / name).write_bytes(content)
     (folder / ".building.0123456789abcdef.json").write_bytes(b"half")  # as a kill leaves it
-    with (folder / "signal_0.bin").open("ab") as file:
+    with (folder / "output_0.bin").open("ab") as file:
         file.write(b"half")
     runs, encoded = [], TeacherSource.encoded
     with monkeypatch.context() as patched:
@@ -602,7 +606,7 @@ def test_an_interrupted_build_goes_on_only_with_the_same_data_teacher_and_files(
 
 
 KILLED = """
-import os, pathlib, random, signal, sys, time
+import os, pathlib, random, output, sys, time
 import keras, numpy as np, tensorflow as tf
 import keras_kd
 folder = pathlib.Path(sys.argv[1])
@@ -613,7 +617,7 @@ def build(name, pause):
     x = np.random.default_rng(0).normal(size=(320, 8)).astype("float32")
     slow = lambda x: tf.numpy_function(lambda x: time.sleep(pause) or x, [x], tf.float32)
     dataset = tf.data.Dataset.from_tensor_slices(x).batch(8).map(lambda x: tf.ensure_shape(slow(x), (None, 8)))
-    keras_kd.cache_signals(teacher, dataset, folder / name, shard_bytes=100, verbose=0)
+    keras_kd.cache_teacher_outputs(teacher, dataset, folder / name, shard_bytes=100, verbose=0)
 
 def child(name, pause):
     pid = os.fork()  # before TensorFlow has any threads

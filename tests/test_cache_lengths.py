@@ -1,4 +1,4 @@
-"""Signals of sequences of any length on disk: without their padding, known by what is not padding."""
+"""Outputs of sequences of any length on disk: without their padding, known by what is not padding."""
 
 import keras
 import numpy as np
@@ -39,32 +39,34 @@ def tagger(*, mask_zero=True, length=None, width=8):
     return keras.Model(ids, keras.layers.Dense(CLASSES, name="logits")(hidden))
 
 
-def of_tokens(signal, mask):
-    """A signal's rows of the tokens that are not masked."""
-    return np.asarray(signal)[np.asarray(mask)]
+def of_tokens(output, mask):
+    """An output's rows of the tokens that are not masked."""
+    return np.asarray(output)[np.asarray(mask)]
 
 
 @pytest.mark.parametrize("length", [None, 24])
 def test_tokens_come_back_with_their_masks_however_batches_are_padded(texts, tmp_path, length):
     teacher = tagger(length=length)
-    signals = [None, "attention:query"]
-    stored(teacher, padded(texts, 8, length=length), tmp_path / "cache", signals=signals, dtype="float32")
-    cache = keras_kd.open_cache(tmp_path / "cache", teacher=teacher)
+    outputs = [None, "attention:query"]
+    stored(teacher, padded(texts, 8, length=length), tmp_path / "cache", outputs=outputs, dtype="float32")
+    cache = keras_kd.open_teacher_cache(tmp_path / "cache", teacher=teacher)
     order = np.random.default_rng(1).permutation(40)
     for dataset in (padded(texts, 7, order=order), padded(texts, 40, length=30), padded(texts, 1)):
-        for (taught,) in cache.attach(dataset):
-            mask = taught.x.numpy() != 0
-            live = tagger_outputs(teacher, taught.x)
-            assert taught.prediction.shape == (*mask.shape, CLASSES)
-            np.testing.assert_allclose(of_tokens(taught.prediction, mask), of_tokens(live, mask), rtol=1e-4, atol=1e-5)
-            behind = np.cumsum(mask[:, ::-1], axis=1)[:, ::-1] == 0
-            assert not of_tokens(taught.prediction, behind).any()
-            np.testing.assert_array_equal(taught.masks["output"], mask)
-            np.testing.assert_array_equal(taught.masks["layer attention:query"], mask)
+        for (precomputed,) in cache.attach(dataset):
+            mask = precomputed.x.numpy() != 0
+            live = tagger_outputs(teacher, precomputed.x)
+            assert precomputed.prediction.shape == (*mask.shape, CLASSES)
+            np.testing.assert_allclose(
+                of_tokens(precomputed.prediction, mask), of_tokens(live, mask), rtol=1e-4, atol=1e-5
+            )
+            after = np.cumsum(mask[:, ::-1], axis=1)[:, ::-1] == 0
+            assert not of_tokens(precomputed.prediction, after).any()
+            np.testing.assert_array_equal(precomputed.masks["output"], mask)
+            np.testing.assert_array_equal(precomputed.masks["layer attention:query"], mask)
     words = sum(len(text) for text in texts)
     sizes = {file.name: file.stat().st_size for file in (tmp_path / "cache").iterdir()}
-    assert sizes["signal_0.bin"] == 4 * CLASSES * words  # nothing of the padding
-    assert sizes["signal_0.mask.bin"] == words
+    assert sizes["output_0.bin"] == 4 * CLASSES * words  # nothing of the padding
+    assert sizes["output_0.mask.bin"] == words
 
 
 def tagger_outputs(teacher, x):
@@ -74,30 +76,30 @@ def tagger_outputs(teacher, x):
     return free(x)
 
 
-def test_objectives_see_the_masks_of_the_teacher(texts, tmp_path):
-    attached = stored(tagger(), padded(texts, 8), tmp_path / "cache", signals=[None, "attention:query"])
-    (taught,) = next(iter(attached))
-    signals = taught.signals()
-    for signal in (signals.prediction, *signals.layers.values()):
-        np.testing.assert_array_equal(get_mask(signal), taught.x.numpy() != 0)
+def test_losses_see_the_masks_of_the_teacher(texts, tmp_path):
+    attached = stored(tagger(), padded(texts, 8), tmp_path / "cache", outputs=[None, "attention:query"])
+    (precomputed,) = next(iter(attached))
+    outputs = precomputed.outputs()
+    for output in (outputs.prediction, *outputs.layers.values()):
+        np.testing.assert_array_equal(get_mask(output), precomputed.x.numpy() != 0)
 
 
 @pytest.mark.parametrize(
-    "objectives",
+    "distillation_losses",
     [
-        [keras_kd.SoftLabels(2.0), keras_kd.SelfAttentionRelations("attention", "attention", heads=2)],
-        [keras_kd.SortedProbabilities()],
+        [keras_kd.losses.SoftLabels(2.0), keras_kd.losses.SelfAttentionRelations("attention", "attention", heads=2)],
+        [keras_kd.losses.UniversalLogitDistillation()],
     ],
 )
-def test_the_student_learns_what_it_learns_from_the_live_teacher(texts, tmp_path, objectives):
+def test_the_student_learns_what_it_learns_from_the_live_teacher(texts, tmp_path, distillation_losses):
     teacher, live = tagger(), tagger(width=4)
     cached = keras.models.clone_model(live)
     cached.set_weights(live.get_weights())
     labelled = padded(texts, 8).map(lambda x: (x, tf.cast(x % CLASSES, tf.int32)))
-    taught = stored(teacher, padded(texts, 5), tmp_path / "cache", signals=objectives, dtype="float32")
-    taught = keras_kd.open_cache(tmp_path / "cache").attach(labelled)
-    for model, student, dataset in ((teacher, live, labelled), (None, cached, taught)):
-        distiller = keras_kd.Distiller(model, student, objectives)
+    precomputed = stored(teacher, padded(texts, 5), tmp_path / "cache", outputs=distillation_losses, dtype="float32")
+    precomputed = keras_kd.open_teacher_cache(tmp_path / "cache").attach(labelled)
+    for model, student, dataset in ((teacher, live, labelled), (None, cached, precomputed)):
+        distiller = keras_kd.Distiller(model, student, distillation_losses)
         distiller.compile(keras.optimizers.SGD(0.1), crossentropy())
         distiller.fit(dataset, epochs=2, shuffle=False, verbose=0)
     for one, other in zip(live.get_weights(), cached.get_weights(), strict=True):
@@ -108,10 +110,10 @@ def test_the_student_learns_what_it_learns_from_the_live_teacher(texts, tmp_path
 def test_each_coding_holds_tokens(texts, tmp_path, options):
     teacher = tagger()
     teacher.set_weights([5 * weight for weight in teacher.get_weights()])  # no classes that are nearly alike
-    signals = [None, "attention:value"]
-    whole = stored(teacher, padded(texts, 40, length=20), tmp_path / "whole", signals=signals, **options)
-    stored(teacher, padded(texts, 8), tmp_path / "parts", signals=signals, **options)
-    parts = keras_kd.open_cache(tmp_path / "parts").attach(padded(texts, 40, length=20))
+    outputs = [None, "attention:value"]
+    whole = stored(teacher, padded(texts, 40, length=20), tmp_path / "whole", outputs=outputs, **options)
+    stored(teacher, padded(texts, 8), tmp_path / "parts", outputs=outputs, **options)
+    parts = keras_kd.open_teacher_cache(tmp_path / "parts").attach(padded(texts, 40, length=20))
     ((one,),), ((other,),) = list(whole), list(parts)
     mask = one.x.numpy() != 0  # what attention gives of masked tokens depends on how many there are
     for left, right in zip(tf.nest.flatten(one), tf.nest.flatten(other), strict=True):
@@ -125,30 +127,30 @@ def test_without_a_mask_padding_says_how_long_an_example_is(texts, tmp_path):
     longest = [max(len(text) for text in texts[i : i + 8]) for i in range(0, 40, 8)]
     for padding, tokens in ((0, sum(len(text) for text in texts)), (None, 8 * sum(longest))):
         stored(teacher, padded(texts, 8), tmp_path / str(padding), padding=padding)
-        assert (tmp_path / str(padding) / "signal_0.bin").stat().st_size == 2 * CLASSES * tokens
-    (taught,) = next(iter(keras_kd.open_cache(tmp_path / "0").attach(padded(texts, 40))))
-    assert taught.masks == {}
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"holds no signals of the example.*see `padding`"):
-        list(keras_kd.open_cache(tmp_path / "None").attach(padded(texts, 40)))
+        assert (tmp_path / str(padding) / "output_0.bin").stat().st_size == 2 * CLASSES * tokens
+    (precomputed,) = next(iter(keras_kd.open_teacher_cache(tmp_path / "0").attach(padded(texts, 40))))
+    assert precomputed.masks == {}
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"holds no outputs of the example.*see `padding`"):
+        list(keras_kd.open_teacher_cache(tmp_path / "None").attach(padded(texts, 40)))
 
 
 def test_tokens_that_would_be_lost_are_refused(tmp_path):
-    ids, signals = np.arange(3), np.ones((3, 6, CLASSES), "float32")
-    ragged = tf.RaggedTensor.from_tensor(signals, lengths=[6, 2, 4])
-    cache = keras_kd.cache_signals("arrays", [(ids, ragged)], tmp_path / "cache", key="id", verbose=0)
+    ids, outputs = np.arange(3), np.ones((3, 6, CLASSES), "float32")
+    ragged = tf.RaggedTensor.from_tensor(outputs, lengths=[6, 2, 4])
+    cache = keras_kd.cache_teacher_outputs("arrays", [(ids, ragged)], tmp_path / "cache", key="id", verbose=0)
     batch = {"id": ids, "tokens": np.ones((3, 8), "int32")}
-    (taught,) = next(iter(cache.attach(tf.data.Dataset.from_tensors((batch,)))))
+    (precomputed,) = next(iter(cache.attach(tf.data.Dataset.from_tensors((batch,)))))
     expected = np.arange(8) < np.array([[6], [2], [4]])
-    np.testing.assert_array_equal(taught.prediction, np.broadcast_to(expected[..., None], (3, 8, CLASSES)))
+    np.testing.assert_array_equal(precomputed.prediction, np.broadcast_to(expected[..., None], (3, 8, CLASSES)))
     cut = cache.attach(tf.data.Dataset.from_tensors(({**batch, "tokens": np.ones((3, 5), "int32")},)))
-    message = r"holds 6 tokens of the signal 'output', but the batch is only 5 long, of the example\] \[id 0"
+    message = r"holds 6 tokens of the output 'output', but the batch is only 5 long, of the example\] \[id 0"
     with pytest.raises(tf.errors.InvalidArgumentError, match=message):
         list(cut)
-    (taught,) = next(iter(cache.attach(tf.data.Dataset.from_tensors(({"id": ids[1:]},)))))
-    assert taught.prediction.shape == (2, 4, CLASSES)  # as long as the longest
+    (precomputed,) = next(iter(cache.attach(tf.data.Dataset.from_tensors(({"id": ids[1:]},)))))
+    assert precomputed.prediction.shape == (2, 4, CLASSES)  # as long as the longest
 
 
-def test_signals_go_by_the_entry_that_they_were_as_long_as(tmp_path):
+def test_outputs_go_by_the_entry_that_they_were_as_long_as(tmp_path):
     """A teacher of English, a student of a translation that has other lengths."""
     english, other = keras.Input((None,), name="english"), keras.Input((None,), name="other")
     logits = keras.layers.Dense(3)(keras.layers.Reshape((-1, 1))(english))
@@ -158,8 +160,8 @@ def test_signals_go_by_the_entry_that_they_were_as_long_as(tmp_path):
     dataset = tf.data.Dataset.from_generator(
         lambda: iter(batches), output_signature={name: tf.TensorSpec((None, None)) for name in batches[0]}
     )
-    for taught, *_ in stored(teacher, dataset, tmp_path / "cache"):
-        assert taught.prediction.shape[:2] == taught.x["english"].shape
+    for precomputed, *_ in stored(teacher, dataset, tmp_path / "cache"):
+        assert precomputed.prediction.shape[:2] == precomputed.x["english"].shape
 
 
 # Keys --------------------------------------------------------------------------------------------------------------
@@ -198,7 +200,7 @@ def test_entries_may_be_padded_with_other_numbers(texts, tmp_path):
 
     teacher = tagger(mask_zero=False)
     stored(teacher, batches(8), tmp_path / "cache", padding={"ids": 1, "segments": 0})
-    attached = keras_kd.open_cache(tmp_path / "cache").attach(batches(40))
+    attached = keras_kd.open_teacher_cache(tmp_path / "cache").attach(batches(40))
     assert len(list(attached)) == 1
     with pytest.raises(TypeError, match="padding must be an integer, a dict of one for each entry of x, or None"):
         stored(teacher, batches(8), tmp_path / "other", padding="zero")
@@ -208,38 +210,38 @@ def test_entries_may_be_padded_with_other_numbers(texts, tmp_path):
 
 
 def test_a_flipped_bit_or_a_cut_is_noticed_in_every_file(texts, tmp_path):
-    stored(tagger(), padded(texts, 8), tmp_path / "cache", signals=[None, "attention:key"])
+    stored(tagger(), padded(texts, 8), tmp_path / "cache", outputs=[None, "attention:key"])
     whole = content_of(tmp_path / "cache")
-    assert {"signal_0.end.bin", "signal_0.mask.bin", "signal_1.bin"} <= set(whole)
+    assert {"output_0.end.bin", "output_0.mask.bin", "output_1.bin"} <= set(whole)
     for name, content in whole.items():
         for place in (0, len(content) // 2, len(content) - 1):
             flipped = bytearray(content)
             flipped[place] ^= 4
             (tmp_path / "cache" / name).write_bytes(flipped)
             with pytest.raises(ValueError, match=f"not as it was written, .*{name}"):
-                keras_kd.open_cache(tmp_path / "cache")
+                keras_kd.open_teacher_cache(tmp_path / "cache")
         (tmp_path / "cache" / name).write_bytes(content[:-1])
         with pytest.raises(ValueError, match=f"not as it was written, .*{name}"):
-            keras_kd.open_cache(tmp_path / "cache", verify=False)
+            keras_kd.open_teacher_cache(tmp_path / "cache", verify=False)
         (tmp_path / "cache" / name).write_bytes(content)
 
 
 def test_a_build_that_stopped_goes_on_to_the_same_bytes(texts, tmp_path):
-    teacher, options = tagger(), {**SMALL, "signals": [None, "attention:key"]}
+    teacher, options = tagger(), {**SMALL, "outputs": [None, "attention:key"]}
 
     def fail(number, x):
         tf.debugging.assert_less(number, tf.constant(3, tf.int64))
         return x
 
     with pytest.raises(tf.errors.InvalidArgumentError):
-        keras_kd.cache_signals(teacher, padded(texts, 8).enumerate().map(fail), tmp_path / "cache", **options)
-    with (tmp_path / "cache" / "signal_0.mask.bin").open("ab") as file:
+        keras_kd.cache_teacher_outputs(teacher, padded(texts, 8).enumerate().map(fail), tmp_path / "cache", **options)
+    with (tmp_path / "cache" / "output_0.mask.bin").open("ab") as file:
         file.write(b"half")
     for name in ("cache", "whole"):
-        keras_kd.cache_signals(teacher, padded(texts, 8), tmp_path / name, **options)
+        keras_kd.cache_teacher_outputs(teacher, padded(texts, 8), tmp_path / name, **options)
     assert content_of(tmp_path / "cache") == content_of(tmp_path / "whole")
 
 
 def test_only_the_axis_of_tokens_may_vary(texts, tmp_path):
     with pytest.raises(ValueError, match=r"vary in the axis behind the batch alone.*'layer attention:scores'"):
-        stored(tagger(), padded(texts, 8), tmp_path / "cache", signals="attention:scores")
+        stored(tagger(), padded(texts, 8), tmp_path / "cache", outputs="attention:scores")

@@ -20,11 +20,11 @@ folder, index = pathlib.Path(sys.argv[1]), int(sys.argv[2])
 x = np.load(folder / "x.npy")
 teacher = keras.saving.load_model(folder / "teacher.keras")
 mine = tf.data.Dataset.from_tensor_slices((x,)).shard(2, index)
-keras_kd.cache_signals(teacher, mine.batch(5), folder / f"part {index}", dtype="float32", verbose=0)
+keras_kd.cache_teacher_outputs(teacher, mine.batch(5), folder / f"part {index}", dtype="float32", verbose=0)
 pathlib.Path(folder / f"built {index}").touch()
 while not all((folder / f"built {one}").exists() for one in range(2)):
     pass
-cache = keras_kd.open_cache([folder / "part 0", folder / "part 1"], teacher=teacher)
+cache = keras_kd.open_teacher_cache([folder / "part 0", folder / "part 1"], teacher=teacher)
 others = tf.data.Dataset.from_tensor_slices((x,)).shuffle(37, seed=index).shard(2, index).batch(4)
 for (taught,) in cache.attach(others):
     np.testing.assert_allclose(taught.prediction, teacher(taught.x), rtol=1e-5, atol=1e-6)
@@ -46,33 +46,39 @@ def test_parts_are_read_as_one(data, tmp_path):
     folders = [tmp_path / str(part) for part in range(3)]
     for folder, rows in zip(folders, (slice(0, 20), slice(15, 30), slice(30, 37)), strict=True):
         stored(teacher, batches_of(x[rows]), folder)
-    cache = keras_kd.open_cache(folders, teacher=teacher)
+    cache = keras_kd.open_teacher_cache(folders, teacher=teacher)
     assert (cache.examples, cache.paths) == (42, folders)
     stored(teacher, batches_of(x), tmp_path / "whole")
     shuffled = tf.data.Dataset.from_tensor_slices(x).shuffle(37, seed=1).batch(9)
-    expected = logits_by_example(keras_kd.open_cache(tmp_path / "whole").attach(shuffled))
+    expected = logits_by_example(keras_kd.open_teacher_cache(tmp_path / "whole").attach(shuffled))
     found = logits_by_example(cache.attach(shuffled))
     assert len(found) == 37
-    for example, signal in found.items():
-        np.testing.assert_allclose(signal, expected[example], rtol=2e-3, atol=1e-3)
-    with pytest.raises(tf.errors.InvalidArgumentError, match=r"holds no signals of the example.*2 of 8 are missing"):
-        list(keras_kd.open_cache([folders[0], folders[2]]).attach(batches_of(np.concatenate([x[:20], x[28:], x[:8]]))))
+    for example, output in found.items():
+        np.testing.assert_allclose(output, expected[example], rtol=2e-3, atol=1e-3)
+    with pytest.raises(tf.errors.InvalidArgumentError, match=r"holds no outputs of the example.*2 of 8 are missing"):
+        list(
+            keras_kd.open_teacher_cache([folders[0], folders[2]]).attach(
+                batches_of(np.concatenate([x[:20], x[28:], x[:8]]))
+            )
+        )
 
 
 def test_parts_with_tokens_are_read_as_one(tmp_path):
     rng = np.random.default_rng(0)
-    signals = [rng.random((length, 2)).astype("float32") for length in (3, 0, 5, 1, 4, 2, 0)]
+    outputs = [rng.random((length, 2)).astype("float32") for length in (3, 0, 5, 1, 4, 2, 0)]
     for part, numbers in enumerate(([0, 1], [2, 3, 4], [5], [6])):
         ragged = tf.RaggedTensor.from_row_lengths(
-            np.concatenate([signals[i] for i in numbers]), [len(signals[i]) for i in numbers]
+            np.concatenate([outputs[i] for i in numbers]), [len(outputs[i]) for i in numbers]
         )
-        keras_kd.cache_signals("arrays", [(np.array(numbers), ragged)], tmp_path / str(part), key="id", verbose=0)
-    cache = keras_kd.open_cache([tmp_path / str(part) for part in range(4)])
+        keras_kd.cache_teacher_outputs(
+            "arrays", [(np.array(numbers), ragged)], tmp_path / str(part), key="id", verbose=0
+        )
+    cache = keras_kd.open_teacher_cache([tmp_path / str(part) for part in range(4)])
     ids = np.array([5, 0, 4, 1, 2, 6, 3])
-    (taught,) = next(iter(cache.attach(tf.data.Dataset.from_tensors(({"id": ids},)))))
-    for row, number in zip(taught.prediction.numpy(), ids, strict=True):
+    (precomputed,) = next(iter(cache.attach(tf.data.Dataset.from_tensors(({"id": ids},)))))
+    for row, number in zip(precomputed.prediction.numpy(), ids, strict=True):
         expected = np.zeros((5, 2))
-        expected[: len(signals[number])] = signals[number]
+        expected[: len(outputs[number])] = outputs[number]
         np.testing.assert_allclose(row, expected, rtol=1e-3)
 
 
@@ -82,9 +88,9 @@ def test_parts_of_other_settings_are_refused(data, tmp_path):
     stored(teacher, batches_of(x), tmp_path / "one")
     stored(teacher, batches_of(x), tmp_path / "two", dtype="float32")
     with pytest.raises(ValueError, match='dtype: there it is "float16", here "float32"'):
-        keras_kd.open_cache([tmp_path / "one", tmp_path / "two"])
+        keras_kd.open_teacher_cache([tmp_path / "one", tmp_path / "two"])
     with pytest.raises(ValueError, match="path must be a folder or a list of at least one"):
-        keras_kd.open_cache([])
+        keras_kd.open_teacher_cache([])
 
 
 def test_another_preprocessing_is_refused(data, tmp_path):
@@ -92,14 +98,14 @@ def test_another_preprocessing_is_refused(data, tmp_path):
     tokenizer = {"tokenizer": "bytes", "vocabulary": "1f3a"}
     stored(teacher, dataset, folder, preprocessing=tokenizer)
     stored(teacher, dataset, folder, preprocessing=dict(reversed(tokenizer.items())))
-    keras_kd.open_cache(folder)
-    keras_kd.open_cache(folder, preprocessing=tokenizer)
+    keras_kd.open_teacher_cache(folder)
+    keras_kd.open_teacher_cache(folder, preprocessing=tokenizer)
     other = {**tokenizer, "vocabulary": "99"}
     reason = 'preprocessing vocabulary: there it is "1f3a", here "99"'
     with pytest.raises(ValueError, match=reason):
         stored(teacher, dataset, folder, preprocessing=other)
     with pytest.raises(ValueError, match=reason):
-        keras_kd.open_cache(folder, preprocessing=other)
+        keras_kd.open_teacher_cache(folder, preprocessing=other)
     with pytest.raises(ValueError, match="preprocessing: there it is"):
         stored(teacher, dataset, folder)
     with pytest.raises(TypeError, match="preprocessing must be what JSON can hold"):

@@ -21,7 +21,7 @@ def anonymous():
 
 def total(folder, examples):
     dataset = tf.data.Dataset.from_tensor_slices({"id": np.arange(examples)}).batch(64)
-    attached = keras_kd.open_cache(folder, verify=False).attach(dataset)
+    attached = keras_kd.open_teacher_cache(folder, verify=False).attach(dataset)
     return sum(float(tf.reduce_sum(taught.prediction[:, 0])) for (taught,) in attached)
 
 total(sys.argv[1], 64)  # TensorFlow's threads and kernels
@@ -35,8 +35,8 @@ print(anonymous() - before, found)
 def test_memory_does_not_grow_with_the_cache(tmp_path):
     for name, parts in (("little", 1), ("much", 5)):
         parts = ((np.arange(5000 * i, 5000 * (i + 1)), np.full((5000, 1000), i, "float32")) for i in range(parts))
-        keras_kd.cache_signals("arrays", parts, tmp_path / name, key="id", dtype="float32", verbose=0)
-    size = (tmp_path / "much" / "signal_0.bin").stat().st_size
+        keras_kd.cache_teacher_outputs("arrays", parts, tmp_path / name, key="id", dtype="float32", verbose=0)
+    size = (tmp_path / "much" / "output_0.bin").stat().st_size
     assert size == 100_000_000
     command = [sys.executable, "-c", READ, str(tmp_path / "little"), str(tmp_path / "much")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
@@ -47,10 +47,10 @@ def test_memory_does_not_grow_with_the_cache(tmp_path):
 
 
 def test_a_cache_is_found_wherever_the_working_directory_is_by_then(tmp_path, monkeypatch):
-    ids, signals = np.arange(6), np.eye(6, dtype="float32")
+    ids, outputs = np.arange(6), np.eye(6, dtype="float32")
     monkeypatch.chdir(tmp_path)
-    cache = keras_kd.cache_signals("arrays", [(ids, signals)], "cache", key="id", verbose=0)
+    cache = keras_kd.cache_teacher_outputs("arrays", [(ids, outputs)], "cache", key="id", verbose=0)
     monkeypatch.chdir("/")
     attached = cache.attach(tf.data.Dataset.from_tensors(({"id": ids[::-1]},)))
-    (taught,) = next(iter(attached))
-    np.testing.assert_array_equal(taught.prediction, signals[::-1])
+    (precomputed,) = next(iter(attached))
+    np.testing.assert_array_equal(precomputed.prediction, outputs[::-1])

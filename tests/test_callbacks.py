@@ -1,4 +1,4 @@
-"""LambdaRamp: the values by hand, on every knob, without retracing, in the logs."""
+"""LambdaRamp: the values by hand, on every hyperparameter, without retracing, in the logs."""
 
 import csv
 import math
@@ -10,8 +10,8 @@ from conftest import crossentropy, dense_model
 import keras_kd
 
 
-def make(*objectives):
-    distiller = keras_kd.Distiller(dense_model(16, 3), dense_model(6, 3), list(objectives) or None)
+def make(*distillation_losses):
+    distiller = keras_kd.Distiller(dense_model(16, 3), dense_model(6, 3), list(distillation_losses) or None)
     distiller.compile("sgd", crossentropy())
     return distiller
 
@@ -48,14 +48,14 @@ def test_a_learning_rate_schedule_gives_the_value_itself():
 
 
 def traced(distiller):
-    """Count the traces of the distiller's first objective."""
-    traces, call = [], distiller.objectives[0].call
+    """Count the traces of the distiller's first loss."""
+    traces, call = [], distiller.distillation_losses[0].call
 
     def counting(teacher, student):
         traces.append(1)
         return call(teacher, student)
 
-    distiller.objectives[0].call = counting
+    distiller.distillation_losses[0].call = counting
     return traces
 
 
@@ -101,13 +101,16 @@ def test_lambda_by_step_is_set_once_an_execution(data):
     assert seen == [0.0, 0.5, 1.0, 1.0]
 
 
-@pytest.mark.parametrize("knob", ["weight", "temperature"])
-def test_one_objectives_weight_or_temperature_is_ramped(data, knob):
-    soft, hint = keras_kd.SoftLabels(2.0, name="answers"), keras_kd.Hint("hidden_0", "hidden_0", weight=0.5)
+@pytest.mark.parametrize("hyperparameter", ["weight", "temperature"])
+def test_one_losses_weight_or_temperature_is_ramped(data, hyperparameter):
+    soft, hint = (
+        keras_kd.losses.SoftLabels(2.0, name="answers"),
+        keras_kd.losses.Hint("hidden_0", "hidden_0", weight=0.5),
+    )
     distiller = make(hint, soft)
-    ramp = keras_kd.LambdaRamp(1.0, 3.0, ramp_epochs=2, **{f"{knob}_of": "answers"})
+    ramp = keras_kd.LambdaRamp(1.0, 3.0, ramp_epochs=2, **{f"{hyperparameter}_of": "answers"})
     logs = distiller.fit(*data, epochs=3, verbose=0, callbacks=[ramp]).history
-    assert logs[f"answers_{knob}"] == [1.0, 2.0, 3.0]
+    assert logs[f"answers_{hyperparameter}"] == [1.0, 2.0, 3.0]
     assert logs["soft_weight"] == [1.0, 1.0, 1.0]
     assert float(distiller.soft_weight) == 1.0
     assert float(hint.weight) == 0.5
@@ -176,10 +179,10 @@ def test_bad_arguments_are_refused(arguments, error, message):
 
 
 @pytest.mark.parametrize("arguments", [{"weight_of": "nobody"}, {"temperature_of": "hint"}])
-def test_an_unknown_knob_is_refused_and_the_known_ones_listed(data, arguments):
-    distiller = make(keras_kd.SoftLabels(), keras_kd.Hint("logits", "logits"))
+def test_an_unknown_hyperparameter_is_refused_and_the_known_ones_listed(data, arguments):
+    distiller = make(keras_kd.losses.SoftLabels(), keras_kd.losses.Hint("logits", "logits"))
     ramp = keras_kd.LambdaRamp(1.0, 2.0, ramp_epochs=2, **arguments)
-    with pytest.raises(ValueError, match=r"not a knob.*'hint_weight'.*'soft_labels_temperature'"):
+    with pytest.raises(ValueError, match=r"not a hyperparameter.*'hint_weight'.*'soft_labels_temperature'"):
         distiller.fit(*data, verbose=0, callbacks=[ramp])
 
 

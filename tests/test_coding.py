@@ -1,4 +1,4 @@
-"""What each coding keeps of a signal, in how many bytes, and what it loses."""
+"""What each coding keeps of an output, in how many bytes, and what it loses."""
 
 import itertools
 import json
@@ -16,7 +16,7 @@ from keras_kd.cache import TopLogProbs
 from keras_kd.cache.coding import Full, GradedTopK, Int8, PackedTopK, Sampled, TopK, coding_of, config_of
 from keras_kd.cache.packing import Ascending, Fixed, Graded
 from keras_kd.cache.sampled import systematic_draws
-from keras_kd.top_classes import TopClasses
+from keras_kd.outputs.top_classes import TopClasses
 
 REFERENCE = pathlib.Path(__file__).parents[2] / "shared" / "reference" / "losses.json"
 VOCABULARY = 250_002
@@ -131,9 +131,9 @@ def test_a_token_takes_as_many_bytes_as_the_docstrings_say():
 
 
 def test_top_classes_are_never_spread_over_the_vocabulary():
-    signal = np.random.default_rng(0).normal(size=(2, 3, VOCABULARY)).astype("float32")
+    output = np.random.default_rng(0).normal(size=(2, 3, VOCABULARY)).astype("float32")
     for coding in (TopK((3, VOCABULARY), 50, "float16"), PackedTopK((3, VOCABULARY), 50), Sampled((3, VOCABULARY), 50)):
-        decoded = stored(coding, signal)
+        decoded = stored(coding, output)
         assert isinstance(decoded, TopClasses)
         assert decoded.classes.shape == decoded.log_p.shape == (2, 3, 50)
         assert (decoded.log_each.shape, decoded.count) == ((2, 3), VOCABULARY)
@@ -208,28 +208,28 @@ def test_packing_takes_extreme_and_masked_logits():
 def test_classes_an_api_returned_can_be_packed(tmp_path):
     log_p = np.log(np.array([[0.6, 0.3], [0.5, 0.25]], "float32"))
     answers = TopLogProbs(np.array([[7, 2], [0, 9]]), log_p, of=10)
-    cache = keras_kd.cache_signals("api", [(np.arange(2), answers)], tmp_path, key="id", packed=True, verbose=0)
-    (taught,) = next(iter(cache.attach(tf.data.Dataset.from_tensor_slices({"id": np.arange(2)}).batch(2))))
+    cache = keras_kd.cache_teacher_outputs("api", [(np.arange(2), answers)], tmp_path, key="id", packed=True, verbose=0)
+    (precomputed,) = next(iter(cache.attach(tf.data.Dataset.from_tensor_slices({"id": np.arange(2)}).batch(2))))
     expected = np.full((2, 10), [[0.1 / 8], [0.25 / 8]])
     expected[0, [7, 2]], expected[1, [0, 9]] = [0.6, 0.3], [0.5, 0.25]
-    np.testing.assert_allclose(np.exp(taught.prediction.dense()), expected, rtol=2e-3)
+    np.testing.assert_allclose(np.exp(precomputed.prediction.dense()), expected, rtol=2e-3)
 
 
-def stored(coding, signal, keys=None):
-    """What comes back of a signal after it lay in a record."""
-    keys = tf.range(len(signal), dtype=tf.int64) if keys is None else keys
+def stored(coding, output, keys=None):
+    """What comes back of an output after it lay in a record."""
+    keys = tf.range(len(output), dtype=tf.int64) if keys is None else keys
     records = {}
-    for name, tensor in coding.encode(tf.constant(signal), keys).items():
+    for name, tensor in coding.encode(tf.constant(output), keys).items():
         dtype, shape = coding.fields()[name]
-        assert (tensor.dtype, tensor.shape) == (np.dtype(dtype), (len(signal), *shape))
+        assert (tensor.dtype, tensor.shape) == (np.dtype(dtype), (len(output), *shape))
         records[name] = tensor.numpy().astype(dtype)
     assert set(records) == set(coding.fields())
     return coding.decode({name: tf.constant(array) for name, array in records.items()})
 
 
-def through(coding, signal, keys=None):
+def through(coding, output, keys=None):
     """What comes back, of all classes, in NumPy."""
-    decoded = stored(coding, signal, keys)
+    decoded = stored(coding, output, keys)
     return (decoded.dense() if isinstance(decoded, TopClasses) else decoded).numpy()
 
 
@@ -263,17 +263,19 @@ def test_kl_from_the_top_two_is_that_of_distillkit_where_the_student_spreads_its
     student, teacher = 2 * np.sin(1.0 + grid), 3 * np.cos(2.0 + grid)
     named = {value["name"]: value for value in json.loads(REFERENCE.read_text())["values"]}
     published = named["sparse top-2 teacher KL, summed over the 4 rows, T=1"]
-    objective, coding = keras_kd.SoftLabels(1.0), TopK((5,), 2, "float32")
+    distillation_loss, coding = keras_kd.losses.SoftLabels(1.0), TopK((5,), 2, "float32")
     fields = coding.encode(tf.constant(teacher, tf.float32))
     log_q = np.take_along_axis(log_softmax(student), fields[".classes"].numpy().astype(int), -1)
     log_rest = np.log(1.0 - np.exp(log_q).sum(axis=-1))
     spread = coding.decode({**fields, ".log_p": tf.constant(log_q), ".log_rest": tf.constant(log_rest, tf.float32)})
     top_two = coding.decode(fields)
     top_two, spread = top_two.dense(), spread.dense()
-    assert 4 * float(objective(top_two, spread)) == pytest.approx(published["missing_mass_uniform_tail"], rel=1e-5)
-    assert 4 * float(objective(top_two, student)) == pytest.approx(11.8472534776, rel=1e-5)  # float64 NumPy
+    assert 4 * float(distillation_loss(top_two, spread)) == pytest.approx(
+        published["missing_mass_uniform_tail"], rel=1e-5
+    )
+    assert 4 * float(distillation_loss(top_two, student)) == pytest.approx(11.8472534776, rel=1e-5)  # float64 NumPy
     full = through(Full((5,), "float16"), teacher.astype("float32"))
-    assert 4 * float(objective(full, student)) == pytest.approx(published["full"], rel=1e-3)
+    assert 4 * float(distillation_loss(full, student)) == pytest.approx(published["full"], rel=1e-3)
 
 
 def test_int8_is_off_by_half_a_step_at_most():
@@ -301,7 +303,7 @@ def test_classes_that_there_are_not_are_refused(tmp_path, wrong):
     for packed in (False, True):
         with pytest.raises(tf.errors.InvalidArgumentError, match="classes must be >= 0 and below of=10"):
             folder = tmp_path / str(packed)
-            keras_kd.cache_signals("api", [(np.arange(1), answers)], folder, key="id", packed=packed, verbose=0)
+            keras_kd.cache_teacher_outputs("api", [(np.arange(1), answers)], folder, key="id", packed=packed, verbose=0)
 
 
 # Samples -----------------------------------------------------------------------------------------------------------
@@ -331,12 +333,12 @@ def test_a_sample_is_unbiased_where_top_k_is_not():
 def test_the_gradient_of_a_sample_is_that_of_all_logits_on_average():
     logits, seeds = some_logits(), 2000
     student = np.random.default_rng(4).normal(size=40)
-    objective = keras_kd.SoftLabels(temperature=1.0, reduction="sum")
+    distillation_loss = keras_kd.losses.SoftLabels(temperature=1.0, reduction="sum")
 
     def gradient(teacher):
         rows = tf.Variable(np.broadcast_to(student, teacher.shape), dtype="float32")
         with tf.GradientTape() as tape:
-            loss = objective(tf.constant(teacher, tf.float32), rows)
+            loss = distillation_loss(tf.constant(teacher, tf.float32), rows)
         return tape.gradient(loss, rows).numpy().astype("float64")
 
     exact = np.exp(log_softmax(student)) - np.exp(log_softmax(logits))  # softmax(s) − p, float64
@@ -416,12 +418,12 @@ def test_a_student_learns_from_it_and_building_again_gives_the_same_bytes(data, 
     dataset = tf.data.Dataset.from_tensor_slices(data).batch(8)
     contents = []
     for name in ("one", "two"):
-        taught = keras_kd.cache_signals(teacher, dataset, tmp_path / name, verbose=0, **options)
+        precomputed = keras_kd.cache_teacher_outputs(teacher, dataset, tmp_path / name, verbose=0, **options)
         contents.append({file.name: file.read_bytes() for file in sorted((tmp_path / name).iterdir())})
     assert contents[0] == contents[1]
-    distiller = keras_kd.Distiller(None, student, keras_kd.SoftLabels(1.0))
+    distiller = keras_kd.Distiller(None, student, keras_kd.losses.SoftLabels(1.0))
     distiller.compile("adam", crossentropy())
-    history = distiller.fit(taught, epochs=3, shuffle=False, verbose=0).history["soft_labels"]
+    history = distiller.fit(precomputed, epochs=3, shuffle=False, verbose=0).history["soft_labels"]
     assert history[-1] < history[0]
 
 
@@ -456,23 +458,27 @@ def test_the_manifest_names_the_coding(coding):
 def test_bad_arguments_are_named(data, tmp_path, options, error, message):
     dataset = tf.data.Dataset.from_tensor_slices(data).batch(8)
     with pytest.raises(error, match=message):
-        keras_kd.cache_signals(dense_model(3), dataset, tmp_path / "cache", verbose=0, **options)
+        keras_kd.cache_teacher_outputs(dense_model(3), dataset, tmp_path / "cache", verbose=0, **options)
     assert not (tmp_path / "cache").exists()
 
 
 def test_sampling_needs_distributions(tmp_path):
     one, two = np.zeros((2, 1), "float32"), TopLogProbs(np.array([[0]]), np.array([[-1.0]]), of=3)
     with pytest.raises(ValueError, match=r"sampled needs distributions over at least 2 classes, got 'output' of shape"):
-        keras_kd.cache_signals("a rule", [(np.arange(2), one)], tmp_path, key="id", sampled=3, verbose=0)
+        keras_kd.cache_teacher_outputs("a rule", [(np.arange(2), one)], tmp_path, key="id", sampled=3, verbose=0)
     with pytest.raises(ValueError, match=r"top_k must be less than the number of classes, got 1 for 'output' of shape"):
-        keras_kd.cache_signals("a rule", [(np.arange(1), two._replace(of=1))], tmp_path, key="id", verbose=0)
+        keras_kd.cache_teacher_outputs("a rule", [(np.arange(1), two._replace(of=1))], tmp_path, key="id", verbose=0)
     with pytest.raises(ValueError, match="sampled needs all logits, but 'output' is a TopLogProbs"):
-        keras_kd.cache_signals("a rule", [(np.arange(1), two)], tmp_path, key="id", sampled=3, verbose=0)
+        keras_kd.cache_teacher_outputs("a rule", [(np.arange(1), two)], tmp_path, key="id", sampled=3, verbose=0)
 
 
-def test_a_sample_is_refused_to_objectives_that_would_soften_it(data, tmp_path):
+def test_a_sample_is_refused_to_losses_that_would_soften_it(data, tmp_path):
     dataset = tf.data.Dataset.from_tensor_slices(data).batch(8)
     options = {"sampled": 3, "verbose": 0}
-    with pytest.raises(ValueError, match=r"sampled is for objectives of temperature 1, got 4\.0 of soft_labels"):
-        keras_kd.cache_signals(dense_model(3), dataset, tmp_path, signals=[keras_kd.SoftLabels(4.0)], **options)
-    keras_kd.cache_signals(dense_model(3), dataset, tmp_path, signals=keras_kd.SoftLabels(1.0), **options)
+    with pytest.raises(ValueError, match=r"sampled is for losses of temperature 1, got 4\.0 of soft_labels"):
+        keras_kd.cache_teacher_outputs(
+            dense_model(3), dataset, tmp_path, outputs=[keras_kd.losses.SoftLabels(4.0)], **options
+        )
+    keras_kd.cache_teacher_outputs(
+        dense_model(3), dataset, tmp_path, outputs=keras_kd.losses.SoftLabels(1.0), **options
+    )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_kd import cli
-from keras_kd.demo import FULL, QUICK, Task
+from keras_kd.demo.run import FULL, QUICK, Task
 
 WRITTEN = ["evaluation.json", "languages.png", "report.json", "scores.csv", "student", "student.tflite", "table.txt"]
 

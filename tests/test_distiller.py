@@ -33,11 +33,11 @@ def hard_values(labels, student_logits):
     return -np.take_along_axis(logs, np.asarray(labels)[..., None], axis=-1)[..., 0]
 
 
-def make(soft_weight=0.5, objectives=None, student=None, teacher=None, **options):
+def make(soft_weight=0.5, distillation_losses=None, student=None, teacher=None, **options):
     teacher = teacher or dense_model(32, 3, name="teacher")
     student = student or dense_model(6, 3, name="student")
-    objectives = objectives or keras_kd.SoftLabels(TEMPERATURE)
-    return keras_kd.Distiller(teacher, student, objectives, soft_weight=soft_weight, **options)
+    distillation_losses = distillation_losses or keras_kd.losses.SoftLabels(TEMPERATURE)
+    return keras_kd.Distiller(teacher, student, distillation_losses, soft_weight=soft_weight, **options)
 
 
 def fitted_logs(distiller, *args, **options):
@@ -52,7 +52,9 @@ def fitted_logs(distiller, *args, **options):
 
 def test_loss_is_the_sum_of_its_parts(data):
     x, y = data
-    distiller = make(soft_weight=0.5, hard_weight=2.0, objectives=keras_kd.SoftLabels(TEMPERATURE, weight=3.0))
+    distiller = make(
+        soft_weight=0.5, hard_weight=2.0, distillation_losses=keras_kd.losses.SoftLabels(TEMPERATURE, weight=3.0)
+    )
     teacher_logits, student_logits = distiller.teacher.predict(x, verbose=0), distiller.predict(x, verbose=0)
     hard, soft = hard_values(y, student_logits).mean(), soft_values(teacher_logits, student_logits).mean()
     logs = fitted_logs(distiller, x, y)
@@ -87,18 +89,18 @@ def test_one_step_equals_a_step_written_by_hand(data):
 def test_soft_weight_and_temperature_change_without_retracing(data):
     traces = []
 
-    class Counting(keras_kd.SoftLabels):
+    class Counting(keras_kd.losses.SoftLabels):
         def call(self, teacher, student):
             traces.append(1)
             return super().call(teacher, student)
 
     x, y = data
-    objective = Counting(TEMPERATURE, name="soft_labels")
-    distiller = make(objectives=objective)
+    distillation_loss = Counting(TEMPERATURE, name="soft_labels")
+    distiller = make(distillation_losses=distillation_loss)
     first = fitted_logs(distiller, x, y, batch_size=37)
     traced = len(traces)
     distiller.soft_weight.assign(2.0)
-    objective.temperature.assign(1.0)
+    distillation_loss.temperature.assign(1.0)
     logs = distiller.fit(x, y, verbose=0, batch_size=37).history
     expected = soft_values(distiller.teacher.predict(x, verbose=0), distiller.predict(x, verbose=0), 1.0).mean()
     assert len(traces) == traced
@@ -149,7 +151,7 @@ def test_teacher_and_student_run_once_a_step_and_evaluate_never_runs_the_teacher
 
 
 def test_layers_are_read_from_the_same_single_pass(data):
-    """Each model is entered once a step, with layer signals too: BatchNorm moves once, by the batch's statistics."""
+    """Each model is entered once a step, with layer outputs too: BatchNorm moves once, by the batch's statistics."""
     x, y = data
     teacher = dense_model(16, 3)
     student = keras.Sequential(
@@ -160,8 +162,8 @@ def test_layers_are_read_from_the_same_single_pass(data):
             keras.layers.Dense(3),
         ]
     )
-    hint = keras_kd.Hint("hidden_0", "thin", weight=0.1)
-    distiller = make(teacher=teacher, student=student, objectives=[keras_kd.SoftLabels(), hint])
+    hint = keras_kd.losses.Hint("hidden_0", "thin", weight=0.1)
+    distiller = make(teacher=teacher, student=student, distillation_losses=[keras_kd.losses.SoftLabels(), hint])
     batch_mean = np.asarray(student.layers[0](x)).mean(axis=0)
     logs = fitted_logs(distiller, x, y, batch_size=37)
     assert {"soft_labels", "hint", "hard_loss"} <= set(logs)
@@ -170,7 +172,7 @@ def test_layers_are_read_from_the_same_single_pass(data):
 
 def test_a_hints_projection_is_trained_and_stays_out_of_the_student(data):
     x, y = data
-    distiller = make(objectives=[keras_kd.Hint("hidden_0", "hidden_0")])
+    distiller = make(distillation_losses=[keras_kd.losses.Hint("hidden_0", "hidden_0")])
     projection = distiller.projections["hint"]
     kernel = projection.kernel.numpy()
     assert kernel.shape == (6, 32)
@@ -183,7 +185,7 @@ def test_a_hints_projection_is_trained_and_stays_out_of_the_student(data):
 
 def test_a_hint_without_a_difference_in_width_needs_no_projection(data):
     x, y = data
-    distiller = make(objectives=[keras_kd.Hint("logits", "logits")])
+    distiller = make(distillation_losses=[keras_kd.losses.Hint("logits", "logits")])
     assert distiller.projections == {}
     difference = distiller.teacher.predict(x, verbose=0) - distiller.predict(x, verbose=0)
     assert fitted_logs(distiller, x, y)["hint"] == pytest.approx((difference**2).mean(), rel=1e-5)
@@ -241,7 +243,7 @@ def test_masked_tokens_do_not_count_in_a_hint():
 
     ids = np.random.default_rng(0).integers(1, 20, (5, 6))
     ids[np.arange(6) >= np.array([6, 4, 2, 1, 5])[:, None]] = 0
-    distiller = make(teacher=model(9), student=model(3), objectives=keras_kd.Hint("tokens", "tokens"))
+    distiller = make(teacher=model(9), student=model(3), distillation_losses=keras_kd.losses.Hint("tokens", "tokens"))
     teacher, student = (m.layers[0].embeddings.numpy()[ids] for m in (distiller.teacher, distiller.student))
     difference = teacher - student @ distiller.projections["hint"].kernel.numpy()
     logs = fitted_logs(distiller, ids, compile={"loss": None}, batch_size=5)
@@ -262,12 +264,12 @@ def test_losses_that_layers_of_the_student_add_are_added_once(data, hints):
         return keras.Sequential([keras.Input((8,)), hidden, Adding(), keras.layers.Dense(3)])
 
     x, y = data
-    objectives = [keras_kd.SoftLabels(), keras_kd.Hint("hidden", "hidden")][: 1 + hints]
-    distiller = make(teacher=model(5), student=model(5), objectives=objectives)
+    distillation_losses = [keras_kd.losses.SoftLabels(), keras_kd.losses.Hint("hidden", "hidden")][: 1 + hints]
+    distiller = make(teacher=model(5), student=model(5), distillation_losses=distillation_losses)
     squares = np.asarray(distiller.student.layers[0](x), "float64") ** 2
     expected = 0.1 * squares.sum() / len(x) + 0.25 * squares.mean()
     logs = fitted_logs(distiller, x, y, batch_size=37)
-    soft = sum(0.5 * logs[objective.name] for objective in objectives)
+    soft = sum(0.5 * logs[distillation_loss.name] for distillation_loss in distillation_losses)
     assert logs["loss"] - logs["hard_loss"] - soft == pytest.approx(expected, rel=1e-4)
 
 
@@ -391,9 +393,9 @@ def test_several_outputs(data, structure):
     distiller = make(
         teacher=two_headed(16, structure),
         student=two_headed(4, structure),
-        objectives=[
-            keras_kd.SoftLabels(TEMPERATURE),
-            keras_kd.SoftLabels(TEMPERATURE, output="tone", name="tone_only"),
+        distillation_losses=[
+            keras_kd.losses.SoftLabels(TEMPERATURE),
+            keras_kd.losses.SoftLabels(TEMPERATURE, output="tone", name="tone_only"),
         ],
     )
     labels = {"topic": topic, "tone": tone} if structure is dict else [topic, tone]
@@ -444,7 +446,9 @@ def test_heads_of_other_kinds_stand_beside_the_one_that_is_compared(data):
         heads = {"kind": (3, "softmax"), "flag": (1, "sigmoid"), "size": (1, None)}
         return keras.Model(inputs, {key: keras.layers.Dense(*head, name=key)(hidden) for key, head in heads.items()})
 
-    distiller = make(teacher=model(16), student=model(4), objectives=keras_kd.SoftLabels(TEMPERATURE, output="kind"))
+    distiller = make(
+        teacher=model(16), student=model(4), distillation_losses=keras_kd.losses.SoftLabels(TEMPERATURE, output="kind")
+    )
     teacher, student = (np.log(m.predict(x, verbose=0)["kind"]) for m in (distiller.teacher, distiller.student))
     losses = {"kind": "sparse_categorical_crossentropy", "flag": "binary_crossentropy", "size": "mse"}
     labels = {"kind": y, "flag": (y > 0)[:, None], "size": x[:, :1]}
@@ -453,9 +457,9 @@ def test_heads_of_other_kinds_stand_beside_the_one_that_is_compared(data):
 
 
 def test_a_teacher_may_also_give_integers(data):
-    """For an objective of one's own; integers cannot be NaN."""
+    """For a loss of one's own; integers cannot be NaN."""
 
-    class Decision(keras_kd.Objective):
+    class Decision(keras_kd.losses.DistillationLoss):
         def call(self, teacher, student):
             labels = keras.ops.cast(teacher[:, 0], "int32")
             return keras.ops.sparse_categorical_crossentropy(labels, student, from_logits=True)
@@ -463,21 +467,21 @@ def test_a_teacher_may_also_give_integers(data):
     x, _ = data
     inputs = keras.Input((8,))
     teacher = keras.Model(inputs, keras.ops.argmax(keras.layers.Dense(3)(inputs), axis=-1, keepdims=True))
-    distiller = make(teacher=teacher, objectives=Decision())
+    distiller = make(teacher=teacher, distillation_losses=Decision())
     expected = hard_values(teacher.predict(x, verbose=0)[:, 0], distiller.predict(x, verbose=0)).mean()
     assert fitted_logs(distiller, x, compile={"loss": None})["decision"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("structure", [dict, list])
-def test_an_objective_that_needs_labels_gets_those_of_its_output(data, structure):
+def test_an_loss_that_needs_labels_gets_those_of_its_output(data, structure):
     x, topic = data
     tone = np.arange(len(x)) % 4
     teacher, student = two_headed(16, structure), two_headed(4, structure)
-    objective = keras_kd.DecoupledKD(temperature=2.0, output="tone")
+    distillation_loss = keras_kd.losses.DecoupledKD(temperature=2.0, output="tone")
     key, labels = ("tone", {"topic": topic, "tone": tone}) if structure is dict else (1, [topic, tone])
     logits = [model.predict(x, verbose=0)[key] for model in (teacher, student)]
-    expected = float(objective(*logits, labels=tone))
-    distiller = make(teacher=teacher, student=student, objectives=[objective])
+    expected = float(distillation_loss(*logits, labels=tone))
+    distiller = make(teacher=teacher, student=student, distillation_losses=[distillation_loss])
     losses = {"topic": crossentropy(), "tone": crossentropy()}
     logs = fitted_logs(distiller, x, labels, batch_size=37, compile={"loss": losses})
     assert logs["decoupled_kd"] == pytest.approx(expected, rel=1e-5)
@@ -491,8 +495,8 @@ def test_dict_inputs(data):
         hidden = keras.layers.Dense(width, "relu", name="hidden")(keras.layers.Concatenate()([left, right]))
         return keras.Model({"left": left, "right": right}, keras.layers.Dense(3)(hidden))
 
-    objectives = [keras_kd.SoftLabels(TEMPERATURE), keras_kd.Hint("hidden", "hidden")]
-    distiller = make(teacher=model(16), student=model(4), objectives=objectives)
+    distillation_losses = [keras_kd.losses.SoftLabels(TEMPERATURE), keras_kd.losses.Hint("hidden", "hidden")]
+    distiller = make(teacher=model(16), student=model(4), distillation_losses=distillation_losses)
     inputs = {"right": x[:, 4:], "left": x[:, :4]}
     expected = soft_values(distiller.teacher.predict(inputs, verbose=0), distiller.predict(inputs, verbose=0)).mean()
     assert fitted_logs(distiller, inputs, y)["soft_labels"] == pytest.approx(expected, rel=1e-5)
@@ -777,7 +781,7 @@ def test_a_model_that_ends_in_softmax_teaches_and_learns_as_its_logits_do(data, 
         teacher, student = softmax_ended(kind, 32), softmax_ended(kind, 6)
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=kind == "logits")
         logs[kind] = fitted_logs(make(teacher=teacher, student=student), x, y, compile={"loss": loss})
-    assert keras_kd.signals.ends_in_softmax(teacher) == [True]
+    assert keras_kd.outputs.ends_in_softmax(teacher) == [True]
     assert logs[ending] == pytest.approx(logs["logits"], rel=1e-4)
 
 
@@ -794,7 +798,7 @@ def test_a_model_that_ends_in_softmax_teaches_and_learns_as_its_logits_do(data, 
     ],
 )
 def test_last_activations(last, activation):
-    assert keras_kd.signals.output_activations(keras.Sequential([keras.Input((4, 2)), last])) == [activation]
+    assert keras_kd.outputs.output_activations(keras.Sequential([keras.Input((4, 2)), last])) == [activation]
 
 
 def test_a_functional_model_with_a_call_of_its_own_counts_as_subclassed(data):
@@ -814,8 +818,8 @@ def test_a_functional_model_with_a_call_of_its_own_counts_as_subclassed(data):
 
 
 def test_an_unknown_ending_counts_as_logits():
-    assert keras_kd.signals.ends_in_softmax(softmax_ended("logits", 4)) == [False]
-    assert keras_kd.signals.ends_in_softmax(CountingModel(3)) == []
+    assert keras_kd.outputs.ends_in_softmax(softmax_ended("logits", 4)) == [False]
+    assert keras_kd.outputs.ends_in_softmax(CountingModel(3)) == []
 
 
 def test_taking_logits_for_probabilities_or_the_reverse_is_warned_of():

@@ -12,7 +12,7 @@ import tensorflow as tf
 import keras_kd
 
 # These must have an example; other public names may.
-WITH_EXAMPLE = ["Distiller", "Hint", "LambdaRamp", "SoftLabels", "signals.ends_in_softmax", "transfer_weights"]
+WITH_EXAMPLE = ["Distiller", "Hint", "LambdaRamp", "SoftLabels", "outputs.ends_in_softmax", "transfer_weights"]
 # Theirs begin with trained models and a test set, and show what one run measured.
 OF_TRAINED_MODELS = ["evaluate", "export"]
 GLOBALS = {"keras": keras, "keras_kd": keras_kd, "np": np, "tf": tf}

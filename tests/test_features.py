@@ -1,4 +1,4 @@
-"""Objectives over layers and over relations between examples: inside a `Distiller`, and where examples are alike."""
+"""Losses over layers and over relations between examples: inside a `Distiller`, and where examples are alike."""
 
 import formulas
 import keras
@@ -10,21 +10,21 @@ from conftest import crossentropy, dense_model
 import keras_kd
 
 OF_VECTORS = {
-    "cosine_features": (keras_kd.CosineFeatures, formulas.cosine_features),
-    "embeddings": (keras_kd.Embeddings, lambda t, s: np.mean((t - s) ** 2, axis=-1)),
-    "contrastive_kd": (keras_kd.ContrastiveKD, lambda t, s: formulas.contrastive_kd(t, s, 0.1, symmetric=True)),
+    "cosine_features": (keras_kd.losses.CosineFeatures, formulas.cosine_features),
+    "embeddings": (keras_kd.losses.Embeddings, lambda t, s: np.mean((t - s) ** 2, axis=-1)),
+    "contrastive_kd": (keras_kd.losses.ContrastiveKD, lambda t, s: formulas.contrastive_kd(t, s, 0.1, symmetric=True)),
 }
 OF_RELATIONS = {
-    "relational_kd": (keras_kd.RelationalKD, lambda t, s: formulas.relational_kd(t, s, 25.0, 50.0)),
-    "similarity_preserving": (keras_kd.SimilarityPreserving, formulas.similarity_preserving),
+    "relational_kd": (keras_kd.losses.RelationalKD, lambda t, s: formulas.relational_kd(t, s, 25.0, 50.0)),
+    "similarity_preserving": (keras_kd.losses.SimilarityPreserving, formulas.similarity_preserving),
     "correlation_congruence": (
-        keras_kd.CorrelationCongruence,
+        keras_kd.losses.CorrelationCongruence,
         lambda t, s: formulas.correlation_congruence(t, s, gamma=0.4, order=2),
     ),
 }
 
 
-def signal_of(model, layer, x):
+def output_of(model, layer, x):
     return keras.Model(model.inputs, model.get_layer(layer).output).predict(x, verbose=0).astype("float64")
 
 
@@ -57,19 +57,19 @@ def test_each_pair_of_layers_has_a_projection_of_its_own_unless_they_share_one(d
     x, y = data
     layers = [["hidden_0", "hidden_1"]] * 2
     teacher, student = dense_model(16, 12, 3), dense_model(5, 4, 3)
-    distiller = keras_kd.Distiller(teacher, student, keras_kd.Hint(*layers))
+    distiller = keras_kd.Distiller(teacher, student, keras_kd.losses.Hint(*layers))
     shapes = {name: tuple(layer.kernel.shape) for name, layer in distiller.projections.items()}
     assert shapes == {"hint": (5, 16), "hint_1": (4, 12)}
     expected = 0.0
     for layer, name in zip(layers[0], distiller.projections, strict=True):
         kernel, bias = (weight.numpy().astype("float64") for weight in distiller.projections[name].weights)
-        projected = signal_of(student, layer, x) @ kernel + bias
-        expected += np.mean((signal_of(teacher, layer, x) - projected) ** 2)
+        projected = output_of(student, layer, x) @ kernel + bias
+        expected += np.mean((output_of(teacher, layer, x) - projected) ** 2)
     assert fitted(distiller, x, y)["hint"][0] == pytest.approx(expected, rel=1e-4)
-    shared = keras_kd.Distiller(dense_model(16, 16, 3), dense_model(5, 5, 3), keras_kd.HiddenStates(*layers))
+    shared = keras_kd.Distiller(dense_model(16, 16, 3), dense_model(5, 5, 3), keras_kd.losses.HiddenStates(*layers))
     assert list(shared.projections) == ["hidden_states"]
     with pytest.raises(ValueError, match=r"one projection, from 5 features to 16, but one of its pairs has"):
-        keras_kd.Distiller(teacher, student, keras_kd.HiddenStates(*layers))
+        keras_kd.Distiller(teacher, student, keras_kd.losses.HiddenStates(*layers))
 
 
 @pytest.mark.parametrize("name", OF_VECTORS)
@@ -80,7 +80,7 @@ def test_unequal_widths_are_compared_through_a_projection_that_trains(data, name
     distiller = keras_kd.Distiller(teacher, student, make(**HIDDEN, weight=10.0))
     kernel = distiller.projections[name].kernel.numpy()
     assert kernel.shape == (5, 16)
-    expected = formula(signal_of(teacher, "hidden_0", x), signal_of(student, "hidden_0", x) @ kernel).mean()
+    expected = formula(output_of(teacher, "hidden_0", x), output_of(student, "hidden_0", x) @ kernel).mean()
     history = fitted(distiller, x, y, epochs=20, rate=0.02)[name]
     assert history[0] == pytest.approx(expected, rel=1e-4)
     assert history[-1] < history[0]
@@ -89,14 +89,14 @@ def test_unequal_widths_are_compared_through_a_projection_that_trains(data, name
 
 def test_the_projection_is_saved_with_the_distiller_and_left_behind_at_export(data, tmp_path):
     teacher, student = dense_model(16, 3), dense_model(5, 3)
-    objective = keras_kd.ContrastiveKD(0.2, symmetric=False, **HIDDEN)
-    distiller = keras_kd.Distiller(teacher, student, objective)
+    distillation_loss = keras_kd.losses.ContrastiveKD(0.2, symmetric=False, **HIDDEN)
+    distiller = keras_kd.Distiller(teacher, student, distillation_loss)
     fitted(distiller, *data, rate=0.1)
     distiller.save(tmp_path / "distiller.keras")
     loaded = keras_kd.load_distiller(tmp_path / "distiller.keras", teacher)
     kernels = [one.projections["contrastive_kd"].kernel.numpy() for one in (distiller, loaded)]
     np.testing.assert_array_equal(*kernels)
-    assert loaded.objectives[0].get_config() == objective.get_config()
+    assert loaded.distillation_losses[0].get_config() == distillation_loss.get_config()
     distiller.export(tmp_path / "exported", format="tf_saved_model", verbose=False)
     exported = tf.saved_model.load(tmp_path / "exported")
     assert sorted(tuple(v.shape) for v in exported.variables) == sorted(tuple(v.shape) for v in student.variables)
@@ -110,8 +110,8 @@ def test_relations_need_no_projection_whatever_the_widths_and_ranks(images, name
     distiller = keras_kd.Distiller(teacher, student, make(teacher_layer="pooled", student_layer="maps", weight=10.0))
     assert distiller.projections == {}
     weights = np.linspace(0.0, 2.0, len(x))
-    signals = signal_of(teacher, "pooled", x), signal_of(student, "maps", x).reshape(len(x), -1)
-    expected = np.mean(weights * formula(*signals))
+    outputs = output_of(teacher, "pooled", x), output_of(student, "maps", x).reshape(len(x), -1)
+    expected = np.mean(weights * formula(*outputs))
     history = fitted(distiller, x, y, epochs=20, rate=0.01, sample_weight=weights)[name]
     assert history[0] == pytest.approx(expected, rel=1e-4)
     assert history[-1] < history[0]
@@ -120,9 +120,9 @@ def test_relations_need_no_projection_whatever_the_widths_and_ranks(images, name
 def test_attention_is_transferred_between_unequal_numbers_of_channels(images):
     x, y = images
     teacher, student = image_model(9), image_model(4)
-    distiller = keras_kd.Distiller(teacher, student, keras_kd.AttentionTransfer("maps", "maps", weight=1e3))
+    distiller = keras_kd.Distiller(teacher, student, keras_kd.losses.AttentionTransfer("maps", "maps", weight=1e3))
     assert distiller.projections == {}
-    expected = formulas.attention_transfer(signal_of(teacher, "maps", x), signal_of(student, "maps", x), p=2).mean()
+    expected = formulas.attention_transfer(output_of(teacher, "maps", x), output_of(student, "maps", x), p=2).mean()
     history = fitted(distiller, x, y, epochs=20, rate=0.01)["attention_transfer"]
     assert history[0] == pytest.approx(expected, rel=1e-4)
     assert history[-1] < history[0]
@@ -140,7 +140,7 @@ def test_an_encoder_of_one_language_teaches_an_encoder_of_another():
         return keras.Model(ids, keras.layers.Dense(4)(pooled))
 
     teacher, student = encoder("english", 4, 9), encoder("text", 6, 20)
-    distiller = keras_kd.Distiller(teacher, student, keras_kd.Embeddings())
+    distiller = keras_kd.Distiller(teacher, student, keras_kd.losses.Embeddings())
     distiller.compile(keras.optimizers.Adam(0.02), None)
     x = {"english": english, "text": text}
     error = lambda: np.mean((teacher.predict(english, verbose=0) - student.predict(text, verbose=0)) ** 2)  # noqa: E731
@@ -151,61 +151,61 @@ def test_an_encoder_of_one_language_teaches_an_encoder_of_another():
 
 
 @pytest.mark.parametrize(
-    ("objective", "message"),
+    ("distillation_loss", "message"),
     [
         (
-            lambda: keras_kd.AttentionTransfer("maps", "maps"),
+            lambda: keras_kd.losses.AttentionTransfer("maps", "maps"),
             r"same positions, but the teacher's layer 'maps' gives \(None, 8, 8, 9\), the student's layer 'maps' "
             r"\(None, 4, 4, 4\)\. Only the channels may differ",
         ),
         (
-            lambda: keras_kd.AttentionTransfer("pooled", "pooled"),
+            lambda: keras_kd.losses.AttentionTransfer("pooled", "pooled"),
             r"the teacher's layer 'pooled' gives \(None, 9\), the student's layer 'pooled' \(None, 4\)",
         ),
         (
-            lambda: keras_kd.Hint("maps", "maps"),
+            lambda: keras_kd.losses.Hint("maps", "maps"),
             r"of one shape, but the teacher's layer 'maps' gives \(None, 8, 8, 9\), the student's layer 'maps' "
             r"\(None, 4, 4, 4\)\. Only the last dimension may differ",
         ),
         (
-            lambda: keras_kd.CosineFeatures("maps", "pooled"),
+            lambda: keras_kd.losses.CosineFeatures("maps", "pooled"),
             r"the teacher's layer 'maps' gives \(None, 8, 8, 9\), the student's layer 'pooled' \(None, 4\)",
         ),
         (
-            lambda: keras_kd.Embeddings(student_layer="maps"),
+            lambda: keras_kd.losses.Embeddings(student_layer="maps"),
             r"one vector an example, \(batch, features\), but the teacher gives \(None, 3\), the student's layer "
             r"'maps' \(None, 4, 4, 4\)\. Pool tokens or positions first",
         ),
         (
-            lambda: keras_kd.ContrastiveKD(teacher_layer="maps", student_layer="pooled"),
+            lambda: keras_kd.losses.ContrastiveKD(teacher_layer="maps", student_layer="pooled"),
             r"but the teacher's layer 'maps' gives \(None, 8, 8, 9\), the student's layer 'pooled' \(None, 4\)",
         ),
     ],
 )
-def test_layers_that_cannot_be_compared_are_refused_at_construction(objective, message):
+def test_layers_that_cannot_be_compared_are_refused_at_construction(distillation_loss, message):
     with pytest.raises(ValueError, match=message):
-        keras_kd.Distiller(image_model(9), image_model(4, stride=2), objective())
+        keras_kd.Distiller(image_model(9), image_model(4, stride=2), distillation_loss())
 
 
-def test_the_temperature_of_contrastive_kd_is_a_knob():
-    distiller = keras_kd.Distiller(dense_model(9, 3), dense_model(6, 3), keras_kd.ContrastiveKD(0.2))
-    assert float(distiller.knobs["contrastive_kd_temperature"]) == pytest.approx(0.2)
+def test_the_temperature_of_contrastive_kd_is_a_hyperparameter():
+    distiller = keras_kd.Distiller(dense_model(9, 3), dense_model(6, 3), keras_kd.losses.ContrastiveKD(0.2))
+    assert float(distiller.hyperparameters["contrastive_kd_temperature"]) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("symmetric", ["yes", 1, None])
 def test_contrastive_kd_refuses_a_symmetric_that_is_no_bool(symmetric):
     with pytest.raises(TypeError, match="symmetric must be True or False, got"):
-        keras_kd.ContrastiveKD(symmetric=symmetric)
+        keras_kd.losses.ContrastiveKD(symmetric=symmetric)
 
 
 # Where examples are alike, few or zero --------------------------------------------------------------------------------
 
 
-def gradient_of(objective, teacher, student):
+def gradient_of(distillation_loss, teacher, student):
     student = tf.constant(student, "float32")
     with tf.GradientTape() as tape:
         tape.watch(student)
-        loss = objective(tf.constant(teacher, "float32"), student)
+        loss = distillation_loss(tf.constant(teacher, "float32"), student)
     return float(loss), tape.gradient(loss, student).numpy()
 
 
@@ -224,13 +224,13 @@ def test_relations_of_examples_of_which_two_are_the_same_have_a_small_gradient(n
 @pytest.mark.parametrize("name", [*OF_VECTORS, *OF_RELATIONS])
 def test_a_replica_without_examples_adds_nothing(name):
     """As the graph of a step sees it: the size of the batch is not known when it is traced."""
-    objective = {**OF_VECTORS, **OF_RELATIONS}[name][0]()
+    distillation_loss = {**OF_VECTORS, **OF_RELATIONS}[name][0]()
 
     @tf.function(input_signature=[tf.TensorSpec((None, 4)), tf.TensorSpec((4, 4))])
     def run(x, kernel):
         with tf.GradientTape() as tape:
             tape.watch(kernel)
-            loss = objective(x, x @ kernel)
+            loss = distillation_loss(x, x @ kernel)
         return loss, tape.gradient(loss, kernel)
 
     loss, gradient = run(np.zeros((0, 4), "float32"), np.eye(4, dtype="float32"))
@@ -250,52 +250,60 @@ def test_relational_kd_counts_two_equal_examples_as_a_pair_at_distance_zero():
     teacher, student = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), np.array([[0.0], [0.0], [1.0]])
     of_teacher, of_student = np.array([1.0, 1.0, 2**0.5]) * 3 / (2 + 2**0.5), np.array([0.0, 1.0, 1.0]) * 3 / 2
     expected = 2 * formulas.huber(of_teacher - of_student).sum() / 9
-    assert float(keras_kd.RelationalKD(1.0, 0.0)(teacher, student)) == pytest.approx(expected, rel=1e-6)
+    assert float(keras_kd.losses.RelationalKD(1.0, 0.0)(teacher, student)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_relational_kd_does_not_change_when_features_are_moved_turned_and_scaled():
     teacher, student = features(8, 4), features(8, 3, seed=1)
     rotation, _ = np.linalg.qr(features(3, 3, seed=2))
-    objective = keras_kd.RelationalKD()
-    moved = objective(teacher, 100.0 * (student @ rotation) + 1000.0)
-    assert float(moved) == pytest.approx(float(objective(teacher, student)), rel=1e-4)
+    distillation_loss = keras_kd.losses.RelationalKD()
+    moved = distillation_loss(teacher, 100.0 * (student @ rotation) + 1000.0)
+    assert float(moved) == pytest.approx(float(distillation_loss(teacher, student)), rel=1e-4)
 
 
 def test_near_neighbours_far_from_the_origin_keep_their_distances():
     """Float32 products of features near 1,000 would leave nothing of distances near 1."""
     student = (1000.0 + features(8, 16, seed=1)).astype("float32")
     expected = formulas.relational_kd(features(8, 4), student.astype("float64"), 25.0, 50.0).mean()
-    assert float(keras_kd.RelationalKD()(features(8, 4), student)) == pytest.approx(expected, rel=1e-5)
+    assert float(keras_kd.losses.RelationalKD()(features(8, 4), student)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_correlation_congruence_tends_to_the_gaussian_kernel():
     teacher, student = formulas.unit(features(6, 4)), formulas.unit(features(6, 3, seed=1))
     gaussian = [np.exp(-0.4 * np.sum((x[:, None] - x[None]) ** 2, axis=-1)) for x in (teacher, student)]
-    objective = keras_kd.CorrelationCongruence(gamma=0.4, order=12)
-    assert float(objective(teacher, student)) == pytest.approx(np.mean((gaussian[0] - gaussian[1]) ** 2), rel=1e-5)
+    distillation_loss = keras_kd.losses.CorrelationCongruence(gamma=0.4, order=12)
+    assert float(distillation_loss(teacher, student)) == pytest.approx(
+        np.mean((gaussian[0] - gaussian[1]) ** 2), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(
-    "objective", [keras_kd.CosineFeatures(), keras_kd.ContrastiveKD(), keras_kd.SimilarityPreserving()]
+    "distillation_loss",
+    [keras_kd.losses.CosineFeatures(), keras_kd.losses.ContrastiveKD(), keras_kd.losses.SimilarityPreserving()],
 )
-def test_a_student_without_a_sign_of_life_gets_a_finite_gradient(objective):
+def test_a_student_without_a_sign_of_life_gets_a_finite_gradient(distillation_loss):
     """Zeros of a dead relu have no direction."""
     student = features(6, 4, seed=1)
     student[2] = 0.0
-    loss, gradient = gradient_of(objective, features(6, 4), student)
+    loss, gradient = gradient_of(distillation_loss, features(6, 4), student)
     assert np.isfinite(loss) and np.abs(gradient).max() < 10.0
 
 
 @pytest.mark.parametrize("scale", [1e-5, 1e-3, 1e3, 1e9])
 @pytest.mark.parametrize(
-    "objective",
-    [keras_kd.CosineFeatures(), keras_kd.AttentionTransfer(), keras_kd.RelationalKD(), keras_kd.SimilarityPreserving()],
-    ids=lambda objective: objective.name,
+    "distillation_loss",
+    [
+        keras_kd.losses.CosineFeatures(),
+        keras_kd.losses.AttentionTransfer(),
+        keras_kd.losses.RelationalKD(),
+        keras_kd.losses.SimilarityPreserving(),
+    ],
+    ids=lambda distillation_loss: distillation_loss.name,
 )
-def test_the_size_of_the_features_does_not_matter(objective, scale):
+def test_the_size_of_the_features_does_not_matter(distillation_loss, scale):
     teacher, student = features(6, 3, 4), features(6, 3, 4, seed=1)
-    value = float(objective(scale * teacher, scale * student))
-    assert value == pytest.approx(float(objective(teacher, student)), rel=1e-4)
+    value = float(distillation_loss(scale * teacher, scale * student))
+    assert value == pytest.approx(float(distillation_loss(teacher, student)), rel=1e-4)
 
 
 def test_attention_is_one_where_the_layers_are_active_at_different_positions():
@@ -303,4 +311,4 @@ def test_attention_is_one_where_the_layers_are_active_at_different_positions():
     teacher, student = np.zeros((1, 2, 2, 3)), np.zeros((1, 2, 2, 1))
     teacher[0, 0, 0] = [5.0, -1.0, 2.0]
     student[0, 0, 1], student[0, 1, 0] = 3.0, -3.0
-    assert float(keras_kd.AttentionTransfer()(teacher, student)) == pytest.approx(0.5, rel=1e-6)
+    assert float(keras_kd.losses.AttentionTransfer()(teacher, student)) == pytest.approx(0.5, rel=1e-6)

@@ -12,9 +12,9 @@ import keras_kd
 from keras_kd.large_vocabulary import crossentropy as crossentropy_of_heads
 from keras_kd.large_vocabulary import fused_loss
 from keras_kd.large_vocabulary.last_layer import LastLayer
-from keras_kd.steps import fused as fused_step
-from keras_kd.taught import Taught
-from keras_kd.top_classes import TopClasses
+from keras_kd.outputs.precomputed import PrecomputedBatch
+from keras_kd.outputs.top_classes import TopClasses
+from keras_kd.steps import fused_step
 
 RNG = np.random.default_rng(0)
 EXAMPLES, LENGTH, VOCABULARY = 11, 6, 53
@@ -57,7 +57,7 @@ def models(**options):
 def trained(
     fuse_logits,
     *,
-    objectives=None,
+    distillation_losses=None,
     loss=None,
     pair=None,
     data=None,
@@ -75,7 +75,7 @@ def trained(
         distiller = keras_kd.Distiller(
             teacher_of(teacher),
             student,
-            objectives() if objectives else keras_kd.SoftLabels(2.0, weight=0.5),
+            distillation_losses() if distillation_losses else keras_kd.losses.SoftLabels(2.0, weight=0.5),
             soft_weight=0.7,
             hard_weight=0.9,
             fuse_logits=fuse_logits,
@@ -147,7 +147,7 @@ def test_sample_weights(shape):
 def test_reductions(reduction):
     assert_same(
         loss=lambda: crossentropy(reduction=reduction),
-        objectives=lambda: keras_kd.SoftLabels(2.0, reduction=reduction),
+        distillation_losses=lambda: keras_kd.losses.SoftLabels(2.0, reduction=reduction),
         weights=RNG.uniform(size=(EXAMPLES, LENGTH)).astype("float32"),
         atol=1e-4 if reduction == "sum" else 1e-5,
     )
@@ -163,27 +163,27 @@ def test_unlabelled_data():
 
 
 @pytest.mark.parametrize(
-    "objective",
+    "distillation_loss",
     [
-        keras_kd.ReverseKL,
-        keras_kd.JensenShannon,
-        keras_kd.SkewKL,
-        keras_kd.LogitsMSE,
-        keras_kd.BinarySoftLabels,
-        keras_kd.DecoupledKD,
-        keras_kd.NormalizedKD,
+        keras_kd.losses.ReverseKL,
+        keras_kd.losses.JensenShannon,
+        keras_kd.losses.SkewKL,
+        keras_kd.losses.LogitsMSE,
+        keras_kd.losses.BinarySoftLabels,
+        keras_kd.losses.DecoupledKD,
+        keras_kd.losses.NormalizedKD,
     ],
 )
-def test_other_objectives_over_logits(objective):
+def test_other_losses_over_logits(distillation_loss):
     labels = np.where(RNG.uniform(size=LABELS.shape) < 0.4, -1, LABELS)
-    assert_same(objectives=objective, labels=labels, loss=lambda: crossentropy(ignore_class=-1))
+    assert_same(distillation_losses=distillation_loss, labels=labels, loss=lambda: crossentropy(ignore_class=-1))
 
 
-def test_objectives_over_layers_beside_it():
+def test_losses_over_layers_beside_it():
     assert_same(
-        objectives=lambda: [
-            keras_kd.Hint(teacher_layer="hidden", student_layer="hidden", weight=2.0),
-            keras_kd.SoftLabels(2.0),
+        distillation_losses=lambda: [
+            keras_kd.losses.Hint(teacher_layer="hidden", student_layer="hidden", weight=2.0),
+            keras_kd.losses.SoftLabels(2.0),
         ]
     )
 
@@ -217,7 +217,7 @@ def likeliest(k):
     log_p = keras.ops.convert_to_numpy(keras.ops.log_softmax(models()[0](TOKENS)))
     classes = np.argsort(-log_p, axis=-1)[..., :k]
     top = TopClasses.of(classes, np.take_along_axis(log_p, classes, axis=-1), VOCABULARY)
-    return tf.data.Dataset.from_tensor_slices((Taught(TOKENS, top, {}), LABELS)).batch(4)
+    return tf.data.Dataset.from_tensor_slices((PrecomputedBatch(TOKENS, top, {}), LABELS)).batch(4)
 
 
 def test_a_teacher_whose_likeliest_tokens_come_with_the_batch():
@@ -274,7 +274,7 @@ def test_the_logits_are_not_computed(fuse_logits, monkeypatch):
 def test_a_second_fit_and_a_second_evaluate_go_on_with_the_functions_of_the_first():
     """Keras's container of losses is never built where logits are not, which is no reason to trace anew."""
     teacher, student = models()
-    distiller = keras_kd.Distiller(teacher, student, keras_kd.SoftLabels(2.0), fuse_logits=True)
+    distiller = keras_kd.Distiller(teacher, student, keras_kd.losses.SoftLabels(2.0), fuse_logits=True)
     distiller.compile("adam", crossentropy())
     unlabelled, labelled = (tf.data.Dataset.from_tensor_slices(data).batch(4) for data in (TOKENS, (TOKENS, LABELS)))
     distiller.fit(unlabelled, verbose=0)
@@ -309,9 +309,15 @@ def test_with_metrics_it_has_logits_where_nobody_asked_for_none():
         ({"metrics": [keras_kd.metrics.Agreement()]}, "metrics of compile"),
         ({"loss": lambda: "mse"}, "SparseCategoricalCrossentropy"),
         ({"loss": keras.losses.SparseCategoricalCrossentropy}, "SparseCategoricalCrossentropy"),
-        ({"objectives": keras_kd.DIST}, "token by token"),
-        ({"objectives": lambda: [keras_kd.SoftLabels(), keras_kd.ReverseKL()]}, "token by token"),
-        ({"objectives": keras_kd.DecoupledKD, "loss": lambda: crossentropy(ignore_class=7)}, "needs labels"),
+        ({"distillation_losses": keras_kd.losses.DIST}, "token by token"),
+        (
+            {"distillation_losses": lambda: [keras_kd.losses.SoftLabels(), keras_kd.losses.ReverseKL()]},
+            "token by token",
+        ),
+        (
+            {"distillation_losses": keras_kd.losses.DecoupledKD, "loss": lambda: crossentropy(ignore_class=7)},
+            "needs labels",
+        ),
         ({"pair": lambda: models(activation="softmax")}, "Dense without activation"),
         ({"pair": lambda: models(activity_regularizer="l2")}, "Dense without activation"),
         ({"pair": lambda: models(tied=True, logit_soft_cap=3.0)}, "Dense without activation"),

@@ -23,8 +23,8 @@ if __name__ != "__main__" and importlib.util.find_spec("jax") is None:
 from conftest import crossentropy, dense_model
 
 import keras_kd
-from keras_kd.taught import Taught
-from keras_kd.top_classes import TopClasses
+from keras_kd.outputs.precomputed import PrecomputedBatch
+from keras_kd.outputs.top_classes import TopClasses
 
 ALIKE, ON_JAX = {}, {}  # the cases by name: those that both backends run, and those of JAX alone
 
@@ -97,28 +97,30 @@ def token_model(units, width):
 
 @case(ALIKE)
 def logits():
-    objectives = [keras_kd.SoftLabels(4.0), keras_kd.ReverseKL(2.0, weight=0.5)]
-    distiller = distiller_of(dense_model(32, 3), dense_model(8, 3), objectives, soft_weight=0.7, hard_weight=0.5)
+    distillation_losses = [keras_kd.losses.SoftLabels(4.0), keras_kd.losses.ReverseKL(2.0, weight=0.5)]
+    distiller = distiller_of(
+        dense_model(32, 3), dense_model(8, 3), distillation_losses, soft_weight=0.7, hard_weight=0.5
+    )
     x, y = examples()
     return trained(distiller, x, y, class_weight={0: 1.0, 1: 2.0, 2: 0.5})
 
 
 @case(ALIKE)
 def layers_behind_projections():
-    hint = keras_kd.Hint(teacher_layer="hidden_0", student_layer="hidden_0")
-    distiller = distiller_of(dense_model(32, 3), dense_model(8, 3), [hint, keras_kd.SoftLabels(2.0)])
+    hint = keras_kd.losses.Hint(teacher_layer="hidden_0", student_layer="hidden_0")
+    distiller = distiller_of(dense_model(32, 3), dense_model(8, 3), [hint, keras_kd.losses.SoftLabels(2.0)])
     x, y = examples()
     return trained(distiller, x, y, sample_weight=np.linspace(0, 2, 37))
 
 
 @case(ALIKE)
 def masks_and_attention():
-    objectives = [
-        keras_kd.SoftLabels(2.0),
-        keras_kd.SelfAttentionRelations(teacher_layer="attention", student_layer="attention", heads=2),
+    distillation_losses = [
+        keras_kd.losses.SoftLabels(2.0),
+        keras_kd.losses.SelfAttentionRelations(teacher_layer="attention", student_layer="attention", heads=2),
     ]
     distiller = distiller_of(
-        token_model(4, 8), token_model(4, 4), objectives, metrics=[keras_kd.metrics.Agreement(), "accuracy"]
+        token_model(4, 8), token_model(4, 4), distillation_losses, metrics=[keras_kd.metrics.Agreement(), "accuracy"]
     )
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, 10, size=(37, 6)) * (np.arange(6) < rng.integers(2, 7, size=(37, 1)))
@@ -133,10 +135,10 @@ def several_outputs_and_labels_that_are_missing():
         return keras.Model(x, {name: keras.layers.Dense(3, name=name)(hidden) for name in ("a", "b")})
 
     losses = {"a": crossentropy(ignore_class=-1), "b": crossentropy()}
-    objectives = [keras_kd.SoftLabels(2.0, output="b"), keras_kd.DecoupledKD(output="a")]
+    distillation_losses = [keras_kd.losses.SoftLabels(2.0, output="b"), keras_kd.losses.DecoupledKD(output="a")]
     x, y = examples(32)  # Keras weighs the losses of each output by rows on JAX alone: here the batches are even
     labels = {"a": np.where(np.arange(32) % 3 == 0, -1, y), "b": y}
-    return trained(distiller_of(model(16), model(4), objectives, loss=losses), x, labels)
+    return trained(distiller_of(model(16), model(4), distillation_losses, loss=losses), x, labels)
 
 
 @case(ALIKE)
@@ -186,12 +188,15 @@ def balanced_by_uncertainty():
 
 
 @case(ALIKE)
-def signals_that_the_batches_bring_along():
+def outputs_that_the_batches_bring_along():
     x, y = examples()
     logits, hidden = (np.random.default_rng(i).normal(size=(37, n)).astype("float32") for i, n in enumerate((3, 5)))
-    data = tf.data.Dataset.from_tensor_slices((Taught(x, logits, {"hidden": hidden}), y)).batch(16)
-    objectives = [keras_kd.SoftLabels(2.0), keras_kd.Hint(teacher_layer="hidden", student_layer="hidden_0")]
-    distiller = keras_kd.Distiller(None, filled(dense_model(5, 3), 2), objectives)
+    data = tf.data.Dataset.from_tensor_slices((PrecomputedBatch(x, logits, {"hidden": hidden}), y)).batch(16)
+    distillation_losses = [
+        keras_kd.losses.SoftLabels(2.0),
+        keras_kd.losses.Hint(teacher_layer="hidden", student_layer="hidden_0"),
+    ]
+    distiller = keras_kd.Distiller(None, filled(dense_model(5, 3), 2), distillation_losses)
     distiller.compile(keras.optimizers.SGD(0.1), crossentropy(), metrics=[keras_kd.metrics.Agreement()])
     return trained(distiller, data)
 
@@ -202,10 +207,10 @@ def likeliest_classes_that_the_batches_bring_along():
     classes = np.stack([y, (y + 1) % 3], axis=-1).astype("int32")
     log_p = np.log(np.float32([[0.6, 0.3]] * 37))
 
-    def taught(x, y, classes, log_p):
-        return Taught(x, TopClasses.of(classes, log_p, 3), {}), y
+    def precomputed(x, y, classes, log_p):
+        return PrecomputedBatch(x, TopClasses.of(classes, log_p, 3), {}), y
 
-    data = tf.data.Dataset.from_tensor_slices((x, y, classes, log_p)).batch(16).map(taught)
+    data = tf.data.Dataset.from_tensor_slices((x, y, classes, log_p)).batch(16).map(precomputed)
     distiller = keras_kd.Distiller(None, filled(dense_model(5, 3), 2))
     distiller.compile(keras.optimizers.SGD(0.1), crossentropy())
     return trained(distiller, data)
@@ -217,7 +222,9 @@ def one_model_that_teaches_itself():
     hidden = keras.layers.Dense(8, "relu")(x)
     deep = keras.layers.Dense(3, name="deep")(keras.layers.Dense(8, "relu")(hidden))
     model = keras.Model(x, {"shallow": keras.layers.Dense(3, name="shallow")(hidden), "deep": deep})
-    distiller = keras_kd.Distiller(filled(model), model, keras_kd.SoftLabels(output="shallow", teacher_output="deep"))
+    distiller = keras_kd.Distiller(
+        filled(model), model, keras_kd.losses.SoftLabels(output="shallow", teacher_output="deep")
+    )
     distiller.compile(keras.optimizers.SGD(0.1), {"shallow": crossentropy(), "deep": crossentropy()})
     x, y = examples(32)
     return trained(distiller, x, {"shallow": y, "deep": y})
@@ -259,13 +266,13 @@ def constants():
 
 
 @case(ON_JAX)
-def knobs():
-    """How often the step is traced while callbacks change every knob."""
+def hyperparameters():
+    """How often the step is traced while callbacks change every hyperparameter."""
 
     class Turn(keras.callbacks.Callback):
         def on_epoch_begin(self, epoch, logs=None):
-            for knob in self.model.knobs.values():
-                knob.assign(1.0 + epoch)
+            for hyperparameter in self.model.hyperparameters.values():
+                hyperparameter.assign(1.0 + epoch)
 
     distiller = distiller_of(dense_model(32, 3), dense_model(8, 3))
     traces = []
@@ -343,11 +350,11 @@ def label_out_of_range_on_one_batch():
 @case(ON_JAX)
 def refused():
     """What `compile` says to what needs TensorFlow."""
-    by_language = keras_kd.ByLanguage(keras_kd.SoftLabels(2.0), weights={1: 1.0}, entry="language")
+    by_language = keras_kd.losses.ByLanguage(keras_kd.losses.SoftLabels(2.0), weights={1: 1.0}, language_key="language")
     messages = {}
     for name, options in {
-        "objective": {"objectives": by_language},
-        "metric": {"metrics": [keras_kd.metrics.MacroF1ByLanguage(3, [1, 2], entry="language")]},
+        "loss": {"distillation_losses": by_language},
+        "metric": {"metrics": [keras_kd.metrics.MacroF1ByLanguage(3, [1, 2], language_key="language")]},
         "balance": {"balance": keras_kd.GradientNormBalance()},
     }.items():
         try:
@@ -359,12 +366,12 @@ def refused():
 
 @case(ON_JAX)
 def refused_beside_the_step():
-    """What is said where signals are stored, and by `evaluate`."""
+    """What is said where outputs are stored, and by `evaluate`."""
     x, y = examples()
     teacher, dataset = dense_model(32, 3), tf.data.Dataset.from_tensor_slices((x, y)).batch(8)
     messages = {}
     for name, call in {
-        "cache_signals": lambda: keras_kd.cache_signals(teacher, dataset, "never made"),
+        "cache_teacher_outputs": lambda: keras_kd.cache_teacher_outputs(teacher, dataset, "never made"),
         "fit": lambda: distiller_of(teacher, dense_model(8, 3)).fit(dataset, cache="never made"),
         "evaluate": lambda: keras_kd.evaluate({"teacher": teacher}, (x, y)),
     }.items():
@@ -504,11 +511,11 @@ def test_the_teachers_weights_are_no_constants_of_the_step(on_jax):
     assert counts["alone"] > 4600  # so are they seen where they are constants
 
 
-def test_knobs_turn_without_a_new_trace(on_jax):
-    knobs = on_jax("knobs")
-    assert knobs["traces"] == 1
-    np.testing.assert_allclose(knobs["soft_weight"], [1.0, 2.0, 3.0])
-    assert knobs["loss"][2] > 2 * knobs["loss"][0]
+def test_hyperparameters_turn_without_a_new_trace(on_jax):
+    hyperparameters = on_jax("hyperparameters")
+    assert hyperparameters["traces"] == 1
+    np.testing.assert_allclose(hyperparameters["soft_weight"], [1.0, 2.0, 3.0])
+    assert hyperparameters["loss"][2] > 2 * hyperparameters["loss"][0]
 
 
 @pytest.mark.parametrize(
@@ -530,7 +537,7 @@ def test_from_a_bad_batch_on_nothing_is_learnt_and_it_is_named(on_jax, name, say
 @pytest.mark.parametrize(
     ("what", "says"),
     [
-        ("objective", "['soft_labels'] go by language, which needs the tensorflow backend"),
+        ("loss", "['soft_labels'] go by language, which needs the tensorflow backend"),
         ("metric", "go by language, which needs the tensorflow backend"),
         ("balance", "On jax, use keras_kd.UncertaintyBalance()"),
     ],
@@ -539,7 +546,7 @@ def test_what_needs_tensorflow_is_refused(on_jax, what, says):
     assert says in str(on_jax("refused")[what])
 
 
-@pytest.mark.parametrize("what", ["cache_signals", "fit", "evaluate"])
+@pytest.mark.parametrize("what", ["cache_teacher_outputs", "fit", "evaluate"])
 def test_what_runs_on_tensorflow_alone_says_so(on_jax, what):
     assert "runs on Keras's tensorflow backend, but the backend is 'jax'" in str(
         on_jax("refused_beside_the_step")[what]

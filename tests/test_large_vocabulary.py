@@ -16,12 +16,12 @@ from keras_kd.large_vocabulary import Head, TopClasses, fused_loss
 TOKENS, VOCABULARY = 37, 101
 REFERENCE = pathlib.Path(__file__).parents[2] / "shared" / "reference" / "losses.json"
 DIVERGENCES = [
-    keras_kd.SoftLabels(temperature=2.0),
-    keras_kd.SoftLabels(temperature=2.0, standardize=True),
-    keras_kd.ReverseKL(temperature=3.0),
-    keras_kd.JensenShannon(beta=0.3),
-    keras_kd.SkewKL(alpha=0.1),
-    keras_kd.SkewReverseKL(alpha=0.1),
+    keras_kd.losses.SoftLabels(temperature=2.0),
+    keras_kd.losses.SoftLabels(temperature=2.0, standardize=True),
+    keras_kd.losses.ReverseKL(temperature=3.0),
+    keras_kd.losses.JensenShannon(beta=0.3),
+    keras_kd.losses.SkewKL(alpha=0.1),
+    keras_kd.losses.SkewReverseKL(alpha=0.1),
 ]
 
 
@@ -47,14 +47,14 @@ def chunks_of(tokens):
     return 4 * VOCABULARY * tokens
 
 
-def fused(objective=DIVERGENCES[0], student=STUDENT, teacher=TEACHER, **options):
+def fused(distillation_loss=DIVERGENCES[0], student=STUDENT, teacher=TEACHER, **options):
     """The loss and its gradients of hidden states, kernel and bias; the total is tripled, so upstream is not 1."""
     options = {"labels": LABELS, "soft_weights": SOFT, "hard_weights": HARD, "chunk_bytes": chunks_of(16)} | options
 
     def step(*parts):
         with tf.GradientTape() as tape:
             tape.watch(parts)
-            loss = fused_loss(objective, teacher, Head(*parts, *student[len(parts) :]), **options)
+            loss = fused_loss(distillation_loss, teacher, Head(*parts, *student[len(parts) :]), **options)
             total = 3.0 * loss.total
         return loss, tape.gradient(total, parts)
 
@@ -62,13 +62,13 @@ def fused(objective=DIVERGENCES[0], student=STUDENT, teacher=TEACHER, **options)
     return tf.function(step, jit_compile=options.get("jit_compile", False))(*parts)
 
 
-def dense(objective=DIVERGENCES[0], student=STUDENT, teacher=TEACHER, labels=LABELS):
+def dense(distillation_loss=DIVERGENCES[0], student=STUDENT, teacher=TEACHER, labels=LABELS):
     """The same from the logits of all tokens."""
     parts = [tf.constant(part) for part in student[:3]]
     with tf.GradientTape() as tape:
         tape.watch(parts)
         of_student = tf.matmul(parts[0], parts[1]) + parts[2]
-        soft = objective.call(tf.constant(logits(teacher), "float32"), of_student)
+        soft = distillation_loss.call(tf.constant(logits(teacher), "float32"), of_student)
         hard = -tf.gather(tf.nn.log_softmax(of_student), np.maximum(labels, 0), batch_dims=1)
         hard = tf.where(labels >= 0, hard, 0.0)
         total = 3.0 * tf.reduce_sum(SOFT * soft + HARD * hard)
@@ -82,10 +82,10 @@ def assert_close(actual, expected, tolerance=1e-5):
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance * np.abs(other).max())
 
 
-@pytest.mark.parametrize("objective", DIVERGENCES, ids=lambda objective: f"{objective.name}")
-def test_values_and_gradients_are_those_of_the_dense_form(objective):
-    expected, expected_gradients = dense(objective)
-    actual, gradients = fused(objective)
+@pytest.mark.parametrize("distillation_loss", DIVERGENCES, ids=lambda distillation_loss: f"{distillation_loss.name}")
+def test_values_and_gradients_are_those_of_the_dense_form(distillation_loss):
+    expected, expected_gradients = dense(distillation_loss)
+    actual, gradients = fused(distillation_loss)
     assert_close(actual, expected)
     assert_close(gradients, expected_gradients)
 
@@ -133,12 +133,14 @@ def test_a_second_step_gives_what_the_first_gave(constant):
 
 def test_a_temperature_that_is_assigned_holds_from_the_next_step_on():
     """What XLA compiles reads no variable: the temperature has to be handed to it in every step."""
-    objective = keras_kd.SoftLabels(temperature=1.0)
+    distillation_loss = keras_kd.losses.SoftLabels(temperature=1.0)
     step = tf.function(
-        lambda hidden: fused_loss(objective, TEACHER, STUDENT._replace(hidden=hidden), chunk_bytes=chunks_of(16)).soft
+        lambda hidden: (
+            fused_loss(distillation_loss, TEACHER, STUDENT._replace(hidden=hidden), chunk_bytes=chunks_of(16)).soft
+        )
     )
     for temperature in (1.0, 3.0):
-        objective.temperature.assign(temperature)
+        distillation_loss.temperature.assign(temperature)
         expected = formulas.soft_labels(logits(TEACHER), logits(STUDENT), temperature)
         assert_close([step(tf.constant(STUDENT.hidden))], [expected])
 
@@ -149,14 +151,16 @@ def test_two_losses_of_one_step_do_not_share_their_sums():
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(kernel)
             one, other = (
-                fused_loss(objective, TEACHER, STUDENT._replace(kernel=kernel), chunk_bytes=chunks_of(16)).total
-                for objective in (DIVERGENCES[0], DIVERGENCES[2])
+                fused_loss(distillation_loss, TEACHER, STUDENT._replace(kernel=kernel), chunk_bytes=chunks_of(16)).total
+                for distillation_loss in (DIVERGENCES[0], DIVERGENCES[2])
             )
         return tape.gradient(one, kernel), tape.gradient(other, kernel)
 
     actual = step(tf.constant(STUDENT.kernel))
     weights = {"labels": None, "soft_weights": 1.0}
-    expected = [fused(objective, **weights)[1][1] / 3.0 for objective in (DIVERGENCES[0], DIVERGENCES[2])]
+    expected = [
+        fused(distillation_loss, **weights)[1][1] / 3.0 for distillation_loss in (DIVERGENCES[0], DIVERGENCES[2])
+    ]
     assert_close(actual, expected)
 
 
@@ -259,9 +263,9 @@ def test_top_tokens_are_a_teacher_whose_other_tokens_share_the_rest():
     decoded = np.repeat(np.log((1 - np.exp(top).sum(-1, keepdims=True)) / (VOCABULARY - 8)), VOCABULARY, axis=-1)
     np.put_along_axis(decoded, ids, top, axis=-1)
     as_head = Head(decoded.astype("float32"), np.eye(VOCABULARY, dtype="float32"), np.zeros(VOCABULARY, "float32"))
-    for objective in DIVERGENCES[0], DIVERGENCES[2]:
-        expected, expected_gradients = dense(objective, teacher=as_head)
-        actual, gradients = fused(objective, teacher=TopClasses.of(ids, top, VOCABULARY))
+    for distillation_loss in DIVERGENCES[0], DIVERGENCES[2]:
+        expected, expected_gradients = dense(distillation_loss, teacher=as_head)
+        actual, gradients = fused(distillation_loss, teacher=TopClasses.of(ids, top, VOCABULARY))
         assert_close(actual, expected)
         assert_close(gradients, expected_gradients)
 
@@ -286,11 +290,11 @@ def test_top_tokens_give_the_published_value():
     others = np.take_along_axis(student, np.argsort(-log_probabilities, axis=-1)[:, 2:], axis=-1)
     among_others = formulas.kl(np.full(others.shape, 1 / 3), formulas.softmax(others))
     eye = np.eye(student.shape[-1])
-    objective = keras_kd.SoftLabels(temperature=1.0)
-    total = fused_loss(objective, TopClasses.of(ids, top, 5), Head(student, eye)).total
+    distillation_loss = keras_kd.losses.SoftLabels(temperature=1.0)
+    total = fused_loss(distillation_loss, TopClasses.of(ids, top, 5), Head(student, eye)).total
     lumped = total - np.sum((1 - np.exp(top).sum(-1)) * among_others)
     np.testing.assert_allclose(lumped, value["missing_mass_uniform_tail"], rtol=1e-6)
-    total = fused_loss(objective, Head(teacher, eye), Head(student, eye)).total
+    total = fused_loss(distillation_loss, Head(teacher, eye), Head(student, eye)).total
     np.testing.assert_allclose(total, value["full"], rtol=1e-6)
 
 
@@ -353,8 +357,12 @@ def test_no_array_of_tokens_by_vocabulary_is_made():
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"objective": keras_kd.DIST()}, TypeError, "objective must be a keras_kd.Objective that has a value for each"),
-        ({"objective": keras_kd.DecoupledKD()}, ValueError, "decoupled_kd needs labels"),
+        (
+            {"loss": keras_kd.losses.DIST()},
+            TypeError,
+            "loss must be a keras_kd.losses.DistillationLoss that has a value for each",
+        ),
+        ({"loss": keras_kd.losses.DecoupledKD()}, ValueError, "decoupled_kd needs labels"),
         ({"student": STUDENT.hidden}, TypeError, "student must be a keras_kd.large_vocabulary.Head"),
         ({"teacher": TEACHER.hidden}, TypeError, "teacher must be a keras_kd.large_vocabulary.Head or TopClasses"),
         ({"chunk_bytes": 0}, ValueError, "chunk_bytes must be >= 1"),
@@ -367,6 +375,6 @@ def test_no_array_of_tokens_by_vocabulary_is_made():
     ],
 )
 def test_what_does_not_fit_is_refused(changes, error, message):
-    arguments = {"objective": DIVERGENCES[0], "teacher": TEACHER, "student": STUDENT} | changes
+    arguments = {"loss": DIVERGENCES[0], "teacher": TEACHER, "student": STUDENT} | changes
     with pytest.raises(error, match=message):
         fused_loss(**arguments)

@@ -99,8 +99,8 @@ def test_batches_of_any_size_give_the_mean_over_all_examples(batch):
 
 
 def test_kl_is_soft_labels_without_the_squared_temperature(batch):
-    objective = keras_kd.SoftLabels(temperature=4.0)
-    expected = float(objective(batch["teacher"], batch["student"])) / 16.0
+    distillation_loss = keras_kd.losses.SoftLabels(temperature=4.0)
+    expected = float(distillation_loss(batch["teacher"], batch["student"])) / 16.0
     assert value_of(MeanKL(4.0), (batch["teacher"], batch["student"])) == pytest.approx(expected, rel=1e-6)
 
 
@@ -259,7 +259,7 @@ ALL = [
     lambda: MeanKL(2.5, name="softened_kl", dtype="float64"),
     lambda: ExpectedCalibrationError(10, from_logits=False, name="calibration"),
     lambda: MacroF1(CLASSES),
-    lambda: MacroF1ByLanguage(CLASSES, LANGUAGES, entry="lang"),
+    lambda: MacroF1ByLanguage(CLASSES, LANGUAGES, language_key="lang"),
     lambda: MacroF1ByLanguage(CLASSES, [4, 2], name="topic_f1"),
 ]
 
@@ -440,7 +440,7 @@ class ModelByLanguage(keras.Model):
         return self.dense(x["features"])
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
-        self.by_language.update_state(y, y_pred, sample_weight, languages=x[self.by_language.entry])
+        self.by_language.update_state(y, y_pred, sample_weight, languages=x[self.by_language.language_key])
         return self.get_metrics_result()
 
 
@@ -546,7 +546,11 @@ OUTPUTS = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]], "float32")
             r"different languages, at least one, got \['en', 'en'\]",
         ),
         (lambda: MacroF1ByLanguage(2, ["en", "mean"]), ValueError, 'languages must not hold "mean"'),
-        (lambda: MacroF1ByLanguage(2, ["en"], entry=3), TypeError, "entry must be the name of an entry of x, got 3"),
+        (
+            lambda: MacroF1ByLanguage(2, ["en"], language_key=3),
+            TypeError,
+            "language_key must be the name of an entry of x, got 3",
+        ),
     ],
 )
 def test_bad_arguments(make, error, message):

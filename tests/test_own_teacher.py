@@ -25,11 +25,11 @@ def batch(rows=12):
 
 
 def deep_to_shallow(**options):
-    return keras_kd.SoftLabels(temperature=2.0, output="shallow", teacher_output="deep", **options)
+    return keras_kd.losses.SoftLabels(temperature=2.0, output="shallow", teacher_output="deep", **options)
 
 
-def compiled(model, objectives, **options):
-    distiller = keras_kd.Distiller(model, model, objectives)
+def compiled(model, distillation_losses, **options):
+    distiller = keras_kd.Distiller(model, model, distillation_losses)
     distiller.compile(keras.optimizers.SGD(0.1), {"shallow": crossentropy(), "deep": crossentropy()}, **options)
     return distiller
 
@@ -73,7 +73,7 @@ def test_the_model_runs_once_a_step():
 
 
 def test_deep_layers_teach_shallow_ones_too():
-    distiller = compiled(two_exits(0.5), [deep_to_shallow(), keras_kd.Hint("deep_hidden", "shallow_hidden")])
+    distiller = compiled(two_exits(0.5), [deep_to_shallow(), keras_kd.losses.Hint("deep_hidden", "shallow_hidden")])
     history = distiller.fit(*batch(), epochs=20, verbose=0).history
     assert history["hint"][-1] < history["hint"][0]
 
@@ -112,9 +112,9 @@ def test_students_teach_each_other():
     }
     both = keras.Model(inputs, {name: tower(inputs) for name, tower in towers.items()})
     x, y = batch()[0], np.arange(12) % 3
-    objectives = [
-        keras_kd.SoftLabels(1.0, output="a", teacher_output="b", name="b_to_a"),
-        keras_kd.SoftLabels(1.0, output="b", teacher_output="a", name="a_to_b"),
+    distillation_losses = [
+        keras_kd.losses.SoftLabels(1.0, output="a", teacher_output="b", name="b_to_a"),
+        keras_kd.losses.SoftLabels(1.0, output="b", teacher_output="a", name="a_to_b"),
     ]
     expected = {}
     for name, other in (("a", "b"), ("b", "a")):
@@ -125,7 +125,7 @@ def test_students_teach_each_other():
         variables = towers[name].trainable_variables
         gradients = tape.gradient(loss, variables)
         expected[name] = [v.numpy() - 0.1 * g.numpy() for v, g in zip(variables, gradients, strict=True)]
-    distiller = keras_kd.Distiller(both, both, objectives)
+    distiller = keras_kd.Distiller(both, both, distillation_losses)
     distiller.compile(keras.optimizers.SGD(0.1), {"a": crossentropy(), "b": crossentropy()})
     distiller.fit(x, {"a": y, "b": y}, batch_size=12, verbose=0)
     for name, tower in towers.items():
@@ -134,15 +134,15 @@ def test_students_teach_each_other():
 
 
 def test_a_teachers_output_goes_by_its_own_name():
-    """A teacher with two outputs and a student with one: each objective names the output that it takes."""
+    """A teacher with two outputs and a student with one: each loss names the output that it takes."""
     teacher, x = two_exits(), batch()[0]
     student = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3, name="only")])
-    objectives = [
-        keras_kd.SoftLabels(2.0, output="only", teacher_output="deep"),
-        keras_kd.LogitsMSE(output="only", teacher_output="shallow"),
+    distillation_losses = [
+        keras_kd.losses.SoftLabels(2.0, output="only", teacher_output="deep"),
+        keras_kd.losses.LogitsMSE(output="only", teacher_output="shallow"),
     ]
     outputs, own = teacher.predict(x, verbose=0), student.predict(x, verbose=0)
-    distiller = keras_kd.Distiller(teacher, student, objectives)
+    distiller = keras_kd.Distiller(teacher, student, distillation_losses)
     distiller.compile("sgd", None)
     history = distiller.fit(x, batch_size=12, verbose=0).history
     assert history["soft_labels"][0] == pytest.approx(soft_labels(outputs["deep"], own, 2.0).mean(), rel=1e-4)
@@ -150,4 +150,4 @@ def test_a_teachers_output_goes_by_its_own_name():
     with pytest.raises(
         ValueError, match=r"output='middle' is not an output of the teacher; it has \['deep', 'shallow'"
     ):
-        keras_kd.Distiller(teacher, student, keras_kd.SoftLabels(output="only", teacher_output="middle"))
+        keras_kd.Distiller(teacher, student, keras_kd.losses.SoftLabels(output="only", teacher_output="middle"))

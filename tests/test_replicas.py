@@ -18,7 +18,16 @@ import keras_kd
 
 
 def distilled(
-    replicas, dataset, *, loss=None, student=None, teacher=None, objectives=None, epochs=3, optimizer=None, **compiled
+    replicas,
+    dataset,
+    *,
+    loss=None,
+    student=None,
+    teacher=None,
+    distillation_losses=None,
+    epochs=3,
+    optimizer=None,
+    **compiled,
 ):
     """Train on `dataset` with so many replicas; return the weights, the logs and what `evaluate` says."""
     keras.utils.set_random_seed(7)
@@ -26,8 +35,8 @@ def distilled(
     with strategy_of(replicas).scope():
         keras.utils.set_random_seed(8)
         student = student() if student else dense_model(6, 3)
-        objectives = objectives() if objectives else [keras_kd.SoftLabels(3.0)]
-        distiller = keras_kd.Distiller(teacher, student, objectives, soft_weight=0.7)
+        distillation_losses = distillation_losses() if distillation_losses else [keras_kd.losses.SoftLabels(3.0)]
+        distiller = keras_kd.Distiller(teacher, student, distillation_losses, soft_weight=0.7)
         optimizer = optimizer() if optimizer else keras.optimizers.SGD(0.2)
         distiller.compile(optimizer, loss or crossentropy(), **{"metrics": ["accuracy"], **compiled})
     history = distiller.fit(dataset, epochs=epochs, verbose=0).history
@@ -96,17 +105,19 @@ def test_masked_sequences_of_uneven_length(weighted):
     assert_replicas_agree(dataset, teacher=lambda: token_model(8), student=lambda: token_model(3), epochs=2)
 
 
-def test_a_layer_objective_with_a_projection(data):
-    objectives = lambda: [keras_kd.SoftLabels(), keras_kd.Hint("hidden_0", "hidden_0")]  # noqa: E731
-    assert_replicas_agree(dataset_of(*data, batch_size=16), objectives=objectives)
+def test_a_layer_loss_with_a_projection(data):
+    distillation_losses = lambda: [keras_kd.losses.SoftLabels(), keras_kd.losses.Hint("hidden_0", "hidden_0")]  # noqa: E731
+    assert_replicas_agree(dataset_of(*data, batch_size=16), distillation_losses=distillation_losses)
 
 
-def test_objectives_that_need_labels(data):
+def test_losses_that_need_labels(data):
     x, y = data
     partly = np.where(np.arange(len(y)) % 3 == 0, y, -1)
-    objectives = lambda: [keras_kd.DecoupledKD(temperature=2.0), keras_kd.SkewKL(alpha=0.1)]  # noqa: E731
+    distillation_losses = lambda: [keras_kd.losses.DecoupledKD(temperature=2.0), keras_kd.losses.SkewKL(alpha=0.1)]  # noqa: E731
     loss = crossentropy(ignore_class=-1)
-    assert_replicas_agree(dataset_of(x, partly, batch_size=16), objectives=objectives, loss=loss, metrics=())
+    assert_replicas_agree(
+        dataset_of(x, partly, batch_size=16), distillation_losses=distillation_losses, loss=loss, metrics=()
+    )
 
 
 def test_several_outputs(data):
@@ -170,10 +181,10 @@ def test_a_ramp_changes_lambda_on_every_replica(data):
     assert logs["loss"][2] == pytest.approx(logs["hard_loss"][2] + logs["soft_labels"][2], rel=1e-5)
 
 
-def test_objectives_may_be_made_outside_the_scope(data):
-    teacher, objective = dense_model(16, 3), keras_kd.SoftLabels(3.0)
+def test_losses_may_be_made_outside_the_scope(data):
+    teacher, distillation_loss = dense_model(16, 3), keras_kd.losses.SoftLabels(3.0)
     with strategy_of(2).scope():
-        distiller = keras_kd.Distiller(teacher, dense_model(6, 3), objective)
+        distiller = keras_kd.Distiller(teacher, dense_model(6, 3), distillation_loss)
         distiller.compile("sgd", crossentropy())
     ramp = keras_kd.LambdaRamp(4.0, 2.0, ramp_epochs=1, temperature_of="soft_labels")
     logs = distiller.fit(dataset_of(*data, batch_size=16), epochs=2, verbose=0, callbacks=[ramp]).history
@@ -198,8 +209,8 @@ def test_a_run_killed_under_a_strategy_is_resumed(data, tmp_path):
         with strategy_of(2).scope():
             layers = [keras.layers.Dense(6, name="thin"), keras.layers.Dropout(0.5), keras.layers.Dense(3)]
             student = keras.Sequential([keras.Input((8,)), *layers])
-            objectives = [keras_kd.SoftLabels(), keras_kd.Hint("hidden_0", "thin")]
-            distiller = keras_kd.Distiller(teacher, student, objectives)
+            distillation_losses = [keras_kd.losses.SoftLabels(), keras_kd.losses.Hint("hidden_0", "thin")]
+            distiller = keras_kd.Distiller(teacher, student, distillation_losses)
             distiller.compile("adam", crossentropy())
         return distiller
 
@@ -298,7 +309,7 @@ def model(width):
 
 with strategy.scope():
     keras.utils.set_random_seed(4)
-    distiller = keras_kd.Distiller(model(16), model(6), keras_kd.SoftLabels(3.0), soft_weight=0.7)
+    distiller = keras_kd.Distiller(model(16), model(6), keras_kd.losses.SoftLabels(3.0), soft_weight=0.7)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     distiller.compile(keras.optimizers.SGD(0.2), loss, metrics=["accuracy"])
 options = tf.data.Options()

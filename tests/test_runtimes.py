@@ -11,9 +11,9 @@ import pytest
 import tensorflow as tf
 from conftest import dense_model
 
+from keras_kd.deploy.export import export
+from keras_kd.deploy.runtimes import KerasRuntime, LiteRTRuntime, SavedModelRuntime, open_runtime
 from keras_kd.evaluation import evaluate
-from keras_kd.export import export
-from keras_kd.runtimes import KerasRuntime, LiteRTRuntime, SavedModelRuntime, open_runtime
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
 layers = keras.layers
@@ -336,7 +336,7 @@ def test_tensorflow_text_is_loaded_where_a_file_needs_it(tmp_path):
     text = keras.Input((), dtype="string", name="text")
     export(keras.Model(text, Lengths()(text)), tmp_path / "lengths", compare_with=np.array(["a", "be\u0301"]))
     code = (
-        "import sys\nfrom keras_kd.runtimes import open_runtime\nassert 'tensorflow_text' not in sys.modules\n"
+        "import sys\nfrom keras_kd.deploy.runtimes import open_runtime\nassert 'tensorflow_text' not in sys.modules\n"
         "print(open_runtime('lengths').predict(['a', 'be\\u0301', '']).argmax(axis=1).tolist())"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

@@ -126,7 +126,7 @@ WEIGHTS = {"en": 0.5, "sw": 2.0, "el": 0.0}
 ROWS = [0.5, 2.0, 2.0, 0.0]  # the weights of LANGUAGES, by hand
 
 
-def labelled(*sample_weight, languages=LANGUAGES, entry="language"):
+def labelled(*sample_weight, languages=LANGUAGES, language_key="language"):
     x = {"text": np.arange(4.0, dtype="float32"), entry: languages}
     return tf.data.Dataset.from_tensor_slices((x, [0, 1, 2, 3], *sample_weight))
 
@@ -177,8 +177,8 @@ def test_the_default_weighs_languages_without_a_weight():
 
 
 def test_languages_may_be_integers_under_another_name():
-    dataset = labelled(languages=np.array([7, 3, 3, 9]), entry="locale").batch(4)
-    assert weights_of(weigh_by_language(dataset, {3: 2.0, 7: 0.5, 9: 0.0}, entry="locale")) == ROWS
+    dataset = labelled(languages=np.array([7, 3, 3, 9]), language_key="locale").batch(4)
+    assert weights_of(weigh_by_language(dataset, {3: 2.0, 7: 0.5, 9: 0.0}, language_key="locale")) == ROWS
 
 
 def test_a_student_learns_with_the_weights(data):

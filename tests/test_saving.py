@@ -23,8 +23,8 @@ def make(teacher, **compile_options):
             keras.layers.Dense(3),
         ]
     )
-    objectives = [keras_kd.SoftLabels(3.0), keras_kd.Hint("hidden_0", "hidden", weight=0.1)]
-    distiller = keras_kd.Distiller(teacher, student, objectives, soft_weight=0.5)
+    distillation_losses = [keras_kd.losses.SoftLabels(3.0), keras_kd.losses.Hint("hidden_0", "hidden", weight=0.1)]
+    distiller = keras_kd.Distiller(teacher, student, distillation_losses, soft_weight=0.5)
     distiller.compile("adam", crossentropy(), metrics=["accuracy"], **compile_options)
     return distiller
 
@@ -59,7 +59,7 @@ def test_a_loaded_distiller_goes_on_exactly_where_it_stopped(data, tmp_path):
 
     loaded = keras_kd.load_distiller(tmp_path / "distiller.keras", teacher)
     assert float(loaded.soft_weight) == pytest.approx(0.1 + 0.9 * 0.25)
-    assert float(loaded.objectives[0].temperature) == pytest.approx(4.0 - 3.0 * 14 / 20)
+    assert float(loaded.distillation_losses[0].temperature) == pytest.approx(4.0 - 3.0 * 14 / 20)
     assert int(loaded.optimizer.iterations) == 15
     assert fit(loaded, data, epochs=6, initial_epoch=3) == expected
     assert_equal_weights(loaded, distiller)
@@ -94,20 +94,22 @@ def test_no_file_holds_the_teacher(data, tmp_path):
     assert not {id(v) for v in teacher.variables} & {id(v) for v in distiller.variables}
 
 
-def test_weights_alone_bring_back_student_projection_and_knobs(data, tmp_path):
+def test_weights_alone_bring_back_student_projection_and_hyperparameters(data, tmp_path):
     teacher = dense_model(64, 3)
     trained, fresh = make(teacher), make(teacher)
     fit(trained, data, epochs=3)
     trained.save_weights(tmp_path / "distiller.weights.h5")
     fresh.load_weights(tmp_path / "distiller.weights.h5")
-    assert [float(knob) for knob in fresh.knobs.values()] == [float(knob) for knob in trained.knobs.values()]
+    assert [float(hyperparameter) for hyperparameter in fresh.hyperparameters.values()] == [
+        float(hyperparameter) for hyperparameter in trained.hyperparameters.values()
+    ]
     assert float(fresh.soft_weight) == pytest.approx(0.1 + 0.9 / 4)
     for one, other in zip(trained.variables, fresh.variables, strict=True):
         np.testing.assert_array_equal(one.numpy(), other.numpy())
 
 
-class Margin(keras_kd.Objective):
-    """An objective of a user's own, not registered with Keras."""
+class Margin(keras_kd.losses.DistillationLoss):
+    """A loss of a user's own, not registered with Keras."""
 
     def __init__(self, power, **options):
         super().__init__(**options)
@@ -138,7 +140,7 @@ def test_classes_of_ones_own_come_back_through_custom_objects(data, tmp_path):
     distiller.save(tmp_path / "distiller.keras")
     own = {"Margin": Margin, "Doubling": Doubling}
     loaded = keras_kd.load_distiller(tmp_path / "distiller.keras", teacher, custom_objects=own)
-    assert loaded.objectives[0].power == 3.0
+    assert loaded.distillation_losses[0].power == 3.0
     assert not loaded.student.get_layer("frozen").trainable
     expected = distiller.fit(*data, shuffle=False, verbose=0).history
     assert loaded.fit(*data, shuffle=False, verbose=0).history == expected
@@ -226,7 +228,7 @@ class Record(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch, logs=None):
         model = self.model
         step = int(keras.ops.convert_to_numpy(model.optimizer.iterations))
-        self.record[step] = (float(model.soft_weight), float(model.objectives[0].temperature))
+        self.record[step] = (float(model.soft_weight), float(model.distillation_losses[0].temperature))
 
 
 def test_a_run_killed_in_mid_ramp_and_resumed_is_the_uninterrupted_run(data, tmp_path):

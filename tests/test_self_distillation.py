@@ -61,7 +61,7 @@ def train(data, *, optimizer=None, scope=None, teacher_in_scope=False, make=norm
         distiller = keras_kd.Distiller(teacher, student)
         distiller.compile(optimizer() if optimizer else keras.optimizers.SGD(0.2), crossentropy(), **compiled)
     initial, record = teacher.get_weights(), Record()
-    callbacks = [record, keras_kd.MeanTeacher(DECAY, warmup_steps=warmup)]
+    callbacks = [record, keras_kd.teachers.MeanTeacher(DECAY, warmup_steps=warmup)]
     distiller.fit(data[0][:32], data[1][:32], batch_size=8, epochs=2, verbose=0, callbacks=callbacks)
     return teacher, initial, record.seen
 
@@ -89,7 +89,7 @@ def test_through_the_warm_up_it_is_the_plain_mean_of_all_students_and_the_first_
     distiller = keras_kd.Distiller(teacher, student)
     distiller.compile(keras.optimizers.SGD(0.2), crossentropy())
     initial, record = teacher.get_weights(), Record()
-    callbacks = [record, keras_kd.MeanTeacher(DECAY)]
+    callbacks = [record, keras_kd.teachers.MeanTeacher(DECAY)]
     distiller.fit(data[0][:32], data[1][:32], batch_size=8, verbose=0, callbacks=callbacks)
     models = [initial, *(weights for _, weights in record.seen)]
     assert_equal(teacher.get_weights(), [np.mean(weights, axis=0) for weights in zip(*models, strict=True)])
@@ -134,11 +134,11 @@ def test_the_student_learns_from_the_average_as_it_stands(data):
     """The soft loss of the second step is that of the average after the first one."""
     x, y = data[0][:16], data[1][:16]
     teacher, student = dense_model(6, 3), dense_model(6, 3)
-    distiller = keras_kd.Distiller(teacher, student, keras_kd.SoftLabels(1.0))
+    distiller = keras_kd.Distiller(teacher, student, keras_kd.losses.SoftLabels(1.0))
     distiller.compile(keras.optimizers.SGD(0.5), crossentropy())
-    callbacks = [keras_kd.MeanTeacher(DECAY)]
+    callbacks = [keras_kd.teachers.MeanTeacher(DECAY)]
     distiller.fit(x, y, batch_size=16, verbose=0, callbacks=callbacks)
-    expected = float(keras_kd.SoftLabels(1.0)(teacher(x), student(x)))
+    expected = float(keras_kd.losses.SoftLabels(1.0)(teacher(x), student(x)))
     logs = distiller.fit(x, y, batch_size=16, verbose=0, callbacks=callbacks).history
     assert logs["soft_labels"][0] == pytest.approx(expected, rel=1e-4)
 
@@ -152,7 +152,7 @@ def test_training_goes_on_exactly_where_it_stopped(data, tmp_path):
         return distiller, teacher
 
     def fit(distiller, epochs):
-        options = {"batch_size": 8, "shuffle": False, "verbose": 0, "callbacks": [keras_kd.MeanTeacher(DECAY)]}
+        options = {"batch_size": 8, "shuffle": False, "verbose": 0, "callbacks": [keras_kd.teachers.MeanTeacher(DECAY)]}
         distiller.fit(*data, epochs=epochs, **options)
 
     distiller, uninterrupted = make()
@@ -172,7 +172,7 @@ def test_nothing_of_the_teacher_changes_but_its_weights(data):
     teacher.layers[0].trainable = False
     distiller = keras_kd.Distiller(teacher, normalized_model())
     distiller.compile("sgd", crossentropy())
-    distiller.fit(*data, verbose=0, callbacks=[keras_kd.MeanTeacher(DECAY)])
+    distiller.fit(*data, verbose=0, callbacks=[keras_kd.teachers.MeanTeacher(DECAY)])
     assert [layer.trainable for layer in teacher.layers] == [False, True, True, True]
 
 
@@ -194,13 +194,13 @@ def test_integer_weights_are_copied(data):
     )
     distiller = keras_kd.Distiller(teacher, student)
     distiller.compile("sgd", crossentropy())
-    distiller.fit(*data, batch_size=10, verbose=0, callbacks=[keras_kd.MeanTeacher(DECAY)])
+    distiller.fit(*data, batch_size=10, verbose=0, callbacks=[keras_kd.teachers.MeanTeacher(DECAY)])
     assert int(teacher.layers[0].count.numpy()) == int(student.layers[0].count.numpy()) == 4
 
 
 def test_decays_are_those_of_the_authors_code():
     """`min(1 - 1 / (global_step + 1), alpha)`, global_step counting from 1."""
-    mean_teacher = keras_kd.MeanTeacher(0.99)
+    mean_teacher = keras_kd.teachers.MeanTeacher(0.99)
     expected = [min(1 - 1 / (step + 1), 0.99) for step in range(1, 200)]
     assert [mean_teacher.decay_at(step) for step in range(1, 200)] == pytest.approx(expected, rel=1e-12)
 
@@ -217,7 +217,7 @@ def test_decays_are_those_of_the_authors_code():
 )
 def test_bad_arguments_are_refused(arguments, error, message):
     with pytest.raises(error, match=message):
-        keras_kd.MeanTeacher(**arguments)
+        keras_kd.teachers.MeanTeacher(**arguments)
 
 
 def sharing_a_frozen_layer():
@@ -246,7 +246,7 @@ def test_a_teacher_that_cannot_be_the_average_is_refused(data, make, message):
     distiller = keras_kd.Distiller(teacher, student)
     distiller.compile("sgd", crossentropy())
     with pytest.raises(ValueError, match=message):
-        distiller.fit(*data, verbose=0, callbacks=[keras_kd.MeanTeacher()])
+        distiller.fit(*data, verbose=0, callbacks=[keras_kd.teachers.MeanTeacher()])
     for now, then in zip(teacher.get_weights(), before, strict=True):
         np.testing.assert_array_equal(now, then)
 
@@ -255,16 +255,18 @@ def test_another_model_is_refused(data):
     model = dense_model(4, 3)
     model.compile("sgd", crossentropy())
     with pytest.raises(TypeError, match=r"MeanTeacher works with a keras_kd.Distiller, got Sequential"):
-        model.fit(*data, verbose=0, callbacks=[keras_kd.MeanTeacher()])
+        model.fit(*data, verbose=0, callbacks=[keras_kd.teachers.MeanTeacher()])
 
 
 # Born-again networks ----------------------------------------------------------------------------------------------
 
 
 def test_each_student_is_the_teacher_of_the_next():
-    teacher, taught = dense_model(4, 3), []
-    students = keras_kd.born_again(teacher, lambda: dense_model(4, 3), lambda *pair: taught.append(pair), generations=3)
-    assert taught == list(zip([teacher, *students], students, strict=False))
+    teacher, precomputed = dense_model(4, 3), []
+    students = keras_kd.teachers.born_again(
+        teacher, lambda: dense_model(4, 3), lambda *pair: precomputed.append(pair), generations=3
+    )
+    assert precomputed == list(zip([teacher, *students], students, strict=False))
     assert len(students) == 3
 
 
@@ -276,11 +278,11 @@ def test_generations_learn_from_each_other(data):
     losses = []
 
     def fit(teacher, student):
-        distiller = keras_kd.Distiller(teacher, student, keras_kd.SoftLabels(1.0))
+        distiller = keras_kd.Distiller(teacher, student, keras_kd.losses.SoftLabels(1.0))
         distiller.compile(keras.optimizers.Adam(0.05), None)
         losses.append(distiller.fit(x, batch_size=37, epochs=30, verbose=0).history["soft_labels"])
 
-    students = keras_kd.born_again(teacher, lambda: keras.models.clone_model(teacher), fit, generations=2)
+    students = keras_kd.teachers.born_again(teacher, lambda: keras.models.clone_model(teacher), fit, generations=2)
     assert len(losses) == len(students) == 2
     for history in losses:
         assert history[-1] < 0.2 * history[0]
@@ -305,18 +307,20 @@ def no_fit(teacher, student):
 def test_bad_arguments_of_born_again_are_refused(arguments, error, message):
     good = {"teacher": dense_model(4, 3), "make_student": lambda: dense_model(4, 3), "fit": no_fit}
     with pytest.raises(error, match=message):
-        keras_kd.born_again(**{**good, **arguments})
+        keras_kd.teachers.born_again(**{**good, **arguments})
 
 
 def test_a_student_that_is_an_earlier_model_is_refused():
     teacher, student = dense_model(4, 3, name="first"), dense_model(4, 3, name="second")
     with pytest.raises(ValueError, match="the student of generation 1 is the same model as 'first'"):
-        keras_kd.born_again(teacher, lambda: teacher, no_fit)
+        keras_kd.teachers.born_again(teacher, lambda: teacher, no_fit)
     with pytest.raises(ValueError, match="the student of generation 2 is the same model as 'second'"):
-        keras_kd.born_again(teacher, lambda: student, no_fit)
+        keras_kd.teachers.born_again(teacher, lambda: student, no_fit)
 
 
 def test_a_student_that_shares_weights_with_an_earlier_model_is_refused():
     teacher = dense_model(4, 3, name="first")
     with pytest.raises(ValueError, match="the student of generation 1 shares 2 weights with 'first'"):
-        keras_kd.born_again(teacher, lambda: keras.Sequential([teacher.layers[0], keras.layers.Dense(3)]), no_fit)
+        keras_kd.teachers.born_again(
+            teacher, lambda: keras.Sequential([teacher.layers[0], keras.layers.Dense(3)]), no_fit
+        )

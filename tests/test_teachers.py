@@ -14,15 +14,15 @@ from conftest import crossentropy, dense_model, strategy_of
 
 import keras_kd
 from keras_kd import teachers
-from keras_kd.signals import output_activations
+from keras_kd.outputs.reader import output_activations
 
 TEMPERATURE = 3.0
 
 
-def soft_logs(teacher, x, objectives=None, student=None, **compiled):
+def soft_logs(teacher, x, distillation_losses=None, student=None, **compiled):
     """The logs of one epoch of a real distiller, without learning, and the student."""
     student = student or dense_model(6, 3, name="student")
-    distiller = keras_kd.Distiller(teacher, student, objectives or keras_kd.SoftLabels(TEMPERATURE))
+    distiller = keras_kd.Distiller(teacher, student, distillation_losses or keras_kd.losses.SoftLabels(TEMPERATURE))
     distiller.compile(keras.optimizers.SGD(0.0), loss=None, **compiled)
     history = distiller.fit(x, verbose=0, batch_size=64, shuffle=False).history
     return {name: values[0] for name, values in history.items()}, student
@@ -128,9 +128,9 @@ def test_units_that_end_in_sigmoid_are_averaged_unit_by_unit():
     first, second = (1 / (1 + np.exp(-np.array(z))) for z in ([2.0, -1.0], [-1.0, 0.5]))
     np.testing.assert_allclose(teacher(np.zeros((1, 1)))[0], 0.75 * first + 0.25 * second, atol=1e-6)
     assert output_activations(teacher) == ["sigmoid"]
-    keras_kd.Distiller(teacher, constant([0.0, 0.0]), keras_kd.BinarySoftLabels())
+    keras_kd.Distiller(teacher, constant([0.0, 0.0]), keras_kd.losses.BinarySoftLabels())
     with pytest.raises(ValueError, match="the teacher ends in sigmoid"):
-        keras_kd.Distiller(teacher, constant([0.0, 0.0]), keras_kd.SoftLabels())
+        keras_kd.Distiller(teacher, constant([0.0, 0.0]), keras_kd.losses.SoftLabels())
 
 
 def test_the_mean_of_the_log_odds_of_units():
@@ -154,7 +154,9 @@ def test_several_outputs_are_averaged_each_with_its_counterparts(data, outputs):
     answers = (
         answers if isinstance(teacher.output, dict) else [{"topic": a["tone"], "tone": a["topic"]} for a in answers]
     )
-    logs, student = soft_logs(teacher, x, keras_kd.SoftLabels(TEMPERATURE, output="topic"), two_headed(4, outputs))
+    logs, student = soft_logs(
+        teacher, x, keras_kd.losses.SoftLabels(TEMPERATURE, output="topic"), two_headed(4, outputs)
+    )
     of_student = student(x)["topic"] if isinstance(teacher.output, dict) else student(x)[0]
     expected = soft_labels(log_mean([np.asarray(a["topic"], "float64") for a in answers]), of_student)
     assert logs["soft_labels"] == pytest.approx(expected, rel=1e-5)
@@ -238,23 +240,23 @@ def test_teachers_come_out_as_they_went_in_and_stay_out_of_the_saved_distiller(d
 def test_a_layer_inside_a_member_can_be_tapped(data):
     x, _ = data
     members = [dense_model(5, 3, name="small"), dense_model(7, 3, name="large")]
-    hint = keras_kd.Hint("large/hidden_0", "hidden_0", name="hint")
+    hint = keras_kd.losses.Hint("large/hidden_0", "hidden_0", name="hint")
     logs, student = soft_logs(teachers.ensemble(members), x, [hint], dense_model(7, 3))
     expected = np.mean((members[1].layers[0](x).numpy() - student.layers[0](x).numpy()) ** 2)
     assert logs["hint"] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("combine", ["ensemble", "side_by_side", "by_language"])
+@pytest.mark.parametrize("combine", ["ensemble", "multi_output", "by_language"])
 def test_a_teacher_made_of_teachers_can_be_saved_and_loaded(combine, tmp_path):
     members = [text_model(name="english", last="softmax"), text_model(name="german")]
     x = {name: values[:, :5] for name, values in mixed_batch().items() if name in ("english", "german")}
     x = {name: tf.constant(np.minimum(values, 19)) for name, values in x.items()}
     if combine == "ensemble":
         teacher = teachers.ensemble(members, weights=[1, 2])
-    elif combine == "side_by_side":
-        teacher = teachers.side_by_side({"a": members[0], "b": members[1]})
+    elif combine == "multi_output":
+        teacher = teachers.multi_output({"a": members[0], "b": members[1]})
     else:
-        teacher = teachers.by_language({"en": members[0], "de": members[1]})
+        teacher = teachers.route_by_language({"en": members[0], "de": members[1]})
         x["language"] = tf.constant(["en", "de", "de"] * 3)
     teacher.save(tmp_path / "teacher.keras")
     loaded = keras.saving.load_model(tmp_path / "teacher.keras")
@@ -300,19 +302,31 @@ def image(axis):
             ValueError,
             "a Subclassed, could not be called on the inputs",
         ),
-        (lambda: teachers.side_by_side([dense_model(3)]), TypeError, "dict of keras.Models by str"),
-        (lambda: teachers.side_by_side({}), ValueError, "one teacher or more"),
-        (lambda: teachers.by_language({}), ValueError, "different languages, at least one"),
-        (lambda: teachers.by_language({"en": dense_model(3), 1: dense_model(3)}), TypeError, "all str or all int"),
-        (lambda: teachers.by_language([dense_model(3)]), TypeError, "dict of keras.Models by language"),
-        (lambda: teachers.by_language({"en": None}), TypeError, r"teachers\['en'\] must be a keras.Model"),
+        (lambda: teachers.multi_output([dense_model(3)]), TypeError, "dict of keras.Models by str"),
+        (lambda: teachers.multi_output({}), ValueError, "one teacher or more"),
+        (lambda: teachers.route_by_language({}), ValueError, "different languages, at least one"),
         (
-            lambda: teachers.by_language({"en": dense_model(3)}, default="en"),
+            lambda: teachers.route_by_language({"en": dense_model(3), 1: dense_model(3)}),
+            TypeError,
+            "all str or all int",
+        ),
+        (lambda: teachers.route_by_language([dense_model(3)]), TypeError, "dict of keras.Models by language"),
+        (lambda: teachers.route_by_language({"en": None}), TypeError, r"teachers\['en'\] must be a keras.Model"),
+        (
+            lambda: teachers.route_by_language({"en": dense_model(3)}, default="en"),
             TypeError,
             "default must be a keras.Model",
         ),
-        (lambda: teachers.by_language({"en": dense_model(3)}, entry=3), TypeError, "entry must be a str"),
-        (lambda: teachers.by_language({"en": text_model()}, entry="text"), ValueError, "a teacher reads it as int32"),
+        (
+            lambda: teachers.route_by_language({"en": dense_model(3)}, language_key=3),
+            TypeError,
+            "language_key must be a str",
+        ),
+        (
+            lambda: teachers.route_by_language({"en": text_model()}, language_key="text"),
+            ValueError,
+            "a teacher reads it as int32",
+        ),
     ],
 )
 def test_combinations_that_make_no_sense_are_refused(make, error, message):
@@ -320,24 +334,24 @@ def test_combinations_that_make_no_sense_are_refused(make, error, message):
         make()
 
 
-# side_by_side ------------------------------------------------------------------------------------------------------
+# multi_output ------------------------------------------------------------------------------------------------------
 
 
-def test_teachers_side_by_side_teach_each_through_an_objective_of_its_own(data):
+def test_teachers_side_by_side_teach_each_through_an_loss_of_its_own(data):
     x, _ = data
     bert, cnn = dense_model(16, 3, last="softmax"), dense_model(7, 3)
-    teacher = teachers.side_by_side({"bert": bert, "cnn": cnn})
-    objectives = [
-        keras_kd.SoftLabels(TEMPERATURE, output=0, teacher_output="bert", name="bert"),
-        keras_kd.SoftLabels(TEMPERATURE, output=0, teacher_output="cnn", name="cnn"),
+    teacher = teachers.multi_output({"bert": bert, "cnn": cnn})
+    distillation_losses = [
+        keras_kd.losses.SoftLabels(TEMPERATURE, output=0, teacher_output="bert", name="bert"),
+        keras_kd.losses.SoftLabels(TEMPERATURE, output=0, teacher_output="cnn", name="cnn"),
     ]
-    logs, student = soft_logs(teacher, x, objectives)
+    logs, student = soft_logs(teacher, x, distillation_losses)
     assert logs["bert"] == pytest.approx(soft_labels(np.log(logits_of(bert, x)), logits_of(student, x)), rel=1e-4)
     assert logs["cnn"] == pytest.approx(soft_labels(logits_of(cnn, x), logits_of(student, x)), rel=1e-5)
 
 
 def test_sigmoid_endings_stay_known_side_by_side():
-    teacher = teachers.side_by_side({"units": constant([2.0, -1.0], "sigmoid"), "classes": constant([1.0], "softmax")})
+    teacher = teachers.multi_output({"units": constant([2.0, -1.0], "sigmoid"), "classes": constant([1.0], "softmax")})
     assert dict(zip(sorted(teacher.output), output_activations(teacher), strict=True)) == {
         "classes": "unknown",
         "units": "sigmoid",
@@ -348,7 +362,7 @@ def test_sigmoid_endings_stay_known_side_by_side():
 def test_several_outputs_of_a_teacher_stand_side_by_side_too(data):
     x, _ = data
     wide, listed = two_headed(5, lambda a, b: {"topic": a, "tone": b}), two_headed(5, lambda a, b: [a, b])
-    answers = teachers.side_by_side({"wide": wide, "listed": listed, "text": subclassed(x)})(x)
+    answers = teachers.multi_output({"wide": wide, "listed": listed, "text": subclassed(x)})(x)
     assert sorted(answers) == ["listed/tone", "listed/topic", "text", "wide/tone", "wide/topic"]
     np.testing.assert_allclose(np.exp(answers["wide/tone"]), wide(x)["tone"], atol=1e-6)
     np.testing.assert_allclose(answers["listed/topic"], listed(x)[0], atol=1e-6)
@@ -378,7 +392,7 @@ def test_every_example_is_answered_by_the_teacher_of_its_language(data, integers
     shared = features_model(6, 3)
     models = dict(zip(keys, [features_model(5, 3), shared, shared], strict=False))
     fallback = features_model(4, 3)
-    teacher = teachers.by_language(models, default=fallback)
+    teacher = teachers.route_by_language(models, default=fallback)
     logs, student = soft_logs(teacher, {"features": features, "language": languages}, student=features_model(3))
     expected = expected_by_language(models, features, np.ravel(languages), fallback)
     assert logs["soft_labels"] == pytest.approx(soft_labels(expected, logits_of(student, features)), rel=1e-5)
@@ -404,7 +418,7 @@ def counting(calls, number):
 
 def test_a_teacher_gets_only_its_examples_and_does_not_run_without_any(data):
     calls = []
-    teacher = teachers.by_language({"en": counting(calls, 1), "de": counting(calls, 2)})
+    teacher = teachers.route_by_language({"en": counting(calls, 1), "de": counting(calls, 2)})
     languages = np.array(["en"] * 10 + ["de"] * 3 + ["en"] * 24, dtype=object)
     x = {"features": data[0], "language": languages}
     answers = teacher.predict(x, batch_size=10, verbose=0)
@@ -415,14 +429,14 @@ def test_a_teacher_gets_only_its_examples_and_does_not_run_without_any(data):
 def test_several_languages_of_one_teacher_are_one_call(data):
     calls = []
     shared = counting(calls, 1)
-    teacher = teachers.by_language({"en": shared, "fr": shared}, default=shared)
+    teacher = teachers.route_by_language({"en": shared, "fr": shared}, default=shared)
     teacher({"features": tf.constant(data[0]), "language": tf.constant(LANGUAGES)})
     assert calls == [(1, 37)]
 
 
 @pytest.mark.parametrize("run_eagerly", [False, True])
 def test_a_language_without_a_teacher_is_named_and_nothing_is_learnt_from_its_batch(data, run_eagerly):
-    teacher = teachers.by_language({"en": features_model(3), "de": features_model(3)}, entry="tongue")
+    teacher = teachers.route_by_language({"en": features_model(3), "de": features_model(3)}, language_key="tongue")
     student = features_model(3)
     before = student.get_weights()
     distiller = keras_kd.Distiller(teacher, student)
@@ -435,13 +449,13 @@ def test_a_language_without_a_teacher_is_named_and_nothing_is_learnt_from_its_ba
 
 
 def test_a_batch_without_its_language_is_refused(data):
-    teacher = teachers.by_language({"en": features_model(3)})
+    teacher = teachers.route_by_language({"en": features_model(3)})
     with pytest.raises(ValueError, match="language"):
         soft_logs(teacher, {"features": data[0]}, student=features_model(3))
 
 
 def test_xla_is_turned_off_with_a_warning(data):
-    teacher = teachers.by_language({"en": features_model(3)})
+    teacher = teachers.route_by_language({"en": features_model(3)})
     x = {"features": data[0], "language": np.array(["en"] * 37, dtype=object)}
     with pytest.warns(UserWarning, match="jit_compile is turned off"):
         soft_logs(teacher, x, student=features_model(3), jit_compile=True)
@@ -450,7 +464,7 @@ def test_xla_is_turned_off_with_a_warning(data):
 def test_teachers_by_language_may_read_different_entries():
     x = mixed_batch()
     english, german = text_model(name="english", last="softmax"), text_model(30, name="german")
-    teacher = teachers.by_language({"en": english, "de": german})
+    teacher = teachers.route_by_language({"en": english, "de": german})
     languages = np.array(["en", "de", "de"] * 3, dtype=object)
     logs, student = soft_logs(teacher, {**x, "language": languages}, student=features_model(3))
     logits = np.where((languages == "en")[:, None], np.log(english(x["english"])), german(x["german"]))
@@ -466,7 +480,7 @@ def tagger(width):
 def test_sequences_of_open_length_are_routed(names):
     english, german = tagger(3), tagger(5)
     ids = tf.constant([[1, 2, 3, 0], [4, 5, 0, 0], [6, 7, 8, 1]])
-    teacher = teachers.by_language({"en": english, "de": german})
+    teacher = teachers.route_by_language({"en": english, "de": german})
     assert teacher.output.shape == (None, None, 4)
     function = tf.function(lambda x: teacher(x, training=False))
     answers = function({"ids": ids, "language": tf.constant(names)})
@@ -479,7 +493,7 @@ def test_a_teacher_may_read_the_language_itself():
     reader = keras.Model(
         language, keras.layers.Dense(2)(keras.layers.Flatten()(keras.layers.Embedding(5, 3)(language)))
     )
-    teacher = teachers.by_language({0: reader, 1: reader})
+    teacher = teachers.route_by_language({0: reader, 1: reader})
     languages = np.array([[0], [1], [0]])
     np.testing.assert_allclose(teacher(languages), reader(languages), atol=1e-6)
 
@@ -487,7 +501,7 @@ def test_a_teacher_may_read_the_language_itself():
 def test_two_replicas_route_as_one(data):
     def trained(replicas):
         keras.utils.set_random_seed(3)
-        teacher = teachers.by_language(
+        teacher = teachers.route_by_language(
             {"en": features_model(5, 3), "de": features_model(5, 3)}, default=features_model(3)
         )
         with strategy_of(replicas).scope():
@@ -700,7 +714,7 @@ def test_functions_that_cannot_teach_are_refused(options, error, message):
         teachers.from_function(arguments.pop("function"), **arguments)
 
 
-# in_dtype ----------------------------------------------------------------------------------------------------------
+# cast ----------------------------------------------------------------------------------------------------------
 
 
 def transformer():
@@ -754,7 +768,7 @@ def test_a_copy_in_half_precision_says_nearly_the_same(data, make, dtype):
     weights, flags = snapshot(teacher)
     before = teacher(x).numpy()
     state = random.getstate()
-    copy = teachers.in_dtype(teacher, dtype)
+    copy = teachers.cast(teacher, dtype)
     assert random.getstate() == state and keras.config.dtype_policy().name == "float32"
     assert {weight.dtype for weight in copy.weights} == {dtype} and not copy.trainable_weights
     assert {weight.dtype for weight in teacher.weights} == {"float32"}
@@ -770,12 +784,15 @@ def test_a_copy_in_half_precision_says_nearly_the_same(data, make, dtype):
 
 def test_a_copy_in_half_precision_teaches_with_its_layers_and_output_names(data):
     x, _ = data
-    teacher = teachers.in_dtype(dense_model(16, 3), "bfloat16")
-    objectives = [keras_kd.SoftLabels(TEMPERATURE, output="logits"), keras_kd.Hint("hidden_0", "hidden_0", name="hint")]
-    logs, student = soft_logs(teacher, x, objectives, dense_model(16, 3))
+    teacher = teachers.cast(dense_model(16, 3), "bfloat16")
+    distillation_losses = [
+        keras_kd.losses.SoftLabels(TEMPERATURE, output="logits"),
+        keras_kd.losses.Hint("hidden_0", "hidden_0", name="hint"),
+    ]
+    logs, student = soft_logs(teacher, x, distillation_losses, dense_model(16, 3))
     assert logs["soft_labels"] == pytest.approx(soft_labels(logits_of(teacher, x), logits_of(student, x)), rel=1e-5)
     assert 0 < logs["hint"] < np.inf
-    assert keras_kd.signals.output_names(teacher) == ["logits"]
+    assert keras_kd.outputs.output_names(teacher) == ["logits"]
 
 
 def test_what_layers_have_adapted_to_is_in_the_copy_and_raw_numbers_are_not_rounded():
@@ -787,20 +804,20 @@ def test_what_layers_have_adapted_to_is_in_the_copy_and_raw_numbers_are_not_roun
     numbers, text = keras.Input((2,), name="numbers"), keras.Input((3,), dtype="string", name="text")
     hidden = [normalization(numbers), keras.layers.Flatten()(keras.layers.Embedding(4, 2)(words(text)))]
     teacher = keras.Model([numbers, text], keras.layers.Dense(3)(keras.layers.Concatenate()(hidden)))
-    copy = teachers.in_dtype(teacher, "bfloat16")
+    copy = teachers.cast(teacher, "bfloat16")
     x = [tf.constant(years[:4]), tf.constant([["a", "b", "c"], ["c", "c", "?"], ["b", "a", "a"], ["?", "?", "a"]])]
     np.testing.assert_allclose(copy(x), teacher(x), atol=0.03)
 
 
 def test_in_dtype_says_what_it_cannot_copy(data):
     with pytest.raises(ValueError, match="dtype must be one of"):
-        teachers.in_dtype(dense_model(3), "int8")
+        teachers.cast(dense_model(3), "int8")
     with pytest.raises(TypeError, match=r"teacher must be a keras\.Model"):
-        teachers.in_dtype("teacher", "bfloat16")
+        teachers.cast("teacher", "bfloat16")
     with pytest.raises(ValueError, match="teacher must be built"):
-        teachers.in_dtype(Configured(3), "bfloat16")
+        teachers.cast(Configured(3), "bfloat16")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with pytest.raises(RuntimeError, match="get_config, and register them"):
-            teachers.in_dtype(subclassed(data[0]), "bfloat16")
+            teachers.cast(subclassed(data[0]), "bfloat16")
     assert keras.config.dtype_policy().name == "float32"

@@ -63,10 +63,10 @@ def test_maps_over_a_dataset_and_tells_its_shape():
 
 def test_inside_a_model_that_takes_strings_saved_and_loaded(tmp_path):
     encoder = CharacterEncoder("ab", length=3, name="characters")
-    behind = [keras.layers.Embedding(encoder.vocabulary_size, 4), keras.layers.Flatten(), keras.layers.Dense(2)]
-    model = keras.Sequential([keras.Input((), dtype="string"), encoder, *behind])
+    after = [keras.layers.Embedding(encoder.vocabulary_size, 4), keras.layers.Flatten(), keras.layers.Dense(2)]
+    model = keras.Sequential([keras.Input((), dtype="string"), encoder, *after])
     texts = tf.constant(["ab", "bbb", "?"])
-    expected = model.layers[-1](behind[1](behind[0](encoder(texts))))
+    expected = model.layers[-1](after[1](after[0](encoder(texts))))
     np.testing.assert_allclose(model.predict(texts, verbose=0), expected, atol=1e-6)
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")

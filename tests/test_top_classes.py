@@ -7,8 +7,8 @@ import pytest
 import tensorflow as tf
 
 import keras_kd
-from keras_kd.taught import Taught
-from keras_kd.top_classes import TopClasses
+from keras_kd.outputs.precomputed import PrecomputedBatch
+from keras_kd.outputs.top_classes import TopClasses
 
 RNG = np.random.default_rng(0)
 CLASSES, K = 7, 3
@@ -50,9 +50,11 @@ def test_a_dataset_of_them_teaches_as_the_dense_logits_do(length):
     for prediction in (sparse, sparse.dense()):
         keras.utils.set_random_seed(0)
         student = keras.Sequential([keras.Input(x.shape[1:]), keras.layers.Dense(CLASSES)])
-        distiller = keras_kd.Distiller(None, student, keras_kd.SoftLabels(2.0))
+        distiller = keras_kd.Distiller(None, student, keras_kd.losses.SoftLabels(2.0))
         distiller.compile(keras.optimizers.SGD(0.1))
-        dataset = tf.data.Dataset.from_tensor_slices((Taught(x, prediction, {}),)).shuffle(16, seed=1).batch(5)
+        dataset = (
+            tf.data.Dataset.from_tensor_slices((PrecomputedBatch(x, prediction, {}),)).shuffle(16, seed=1).batch(5)
+        )
         distiller.fit(dataset, epochs=2, verbose=0)
         weights.append(student.get_weights()[0])
     np.testing.assert_allclose(*weights, atol=1e-6)
@@ -63,9 +65,11 @@ def test_they_stand_for_an_output_of_several():
     prediction = {"a": TopClasses.of(*likeliest(RNG.normal(size=(8, CLASSES))), CLASSES), "b": np.zeros((8, 2), "f4")}
     inputs = keras.Input((5,))
     outputs = {"a": keras.layers.Dense(CLASSES)(inputs), "b": keras.layers.Dense(2)(inputs)}
-    distiller = keras_kd.Distiller(None, keras.Model(inputs, outputs), keras_kd.SoftLabels(2.0))
+    distiller = keras_kd.Distiller(None, keras.Model(inputs, outputs), keras_kd.losses.SoftLabels(2.0))
     distiller.compile("sgd")
-    history = distiller.fit(tf.data.Dataset.from_tensor_slices((Taught(x, prediction, {}),)).batch(4), verbose=0)
+    history = distiller.fit(
+        tf.data.Dataset.from_tensor_slices((PrecomputedBatch(x, prediction, {}),)).batch(4), verbose=0
+    )
     assert np.isfinite(history.history["soft_labels"])
 
 
@@ -73,10 +77,10 @@ def test_another_number_of_classes_is_refused_before_the_first_step():
     x = np.zeros((8, 5), "float32")
     prediction = TopClasses.of(*likeliest(RNG.normal(size=(8, CLASSES))), CLASSES)
     student = keras.Sequential([keras.Input((5,)), keras.layers.Dense(CLASSES + 1)])
-    distiller = keras_kd.Distiller(None, student, keras_kd.SoftLabels(2.0))
+    distiller = keras_kd.Distiller(None, student, keras_kd.losses.SoftLabels(2.0))
     distiller.compile("sgd")
     with pytest.raises(ValueError, match=f"teacher gives .*{CLASSES}.*student .*{CLASSES + 1}"):
-        distiller.fit(tf.data.Dataset.from_tensor_slices((Taught(x, prediction, {}),)).batch(4), verbose=0)
+        distiller.fit(tf.data.Dataset.from_tensor_slices((PrecomputedBatch(x, prediction, {}),)).batch(4), verbose=0)
 
 
 def test_they_go_through_unbatch_batch_and_map():

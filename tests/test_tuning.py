@@ -49,9 +49,11 @@ class Counts(keras.callbacks.Callback):
     began = []  # noqa: RUF012
 
     def on_train_begin(self, logs=None):
-        knobs = {name: float(knob.numpy()) for name, knob in self.model.knobs.items()}
+        hyperparameters = {
+            name: float(hyperparameter.numpy()) for name, hyperparameter in self.model.hyperparameters.items()
+        }
         rate = float(self.model.optimizer.learning_rate.numpy())
-        self.began.append((self.model.student.get_weights(), {**knobs, "learning_rate": rate}))
+        self.began.append((self.model.student.get_weights(), {**hyperparameters, "learning_rate": rate}))
 
 
 class KilledInTheSecondTrial(Counts):
@@ -162,12 +164,18 @@ def test_every_trial_starts_from_the_same_weights(tmp_path, began):
         np.testing.assert_array_equal(one, same)
 
 
-def test_the_temperature_of_every_tempered_objective_is_reached(tmp_path):
-    kinds = [keras_kd.SoftLabels, keras_kd.ReverseKL, keras_kd.JensenShannon, keras_kd.SkewKL, keras_kd.SkewReverseKL]
-    kinds += [keras_kd.DecoupledKD, keras_kd.NormalizedKD, keras_kd.DIST]
+def test_the_temperature_of_every_tempered_loss_is_reached(tmp_path):
+    kinds = [
+        keras_kd.losses.SoftLabels,
+        keras_kd.losses.ReverseKL,
+        keras_kd.losses.JensenShannon,
+        keras_kd.losses.SkewKL,
+        keras_kd.losses.SkewReverseKL,
+    ]
+    kinds += [keras_kd.losses.DecoupledKD, keras_kd.losses.NormalizedKD, keras_kd.losses.DIST]
     wanted = {f"{kind().name}_temperature": [2.0 + index] for index, kind in enumerate(kinds)}
-    result = tune(tmp_path, objectives=lambda: [kind() for kind in kinds], search=wanted, trials=1)
-    found = [float(objective.temperature.numpy()) for objective in result.new_distiller().objectives]
+    result = tune(tmp_path, distillation_losses=lambda: [kind() for kind in kinds], search=wanted, trials=1)
+    found = [float(loss.temperature.numpy()) for loss in result.new_distiller().distillation_losses]
     assert found == [2.0 + index for index in range(len(kinds))]
 
 
@@ -311,11 +319,13 @@ def test_less_is_better_where_the_goal_is_a_loss(tmp_path):
     assert result.best_score < max(min(trial.history["val_loss"]) for trial in result.trials)
 
 
-def test_a_goal_of_unknown_direction_needs_an_objective_of_kerastuner(tmp_path):
+def test_a_goal_of_unknown_direction_needs_an_loss_of_kerastuner(tmp_path):
     import keras_tuner
 
     metrics = {"metrics": lambda: [keras.metrics.MeanMetricWrapper(lambda y, p: p[:, 0], name="size")]}
-    with pytest.raises(ValueError, match=r"'val_size' does not tell whether more is better.*Objective\('val_size'"):
+    with pytest.raises(
+        ValueError, match=r"'val_size' does not tell whether more is better.*DistillationLoss\('val_size'"
+    ):
         tune(tmp_path, goal="val_size", **metrics)
     result = tune(tmp_path, goal=keras_tuner.Objective("val_size", "min"), trials=1, **metrics)
     assert result.best_score == min(min(trial.history["val_size"]) for trial in result.trials)
@@ -457,7 +467,7 @@ OTHERS = {
     "method": {"method": "random"},
     "epochs": {"epochs": 2},
     "seed": {"seed": 1},
-    "objectives": {"objectives": lambda: [keras_kd.SoftLabels(weight=2.0)]},
+    "losses": {"losses": lambda: [keras_kd.losses.SoftLabels(weight=2.0)]},
     "optimizer class": {"optimizer": keras.optimizers.SGD},
     "loss config": {"loss": crossentropy(ignore_class=-1)},
     "x content": {"x": X[TRAIN] + 1},
@@ -498,7 +508,7 @@ def test_a_file_that_is_no_record_is_refused(tmp_path):
 
 # --- Bad input --------------------------------------------------------------------------------------------------------
 
-ONE_STUDENT, ONE_OBJECTIVE = make_student(), keras_kd.SoftLabels()
+ONE_STUDENT, ONE_OBJECTIVE = make_student(), keras_kd.losses.SoftLabels()
 
 
 @pytest.mark.parametrize(
@@ -510,9 +520,9 @@ ONE_STUDENT, ONE_OBJECTIVE = make_student(), keras_kd.SoftLabels()
         ({"make_student": lambda: keras.Sequential(ONE_STUDENT.layers)}, "make_student must return a new student each"),
         ({"make_student": lambda: None}, "make_student must return a keras.Model, got NoneType"),
         ({"make_student": lambda: dense_model(4, 5)}, "the same number of classes"),
-        ({"objectives": [keras_kd.SoftLabels()]}, "objectives must be a function"),
-        ({"objectives": ONE_OBJECTIVE}, "objectives must be a function"),
-        ({"objectives": lambda: [ONE_OBJECTIVE]}, "objectives must return new objectives each time"),
+        ({"losses": [keras_kd.losses.SoftLabels()]}, "losses must be a function"),
+        ({"losses": ONE_OBJECTIVE}, "losses must be a function"),
+        ({"losses": lambda: [ONE_OBJECTIVE]}, "losses must return new losses each time"),
         ({"optimizer": keras.optimizers.Adam()}, "optimizer must be a function"),
         ({"optimizer": lambda: keras.optimizers.Adam()}, "optimizer must take the learning rate, which is searched"),
         (

@@ -133,12 +133,12 @@ class Writer:
 
     def _not_finite(self, file, values, encoded):
         layout = self.layout
-        signal = next(name for name in layout.codings if file in layout.files_of(name))
+        output = next(name for name in layout.codings if file in layout.files_of(name))
         sound = np.isfinite(values).reshape(len(values), -1).all(axis=1)
         keys = encoded.rows[KEY]
-        keys = np.repeat(keys, encoded.lengths[signal]) if signal in layout.by_token else keys
+        keys = np.repeat(keys, encoded.lengths[output]) if output in layout.by_token else keys
         return (
-            f"signal {signal!r} of the example with the key {keys[~sound][0]} holds NaN or infinite values, "
+            f"output {output!r} of the example with the key {keys[~sound][0]} holds NaN or infinite values, "
             f"or such as {values.dtype} cannot hold. Check the teacher on it; dtype='float32' holds numbers beyond "
             "65,504."
         )
@@ -195,7 +195,7 @@ def require_same(there, asked, folder):
     differing = list(differences(there, asked))
     if differing:
         raise ValueError(
-            f"path {str(folder)!r} holds signals of another teacher or of other settings. It differs in\n"
+            f"path {str(folder)!r} holds outputs of another teacher or of other settings. It differs in\n"
             + "\n".join(differing)
             + "\nGive another path, or remove that folder."
         )
@@ -211,16 +211,16 @@ def _require_as_stored(writer, keys, content, position, folder):
 
 
 def alike(sequences):
-    """Of `{signal: names, or None}`, the names that are in all."""
+    """Of `{output: names, or None}`, the names that are in all."""
     sequences = list(sequences)
     return {
-        signal: None if names is None else [name for name in names if all(name in one[signal] for one in sequences)]
-        for signal, names in sequences[0].items()
+        output: None if names is None else [name for name in names if all(name in one[output] for one in sequences)]
+        for output, names in sequences[0].items()
     }
 
 
 _OTHER_EXAMPLES = (
     "dataset gives other examples, another order or another batch size than when the build in {folder!r} was begun. "
-    "Give it as it was then (shuffle afterwards: signals go by key), or remove that folder."
+    "Give it as it was then (shuffle afterwards: outputs go by key), or remove that folder."
 )
 """What a build says that does not find the examples again."""

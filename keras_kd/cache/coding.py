@@ -1,6 +1,6 @@
-"""How the numbers of a signal are kept: in full, as 8-bit integers, as the likeliest classes, or as a sample of them.
+"""How the numbers of an output are kept: in full, as 8-bit integers, as the likeliest classes, or as a sample of them.
 
-A coding says which fields a record has for the signal, and goes both ways: `encode` while a cache is built, `decode`
+A coding says which fields a record has for the output, and goes both ways: `encode` while a cache is built, `decode`
 inside a dataset's `map`. Full and Int8 come back as dense float32, the others as a `TopClasses`.
 """
 
@@ -23,7 +23,7 @@ class Full:
     """Every number, in float16 (relative error 2⁻¹¹ up to 65,504) or float32.
 
     Attributes:
-        shape: Of the signal of one example.
+        shape: Of the output of one example.
         dtype: "float16" or "float32".
     """
 
@@ -34,12 +34,12 @@ class Full:
         """`{field: (dtype, shape)}` of one example."""
         return {"": (FLOATS[self.dtype], self.shape)}
 
-    def encode(self, signal, keys=None):
-        """`{field: tensor}` of a batch of signals, `(batch, *shape)`; `keys`, int64 `(batch,)`, are the examples'."""
-        return {"": tf.cast(signal, self.dtype)}
+    def encode(self, output, keys=None):
+        """`{field: tensor}` of a batch of outputs, `(batch, *shape)`; `keys`, int64 `(batch,)`, are the examples'."""
+        return {"": tf.cast(output, self.dtype)}
 
     def decode(self, parts):
-        """The signal from `{field: tensor}`."""
+        """The output from `{field: tensor}`."""
         return tf.cast(parts[""], tf.float32)
 
 
@@ -52,11 +52,11 @@ class Int8:
     def fields(self):
         return {"": ("|i1", self.shape), ".scale": ("<f4", self.shape[:-1])}
 
-    def encode(self, signal, keys=None):
+    def encode(self, output, keys=None):
         # (batch, ..., features) -> the same in int8, (batch, ...)
-        signal = tf.cast(signal, tf.float32)
-        scale = tf.reduce_max(tf.abs(signal), axis=-1) / 127.0
-        steps = signal / tf.where(scale > 0.0, scale, 1.0)[..., None]
+        output = tf.cast(output, tf.float32)
+        scale = tf.reduce_max(tf.abs(output), axis=-1) / 127.0
+        steps = output / tf.where(scale > 0.0, scale, 1.0)[..., None]
         return {"": tf.cast(tf.round(steps), tf.int8), ".scale": scale}
 
     def decode(self, parts):
@@ -64,7 +64,7 @@ class Int8:
 
 
 def require_sparse(top_k, packed, sampled):
-    """These arguments of `cache_signals` as a dict, if they are right."""
+    """These arguments of `cache_teacher_outputs` as a dict, if they are right."""
     if top_k is not None and sampled is not None:
         raise ValueError(f"top_k and sampled are two ways to store a part, got {top_k} and {sampled}. Give one.")
     return {
@@ -75,7 +75,7 @@ def require_sparse(top_k, packed, sampled):
 
 
 def coding_of_output(output, shape, name, *, top_k, packed, sampled, dtype):
-    """The coding of a teacher's output, `top_k`, `packed`, `sampled` and `dtype` being those of `cache_signals`.
+    """The coding of a teacher's output, `top_k`, `packed`, `sampled` and `dtype` being those of `cache_teacher_outputs`.
 
     Args:
         output: A `TopLogProbs`, or anything else for one that gives a number for each class.

@@ -112,7 +112,7 @@ def told_if_full(path):
             raise
         raise OSError(
             error.errno,
-            "the disk is full. The shards that were finished are good: free some space and call cache_signals again "
+            "the disk is full. The shards that were finished are good: free some space and call cache_teacher_outputs again "
             "with the same arguments, which goes on behind them",
             str(path),
         ) from error

@@ -10,33 +10,33 @@ import tensorflow as tf
 from keras_kd._assertions import MARK
 from keras_kd._checks import require_count, require_model
 from keras_kd.cache.building import Writer, alike
+from keras_kd.cache.caching import SHARD_BYTES, finished, prepared
 from keras_kd.cache.layout import KEY
 from keras_kd.cache.reading import Joiner, require_found
-from keras_kd.cache.signals import SHARD_BYTES, finished, prepared
 from keras_kd.cache.stored import require_batches
 
 
 def attach_growing(teacher, dataset, path, *, shard_bytes=SHARD_BYTES, **stored):
-    """The dataset with the teacher's signals beside each example, which are stored the first time they are asked for.
+    """The dataset with the teacher's outputs beside each example, which are stored the first time they are asked for.
 
-    In the first pass the teacher runs on each batch that has examples which are not stored yet, and their signals are
+    In the first pass the teacher runs on each batch that has examples which are not stored yet, and their outputs are
     stored; what is handed out is what a later pass reads from disk, so that no number depends on which pass it is. When
-    a pass has come to its end, the folder is a finished cache, as `cache_signals` makes it, but for the order of its
+    a pass has come to its end, the folder is a finished cache, as `cache_teacher_outputs` makes it, but for the order of its
     examples. A killed run goes on with the shards that were finished. Order and batches may differ from pass to pass;
     what is randomly augmented has to have ids. One process at a time.
 
     Args:
         teacher: A built `keras.Model`.
-        dataset: A batched `tf.data.Dataset` as for `cache_signals`; of an endless one, the cache is never finished.
+        dataset: A batched `tf.data.Dataset` as for `cache_teacher_outputs`; of an endless one, the cache is never finished.
         path: The folder: new, empty, or of this cache, finished or not.
-        shard_bytes: As of `cache_signals`.
-        stored: Likewise `signals`, `key`, `padding`, `preprocessing`, `top_k`, `packed`, `sampled`, `dtype`.
+        shard_bytes: As of `cache_teacher_outputs`.
+        stored: Likewise `outputs`, `key`, `padding`, `preprocessing`, `top_k`, `packed`, `sampled`, `dtype`.
 
     Returns:
-        A `tf.data.Dataset` of the same batches, as many, with a `keras_kd.taught.Taught` in the place of `x`.
+        A `tf.data.Dataset` of the same batches, as many, with a `keras_kd.PrecomputedBatch` in the place of `x`.
 
     Raises:
-        TypeError, ValueError, OSError: As `cache_signals`. While it is read, `tf.errors.InvalidArgumentError` for
+        TypeError, ValueError, OSError: As `cache_teacher_outputs`. While it is read, `tf.errors.InvalidArgumentError` for
             numbers that cannot be kept, one id for two examples, and, in a finished cache, an example that it lacks.
 
     Example:
@@ -44,11 +44,11 @@ def attach_growing(teacher, dataset, path, *, shard_bytes=SHARD_BYTES, **stored)
     >>> from keras_kd.cache.growing import attach_growing
     >>> x = np.random.rand(64, 8).astype("float32")
     >>> teacher = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
-    >>> taught = attach_growing(teacher, tf.data.Dataset.from_tensor_slices((x,)).shuffle(64).batch(16), "signals")
+    >>> taught = attach_growing(teacher, tf.data.Dataset.from_tensor_slices((x,)).shuffle(64).batch(16), "outputs")
     >>> for _ in range(2):  # the teacher runs in the first pass alone
     ...     batches = list(taught)
-    >>> keras_kd.open_cache("signals")
-    SignalCache('signals', 64 examples, signals ['output'])
+    >>> keras_kd.open_teacher_cache("outputs")
+    TeacherCache('outputs', 64 examples, outputs ['output'])
     """
     require_count(shard_bytes, "shard_bytes", at_least=1)
     require_model(teacher, "teacher")
@@ -62,14 +62,14 @@ def attach_growing(teacher, dataset, path, *, shard_bytes=SHARD_BYTES, **stored)
     # Keras makes iterators that it does not read, and does not read on behind the last batch that it expects: so a
     # pass begins with its first batch, and ends with its last where their number is known.
     count = int(dataset.cardinality())
-    taught = dataset.enumerate().map(lambda i, element: growing.joined(i, count, element))
+    precomputed = dataset.enumerate().map(lambda i, element: growing.joined(i, count, element))
     if count == tf.data.UNKNOWN_CARDINALITY:
-        taught = taught.concatenate(_silent(growing.end, taught.element_spec))
-    return taught.prefetch(2)
+        precomputed = precomputed.concatenate(_silent(growing.end, precomputed.element_spec))
+    return precomputed.prefetch(2)
 
 
 class _Growing:
-    """The signals that are stored so far, on disk and in the shard that is still open."""
+    """The outputs that are stored so far, on disk and in the shard that is still open."""
 
     def __init__(self, writer, folder, source):
         self._writer, self._folder, self._source, self._layout = writer, folder, source, source.layout
@@ -84,7 +84,7 @@ class _Growing:
         self._places.update(zip(reversed(keys.tolist()), reversed(range(len(keys))), strict=True))
 
     def joined(self, i, count, element):
-        """The i-th of `count` batches, with a `Taught` in the place of `x`."""
+        """The i-th of `count` batches, with a `PrecomputedBatch` in the place of `x`."""
         element = element if isinstance(element, tuple) else (element,)
         x, key = element[0], self._layout.key
         self._spec = x
@@ -130,7 +130,7 @@ class _Growing:
                 )
 
     def _learn(self, keys, new, leaves):
-        """Run the teacher on a batch, and store its signals of the examples that are `new`."""
+        """Run the teacher on a batch, and store its outputs of the examples that are `new`."""
         x = keras.tree.pack_sequence_as(self._spec, [tf.convert_to_tensor(leaf) for leaf in leaves])
         chosen = np.unique(keys, return_index=True)[1]
         encoded = _of_examples(self._source.encoded(x), np.sort(chosen[new[chosen]]), self._layout)
@@ -152,12 +152,12 @@ class _Growing:
 def _of_examples(encoded, chosen, layout):
     """Of a batch, some examples."""
     rows = {}
-    for signal, lengths in encoded.lengths.items():
+    for output, lengths in encoded.lengths.items():
         kept = np.zeros(len(lengths), bool)
         kept[chosen] = True
-        rows |= {name: encoded.rows[name][np.repeat(kept, lengths)] for name in layout.files_by_token[signal]}
+        rows |= {name: encoded.rows[name][np.repeat(kept, lengths)] for name in layout.files_by_token[output]}
     rows = {name: rows[name] if name in rows else values[chosen] for name, values in encoded.rows.items()}
-    lengths = {signal: lengths[chosen] for signal, lengths in encoded.lengths.items()}
+    lengths = {output: lengths[chosen] for output, lengths in encoded.lengths.items()}
     return encoded._replace(rows=rows, lengths=lengths)
 
 

@@ -1,4 +1,4 @@
-"""What a cache holds of each example: its signals by name, how each is coded, and where they go when they come back."""
+"""What a cache holds of each example: its outputs by name, how each is coded, and where they go when they come back."""
 
 from typing import NamedTuple
 
@@ -7,10 +7,10 @@ import tensorflow as tf
 
 from keras_kd.cache import coding
 from keras_kd.cache.keys import Key
-from keras_kd.taught import Taught
-from keras_kd.top_classes import TopClasses
+from keras_kd.outputs.precomputed import PrecomputedBatch
+from keras_kd.outputs.top_classes import TopClasses
 
-FORMAT = "keras_kd.signals/2"
+FORMAT = "keras_kd.outputs/2"
 KEY, CONTENT = "key.bin", "content.bin"
 
 
@@ -29,26 +29,26 @@ class Column(NamedTuple):
 
 
 class Layout:
-    """The signals of an example, and the files that hold them.
+    """The outputs of an example, and the files that hold them.
 
     Args:
         key: The `Key` of the examples.
-        codings: `{signal name: coding}`; where the first axis of its shape is None, it is that of tokens, of which
+        codings: `{output name: coding}`; where the first axis of its shape is None, it is that of tokens, of which
             examples may have any number.
-        masked: Names of the signals by token that come with a Keras mask.
-        prediction: Names of signals in the structure of the teacher's outputs: a name, a list of them, or a dict.
-        layers: `{"layer" or "layer:part": signal name}`.
+        masked: Names of the outputs by token that come with a Keras mask.
+        prediction: Names of outputs in the structure of the teacher's outputs: a name, a list of them, or a dict.
+        layers: `{"layer" or "layer:part": output name}`.
 
     Attributes:
         columns: `{file: Column}`.
-        files_by_token: `{signal by token: the files that have a row for each of its tokens}`.
+        files_by_token: `{output by token: the files that have a row for each of its tokens}`.
     """
 
     def __init__(self, key, codings, masked, prediction, layers):
         self.key, self.codings, self.masked = key, codings, masked
         self.prediction, self.layers = prediction, layers
         self.by_token = [name for name, kept in codings.items() if kept.shape[:1] == (None,)]
-        self._files = {name: f"signal_{number}" for number, name in enumerate(codings)}
+        self._files = {name: f"output_{number}" for number, name in enumerate(codings)}
         self.columns = {KEY: Column("<i8", ())}
         if key.entry is not None:
             self.columns[CONTENT] = Column("<i8", ())
@@ -66,11 +66,11 @@ class Layout:
 
     @classmethod
     def of(cls, prediction, layers, *, key, masked, dtype, ragged=(), **sparse):
-        """The layout for signals of these shapes.
+        """The layout for outputs of these shapes.
 
         Args:
             prediction, layers: The teacher's, of tensors or specs with the examples first, or of `TopLogProbs`.
-            masked: Names of the signals that have a Keras mask.
+            masked: Names of the outputs that have a Keras mask.
             ragged: Names of those that have another number of tokens in each example.
         """
         structure, outputs = named_outputs(prediction)
@@ -86,11 +86,11 @@ class Layout:
             name = names[layer]
             codings[name] = coding.coding_of_layer(_shape(tensor, name, name in varying), dtype=dtype)
         if not codings:
-            raise ValueError("signals must name at least one output or layer, got none.")
+            raise ValueError("outputs must name at least one output or layer, got none.")
         return cls(key, codings, sorted(masked), structure, names)
 
     def coded(self, key, *, dtype, **sparse):
-        """The layout of the same signals under another key and in other codings."""
+        """The layout of the same outputs under another key and in other codings."""
         codings = {
             name: coding.coding_of_layer(kept.shape, dtype=dtype)
             if name in self.layers.values()
@@ -104,7 +104,7 @@ class Layout:
         return {
             "format": FORMAT,
             "key": self.key.config(),
-            "signals": {name: coding.config_of(kept) for name, kept in self.codings.items()},
+            "outputs": {name: coding.config_of(kept) for name, kept in self.codings.items()},
             "masked": self.masked,
             "prediction": self.prediction,
             "layers": self.layers,
@@ -117,7 +117,7 @@ class Layout:
     @classmethod
     def from_config(cls, config):
         """The layout that a manifest names."""
-        codings = {name: coding.coding_of(kept) for name, kept in config["signals"].items()}
+        codings = {name: coding.coding_of(kept) for name, kept in config["outputs"].items()}
         key = Key.from_config(config["key"])
         layout = cls(key, codings, config["masked"], config["prediction"], config["layers"])
         if layout.config() != config:
@@ -125,53 +125,53 @@ class Layout:
         return layout
 
     def end_of(self, name):
-        """The file that says of each example behind which token of all its tokens of this signal end."""
+        """The file that says of each example behind which token of all its tokens of this output end."""
         return f"{self._files[name]}.end.bin"
 
     def mask_of(self, name):
-        """The file of a signal's mask."""
+        """The file of an output's mask."""
         return f"{self._files[name]}.mask.bin"
 
     def files_of(self, name):
-        """The files that hold a signal itself."""
+        """The files that hold an output itself."""
         return [self._file(name, part) for part in self.codings[name].fields()]
 
-    def encode(self, signals, keys):
-        """`{file: tensor}` of a batch, each signal with all its tokens; `keys`, int64 `(batch,)`, are the examples'."""
+    def encode(self, outputs, keys):
+        """`{file: tensor}` of a batch, each output with all its tokens; `keys`, int64 `(batch,)`, are the examples'."""
         encoded = {}
         for name, kept in self.codings.items():
-            _require_shape(signals[name], kept.shape, name)
-            for part, tensor in kept.encode(signals[name], keys).items():
+            _require_shape(outputs[name], kept.shape, name)
+            for part, tensor in kept.encode(outputs[name], keys).items():
                 encoded[self._file(name, part)] = tensor
         return encoded
 
     def decode(self, x, rows, lengths):
-        """A `Taught` batch.
+        """A `PrecomputedBatch` batch.
 
         Args:
             x: What the models read.
-            rows: `{file: tensor}` `(batch, ...)`, of signals by token `(batch, length, ...)`.
-            lengths: `{signal by token: (batch,)}`: behind these, signals are zero.
+            rows: `{file: tensor}` `(batch, ...)`, of outputs by token `(batch, length, ...)`.
+            lengths: `{output by token: (batch,)}`: behind these, outputs are zero.
         """
-        signals, masks = {}, {}
+        outputs, masks = {}, {}
         for name, kept in self.codings.items():
             parts = {part: rows[self._file(name, part)] for part in kept.fields()}
-            signals[name] = kept.decode(parts)
+            outputs[name] = kept.decode(parts)
             if name in lengths:
                 count = next(iter(parts.values()))
                 there = tf.sequence_mask(lengths[name], tf.shape(count)[1])  # (batch, length)
                 there = tf.ensure_shape(there, count.shape[:2])
-                signals[name] = _zero_elsewhere(signals[name], there)
+                outputs[name] = _zero_elsewhere(outputs[name], there)
                 if name in self.masked:
                     masks[name] = there & tf.cast(rows[self.mask_of(name)], tf.bool)
         prediction = self.prediction
         if isinstance(prediction, dict):
-            prediction = {key: signals[name] for key, name in prediction.items()}
+            prediction = {key: outputs[name] for key, name in prediction.items()}
         elif isinstance(prediction, list):
-            prediction = tuple(signals[name] for name in prediction)
+            prediction = tuple(outputs[name] for name in prediction)
         else:
-            prediction = signals[prediction]
-        return Taught(x, prediction, {name: signals[signal] for name, signal in self.layers.items()}, masks)
+            prediction = outputs[prediction]
+        return PrecomputedBatch(x, prediction, {name: outputs[output] for name, output in self.layers.items()}, masks)
 
     def _file(self, name, part):
         return f"{self._files[name]}{part}.bin"
@@ -192,8 +192,8 @@ def named_outputs(prediction):
     return structure, named
 
 
-def named_signals(prediction, layers):
-    """`{signal name: tensor}` of what a teacher gives."""
+def named_tensors(prediction, layers):
+    """`{output name: tensor}` of what a teacher gives."""
     return named_outputs(prediction)[1] | {_layer_name(name): tensor for name, tensor in layers.items()}
 
 
@@ -201,35 +201,35 @@ def _layer_name(name):
     return f"layer {name}"
 
 
-def _shape(signal, name, varying=False):
-    """The shape of one example's signal, None where the number of tokens may vary."""
-    if isinstance(signal, coding.TopLogProbs):
-        shape = (*tuple(signal.log_p.shape)[:-1], signal.of)
+def _shape(output, name, varying=False):
+    """The shape of one example's output, None where the number of tokens may vary."""
+    if isinstance(output, coding.TopLogProbs):
+        shape = (*tuple(output.log_p.shape)[:-1], output.of)
     else:
-        shape = tuple(signal.shape)
+        shape = tuple(output.shape)
     if varying and len(shape) > 1:
         shape = (shape[0], None, *shape[2:])
     if not shape or None in shape[2:]:
         raise ValueError(
-            f"signals may vary in the axis behind the batch alone, that of tokens, but {name!r} has {shape}. Pad all "
+            f"outputs may vary in the axis behind the batch alone, that of tokens, but {name!r} has {shape}. Pad all "
             "batches to one length, for instance with dataset.padded_batch(batch, padded_shapes=...)."
         )
     return shape[1:]
 
 
-def _require_shape(signal, shape, name):
-    there = _shape(signal, name)
+def _require_shape(output, shape, name):
+    there = _shape(output, name)
     if len(there) != len(shape) or any(one != two for one, two in zip(there, shape, strict=True) if two is not None):
         raise ValueError(
-            f"signals must have one shape for all batches, but {name!r} has {shape} and {there}. Where the number of "
+            f"outputs must have one shape for all batches, but {name!r} has {shape} and {there}. Where the number of "
             "tokens varies, give a tf.RaggedTensor."
         )
 
 
-def _zero_elsewhere(signal, there):
-    """A signal with zeros where a token is not `there`, bool `(batch, length)`: as logits, all classes alike."""
-    if isinstance(signal, TopClasses):
-        return type(signal)(*(_zero_elsewhere(part, there) for part in signal))
-    for _ in range(signal.shape.rank - 2):
+def _zero_elsewhere(output, there):
+    """An output with zeros where a token is not `there`, bool `(batch, length)`: as logits, all classes alike."""
+    if isinstance(output, TopClasses):
+        return type(output)(*(_zero_elsewhere(part, there) for part in output))
+    for _ in range(output.shape.rank - 2):
         there = there[..., None]
-    return tf.where(there, signal, tf.zeros((), signal.dtype))
+    return tf.where(there, output, tf.zeros((), output.dtype))

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_kd.cache import packing
-from keras_kd.top_classes import TINY, TopClasses, replaced
+from keras_kd.outputs.top_classes import TINY, TopClasses, replaced
 
 FLOATS = {"float16": "<f2", "float32": "<f4"}
 _DEEPEST = 40.0  # nats: a probability of 4e-18 of the likeliest class's; masked classes must not widen the steps
@@ -44,9 +44,9 @@ class TopK:
             ".log_rest": ("<f4", self.shape[:-1]),
         }
 
-    def encode(self, signal, keys=None):
+    def encode(self, output, keys=None):
         # (batch, ..., classes) logits -> (batch, ..., k) x2, (batch, ...) nats
-        classes, log_p, log_rest = _likeliest(signal, self.k)
+        classes, log_p, log_rest = _likeliest(output, self.k)
         return {
             ".classes": tf.cast(classes, tf.as_dtype(np.dtype(self.fields()[".classes"][0]))),
             ".log_p": tf.cast(log_p, self.dtype),
@@ -90,9 +90,9 @@ class PackedTopK:
             ".scale": ("<f2", (*leading, 2)),
         }
 
-    def encode(self, signal, keys=None):
+    def encode(self, output, keys=None):
         # (batch, ..., classes) logits -> (batch, ..., bytes) x2, (batch, ..., 2) nats
-        classes, log_p, log_rest = _likeliest(signal, self.k)
+        classes, log_p, log_rest = _likeliest(output, self.k)
         classes, log_p = _by_class(classes, log_p)
         return {".classes": self._classes.encode(classes), **self._in_steps(log_p, log_rest)}
 
@@ -156,9 +156,9 @@ class GradedTopK(PackedTopK):
         """The fewest `token_bytes` in which there is room for one class."""
         return self._classes.least_bytes + self._steps.bytes + _SCALE_BYTES
 
-    def encode(self, signal, keys=None):
+    def encode(self, output, keys=None):
         # (batch, ..., classes) logits -> (batch, ..., bytes) x2, (batch, ..., 2) nats
-        classes, log_p, log_rest = _likeliest(signal, self.k)
+        classes, log_p, log_rest = _likeliest(output, self.k)
         fitting = self._classes.fitting(classes)
         there = tf.sequence_mask(fitting, self.k)
         left_out = tf.where(there, -math.inf, log_p)
@@ -196,16 +196,16 @@ class TopLogProbs(NamedTuple):
     of: int
 
 
-def _likeliest(signal, k):
+def _likeliest(output, k):
     """The k likeliest classes of logits or `TopLogProbs`, likeliest first, int32 `(..., k)`, their log p, log rest."""
-    if isinstance(signal, TopLogProbs):
-        classes, log_p = tf.cast(signal.classes, tf.int32), tf.cast(signal.log_p, tf.float32)
-        message = f"classes must be >= 0 and below of={signal.of}"
+    if isinstance(output, TopLogProbs):
+        classes, log_p = tf.cast(output.classes, tf.int32), tf.cast(output.log_p, tf.float32)
+        message = f"classes must be >= 0 and below of={output.of}"
         tf.debugging.assert_non_negative(classes, message)
-        tf.debugging.assert_less(classes, signal.of, message)
-        log_rest = tf.math.log1p(-tf.reduce_sum(tf.exp(tf.cast(signal.log_p, tf.float64)), axis=-1))
+        tf.debugging.assert_less(classes, output.of, message)
+        log_rest = tf.math.log1p(-tf.reduce_sum(tf.exp(tf.cast(output.log_p, tf.float64)), axis=-1))
         return *_taken(tf.argsort(-log_p, axis=-1), classes, log_p), tf.cast(log_rest, tf.float32)
-    everything = tf.nn.log_softmax(tf.cast(signal, tf.float32))
+    everything = tf.nn.log_softmax(tf.cast(output, tf.float32))
     log_p, classes = tf.math.top_k(everything, k)
     others = replaced(everything, classes, tf.fill(tf.shape(log_p), -math.inf))
     return classes, log_p, tf.reduce_logsumexp(others, axis=-1)  # not 1 − Σ p, which cancels where the rest is small

@@ -15,10 +15,10 @@ from keras_kd.cache.layout import CONTENT, KEY
 
 
 class Joiner:
-    """Puts the signals of examples beside a batch of them.
+    """Puts the outputs of examples beside a batch of them.
 
     Args:
-        layout: The `Layout` of the signals.
+        layout: The `Layout` of the outputs.
         called: What their cache is called in messages.
     """
 
@@ -28,14 +28,14 @@ class Joiner:
         self._by_token = layout.files_by_token
 
     def joined(self, x, located, *more, sequences=None):
-        """A batch as `Taught`.
+        """A batch as `PrecomputedBatch`.
 
         Args:
             x: What the models read.
             located: A function in NumPy: `located(keys, names, *more)`, names being what the examples are called in
                 messages, gives `(chunks, positions, sequences)`. Chunks are `[(position of its first example,
                 {file: array})]` in order; positions `(batch,)` int64 say where in them each example is; sequences are
-                `{signal by token: names of the entries of x that were as long}`, None for the names if nobody knew.
+                `{output by token: names of the entries of x that were as long}`, None for the names if nobody knew.
             more: Tensors.
             sequences: These sequences, where they are known before; what length is static then stays so.
         """
@@ -47,7 +47,7 @@ class Joiner:
         def read(keys, names, lengths, *more):
             chunks, positions, sequences = located(keys, names, *more)
             lengths = dict(zip(entries, lengths.tolist(), strict=True))
-            padded = {signal: _padded_length(lengths, sequences[signal]) for signal in self._by_token}
+            padded = {output: _padded_length(lengths, sequences[output]) for output in self._by_token}
             rows = self._rows(chunks, positions, padded, names)
             return [rows[file] for file in self._wanted]
 
@@ -56,27 +56,27 @@ class Joiner:
         rows = dict(zip(self._wanted, tf.numpy_function(read, arguments, dtypes), strict=True))
         static = {name: entry.shape[1] for name, entry in entries.items()}
         length_of = {
-            file: _padded_length(static, sequences[signal]) if sequences else None
-            for signal, of_tokens in self._by_token.items()
+            file: _padded_length(static, sequences[output]) if sequences else None
+            for output, of_tokens in self._by_token.items()
             for file in of_tokens
         }
         for file, (_, shape, by_token) in self._wanted.items():
             rows[file].set_shape((keys.shape[0], *([length_of[file]] if by_token else []), *shape))
-        lengths = {signal: rows[layout.end_of(signal)] for signal in self._by_token}
+        lengths = {output: rows[layout.end_of(output)] for output in self._by_token}
         return layout.decode(layout.key.without_strings(x), rows, lengths)
 
     def _rows(self, chunks, positions, padded, names):
-        """`{file: (batch, ...)}` with lengths in the place of ends; of signals by token `(batch, length, ...)`."""
+        """`{file: (batch, ...)}` with lengths in the place of ends; of outputs by token `(batch, length, ...)`."""
         parts, rows = _parts(chunks, positions), {}
-        for signal, of_tokens in self._by_token.items():
-            end = self._layout.end_of(signal)
+        for output, of_tokens in self._by_token.items():
+            end = self._layout.end_of(output)
             spans = _assembled([_spans(columns[end], positions[here] - first) for first, columns, here in parts], parts)
             start, length = spans[:, :1], spans[:, 1]
-            rows[end], count = length, padded[signal]
+            rows[end], count = length, padded[output]
             if count is None:
                 count = length.max(initial=0)
             elif length.max(initial=0) > count:
-                raise self._too_long(signal, count, length, names)
+                raise self._too_long(output, count, length, names)
             places = np.arange(count)
             tokens = np.where(places < length[:, None], start + places, 0)  # (batch, length); decode hides the rest
             for file in of_tokens:
@@ -86,20 +86,20 @@ class Joiner:
             rows[file] = _assembled(found, parts)
         return rows
 
-    def _too_long(self, signal, count, length, names):
+    def _too_long(self, output, count, length, names):
         return ValueError(
-            f"[{MARK}the cache {self._called} holds {length.max()} tokens of the signal {signal!r}, but the batch is "
+            f"[{MARK}the cache {self._called} holds {length.max()} tokens of the output {output!r}, but the batch is "
             f"only {count} long, of the example] [{self._layout.key.called(names[length.argmax()])}]"
         )
 
 
 class Reader:
-    """Reads the signals of one cache, or of several that hold parts of the same.
+    """Reads the outputs of one cache, or of several that hold parts of the same.
 
     Args:
         folders: Where they are; they are opened when the first batch is read.
         layout: Their `Layout`.
-        sequences: `{signal by token: names of the entries of x that were as long, or None}`, of all folders.
+        sequences: `{output by token: names of the entries of x that were as long, or None}`, of all folders.
         called: What they are called in messages.
     """
 
@@ -108,7 +108,7 @@ class Reader:
         self._joiner = Joiner(layout, called)
 
     def joined(self, x):
-        """A batch as `Taught`."""
+        """A batch as `PrecomputedBatch`."""
         return self._joiner.joined(x, self._located, sequences=self._sequences)
 
     def _located(self, keys, names):
@@ -144,13 +144,13 @@ def require_found(found, names, layout, called):
     where = f"{np.flatnonzero(~found)[0]} of its batch, {(~found).sum()} of {len(names)} are missing there"
     hint = _HINT if layout.key.entry is None and layout.by_token else ""
     raise ValueError(
-        f"[{MARK}the cache {called} holds no signals of the example] "
+        f"[{MARK}the cache {called} holds no outputs of the example] "
         f"[{layout.key.called(names[~found][0])} ({where}){hint}]"
     )
 
 
 def _padded_length(lengths, known):
-    """How many tokens a signal has in a batch whose entries have these lengths; None for as many as the longest."""
+    """How many tokens an output has in a batch whose entries have these lengths; None for as many as the longest."""
     if known is None:  # whoever stored it told of ids alone
         known = list(lengths) if len(lengths) == 1 else []
     return next((lengths[name] for name in known if name in lengths), None)
@@ -186,4 +186,4 @@ def _spans(ends, at):
     return np.stack([start, ends[at] - start], axis=-1)
 
 
-_HINT = ". If batches are padded with another number than when it was stored: see `padding` of cache_signals"
+_HINT = ". If batches are padded with another number than when it was stored: see `padding` of cache_teacher_outputs"

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_kd.cache import packing
-from keras_kd.top_classes import TINY, TopClasses
+from keras_kd.outputs.top_classes import TINY, TopClasses
 
 _NUMBERS_AT_ONCE = 2**21  # probabilities that are summed up at once
 
@@ -48,15 +48,15 @@ class Sampled:
     def fields(self):
         return {".draws": ("|u1", (*self.shape[:-1], self._classes.bytes))}
 
-    def encode(self, signal, keys):
+    def encode(self, output, keys):
         # (batch, ..., classes) logits, (batch,) -> (batch, ..., bytes)
-        shape = tf.concat([tf.shape(signal)[:-1], [self.draws]], axis=0)
-        rows = tf.reshape(tf.cast(signal, tf.float32), [-1, self.shape[-1]])
-        places = tf.where(tf.ones(tf.shape(signal)[:-1], tf.bool))  # (rows, axes) int64, the example first
+        shape = tf.concat([tf.shape(output)[:-1], [self.draws]], axis=0)
+        rows = tf.reshape(tf.cast(output, tf.float32), [-1, self.shape[-1]])
+        places = tf.where(tf.ones(tf.shape(output)[:-1], tf.bool))  # (rows, axes) int64, the example first
         places = tf.concat([tf.gather(keys, places[:, :1]), places[:, 1:]], axis=-1)
         hashes = tf.bitcast(tf.fingerprint(places), tf.int64)
         drawn = tf.numpy_function(self._drawn, [rows, hashes, places[:, 0]], tf.int32, stateful=False)
-        drawn = tf.ensure_shape(tf.reshape(drawn, shape), (*signal.shape[:-1], self.draws))
+        drawn = tf.ensure_shape(tf.reshape(drawn, shape), (*output.shape[:-1], self.draws))
         return {".draws": self._classes.encode(drawn)}
 
     def decode(self, parts):
@@ -76,7 +76,7 @@ class Sampled:
             p = np.exp(logits[some] - logits[some].max(axis=-1, keepdims=True))
             if np.isnan(p).any():
                 key = keys[some][np.isnan(p).any(axis=-1)][0]
-                raise ValueError(f"the signal of the example with the key {key} holds NaN. Check the teacher on it.")
+                raise ValueError(f"the output of the example with the key {key} holds NaN. Check the teacher on it.")
             drawn[some] = systematic_draws(p, starts[some], self.draws)
         return drawn
 

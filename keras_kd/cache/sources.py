@@ -1,4 +1,4 @@
-"""Where signals come from: a teacher that runs over a dataset, or arrays that another program made."""
+"""Where outputs come from: a teacher that runs over a dataset, or arrays that another program made."""
 
 from typing import NamedTuple
 
@@ -9,18 +9,18 @@ import tensorflow as tf
 from keras_kd._keras_private import get_mask
 from keras_kd.cache.coding import TopLogProbs
 from keras_kd.cache.keys import fingerprint
-from keras_kd.cache.layout import CONTENT, KEY, Layout, named_signals
+from keras_kd.cache.layout import CONTENT, KEY, Layout, named_tensors
 from keras_kd.cache.selection import Selection
 
 
 class Encoded(NamedTuple):
-    """The signals of a batch as the files of a cache hold them.
+    """The outputs of a batch as the files of a cache hold them.
 
     Attributes:
-        rows: `{file: array}`, without the ends; of signals by token, one row for each token of one example after the
+        rows: `{file: array}`, without the ends; of outputs by token, one row for each token of one example after the
             other.
-        lengths: `{signal by token: int64 (batch,)}`, how many tokens each example has.
-        sequences: `{signal by token: names of the entries of x that are padded as far as it}`; None instead of the
+        lengths: `{output by token: int64 (batch,)}`, how many tokens each example has.
+        sequences: `{output by token: names of the entries of x that are padded as far as it}`; None instead of the
             names where `x` has no sequences.
     """
 
@@ -30,20 +30,20 @@ class Encoded(NamedTuple):
 
 
 class TeacherSource:
-    """The signals of a teacher, which runs once over a dataset.
+    """The outputs of a teacher, which runs once over a dataset.
 
     Args:
         teacher: A built `keras.Model`.
         dataset: A batched `tf.data.Dataset` of `x`, `(x,)`, `(x, y)` or `(x, y, weight)`.
         key: The `Key` of the examples.
-        signals: As in `cache_signals`.
-        coded: `dtype`, `top_k` and so on of `cache_signals`.
+        outputs: As in `cache_teacher_outputs`.
+        coded: `dtype`, `top_k` and so on of `cache_teacher_outputs`.
     """
 
-    def __init__(self, teacher, dataset, key, signals, coded):
+    def __init__(self, teacher, dataset, key, outputs, coded):
         spec = x_of(dataset.element_spec)
         self._dataset, self._key, self._coded = dataset, key, coded
-        self._read = _reading(Selection(teacher, signals), teacher.jit_compile)
+        self._read = _reading(Selection(teacher, outputs), teacher.jit_compile)
         self.layout = None
         self._run = tf.function(self._packed, input_signature=[spec], autograph=False).get_concrete_function()
         self._keys = tf.function(lambda x: (key.of(x)[0], key.content(x)), input_signature=[spec])
@@ -74,7 +74,7 @@ class TeacherSource:
 
 
 class ArraySource:
-    """Signals from an iterable of batches of arrays, `(x or ids, prediction)` or with layers as a third."""
+    """Outputs from an iterable of batches of arrays, `(x or ids, prediction)` or with layers as a third."""
 
     batches = None
 
@@ -83,7 +83,7 @@ class ArraySource:
         try:
             self._first = next(self._rest)
         except StopIteration:
-            raise ValueError("dataset must give at least one batch of signals, got none.") from None
+            raise ValueError("dataset must give at least one batch of outputs, got none.") from None
         x, prediction, layers, lengths = self._parts(self._first)
         self.layout = Layout.of(prediction, layers, key=key, masked=(), ragged=lengths, **coded)
         self._sequences = list(key.sequences(x))
@@ -104,7 +104,7 @@ class ArraySource:
         return encoded
 
     def _content(self, x, prediction, layers):
-        """The fingerprint of what comes with the ids: of the signals, where there is nothing else."""
+        """The fingerprint of what comes with the ids: of the outputs, where there is nothing else."""
         if isinstance(x, dict) and set(x) == {self._key.entry}:
             return fingerprint([_tensors_of(prediction), layers]).numpy()
         return self._key.content(x).numpy()
@@ -124,7 +124,7 @@ class ArraySource:
         prediction, layers = _dense(prediction), _dense(layers)
         counts = {int(leaf.shape[0]) for leaf in keras.tree.flatten([x, _tensors_of(prediction), layers])}
         if len(counts) != 1:
-            raise ValueError(f"x and signals must have as many examples, got {sorted(counts)} in one batch.")
+            raise ValueError(f"x and outputs must have as many examples, got {sorted(counts)} in one batch.")
         return x, prediction, layers, lengths
 
 
@@ -134,11 +134,11 @@ def x_of(element):
 
 
 def _reading(selection, jit_compile):
-    """`x -> (prediction, layers, masks)`, the masks by signal name; compiled where the teacher's `predict` would be."""
+    """`x -> (prediction, layers, masks)`, the masks by output name; compiled where the teacher's `predict` would be."""
 
     def read(x):
         prediction, layers = selection(x)
-        masks = {name: get_mask(tensor) for name, tensor in named_signals(prediction, layers).items()}
+        masks = {name: get_mask(tensor) for name, tensor in named_tensors(prediction, layers).items()}
         return prediction, layers, {name: mask for name, mask in masks.items() if mask is not None}
 
     return tf.function(read, jit_compile=True, autograph=False) if jit_compile else read
@@ -147,7 +147,7 @@ def _reading(selection, jit_compile):
 def _packed(layout, x, prediction, layers, masks, lengths):
     """`(rows, lengths, sequences)` of a batch, all of tensors; `sequences` in place of names a bool for each."""
     keys = layout.key.of(x)[0]
-    rows = {KEY: keys, **layout.encode(named_signals(prediction, layers), keys)}
+    rows = {KEY: keys, **layout.encode(named_tensors(prediction, layers), keys)}
     if CONTENT in layout.columns:
         rows[CONTENT] = layout.key.content(x)
     lengths, sequences = dict(lengths), {}
@@ -167,7 +167,7 @@ def _packed(layout, x, prediction, layers, masks, lengths):
 
 
 def _lengths(key, x, count, keys, mask):
-    """How many tokens of a signal of `count` tokens are stored of each example: up to the last that is no padding."""
+    """How many tokens of an output of `count` tokens are stored of each example: up to the last that is no padding."""
     if mask is not None:
         places = tf.where(mask, tf.range(1, count + 1), 0)
         return tf.reduce_max(tf.pad(places, [[0, 0], [1, 0]]), axis=1)
@@ -182,20 +182,20 @@ def _lengths(key, x, count, keys, mask):
 def _in_numpy(packed, names):
     rows, lengths, sequences = tf.nest.map_structure(np.asarray, packed)
     named = {
-        signal: [name for name, same in zip(names, alike, strict=True) if same] if names else None
-        for signal, alike in sequences.items()
+        output: [name for name, same in zip(names, alike, strict=True) if same] if names else None
+        for output, alike in sequences.items()
     }
     return Encoded(rows, lengths, named)
 
 
-def _tensors(signals):
-    if isinstance(signals, TopLogProbs):
-        return TopLogProbs(_tensor(signals.classes), _tensor(signals.log_p), signals.of)
-    if isinstance(signals, dict):
-        return {name: _tensors(signal) for name, signal in signals.items()}
-    if isinstance(signals, (list, tuple)):
-        return tuple(_tensors(signal) for signal in signals)
-    return _tensor(signals)
+def _tensors(outputs):
+    if isinstance(outputs, TopLogProbs):
+        return TopLogProbs(_tensor(outputs.classes), _tensor(outputs.log_p), outputs.of)
+    if isinstance(outputs, dict):
+        return {name: _tensors(output) for name, output in outputs.items()}
+    if isinstance(outputs, (list, tuple)):
+        return tuple(_tensors(output) for output in outputs)
+    return _tensor(outputs)
 
 
 def _tensor(array):
@@ -205,20 +205,20 @@ def _tensor(array):
     return tf.convert_to_tensor(array.astype(object) if array.dtype.kind in "US" else array)
 
 
-def _dense(signals):
+def _dense(outputs):
     """The same with ragged tensors filled up with zeros."""
-    if isinstance(signals, TopLogProbs):
-        return TopLogProbs(_dense(signals.classes), _dense(signals.log_p), signals.of)
-    if isinstance(signals, dict):
-        return {name: _dense(signal) for name, signal in signals.items()}
-    if isinstance(signals, tuple):
-        return tuple(_dense(signal) for signal in signals)
-    return signals.to_tensor() if isinstance(signals, tf.RaggedTensor) else signals
+    if isinstance(outputs, TopLogProbs):
+        return TopLogProbs(_dense(outputs.classes), _dense(outputs.log_p), outputs.of)
+    if isinstance(outputs, dict):
+        return {name: _dense(output) for name, output in outputs.items()}
+    if isinstance(outputs, tuple):
+        return tuple(_dense(output) for output in outputs)
+    return outputs.to_tensor() if isinstance(outputs, tf.RaggedTensor) else outputs
 
 
 def _ragged_lengths(prediction, layers):
-    """`{signal name: int64 (batch,), or None where it is dense}`."""
-    named = named_signals(prediction, layers).items()
+    """`{output name: int64 (batch,), or None where it is dense}`."""
+    named = named_tensors(prediction, layers).items()
     parts = {name: one.log_p if isinstance(one, TopLogProbs) else one for name, one in named}
     return {name: one.row_lengths() if isinstance(one, tf.RaggedTensor) else None for name, one in parts.items()}
 

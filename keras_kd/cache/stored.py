@@ -12,18 +12,18 @@ from keras_kd.cache.building import alike, parts_of, require_same
 from keras_kd.cache.layout import FORMAT, KEY, Layout
 from keras_kd.cache.reading import Reader
 from keras_kd.cache.sources import x_of
-from keras_kd.taught import Taught
+from keras_kd.outputs.precomputed import PrecomputedBatch
 
 
-class SignalCache:
-    """The stored signals of a teacher. `open_cache` opens one.
+class TeacherCache:
+    """The stored outputs of a teacher. `open_teacher_cache` opens one.
 
     Attributes:
         paths: Its folder, or the folders of its parts.
-        teacher: The fingerprint of the teacher, or what its signals were said to come from.
+        teacher: The fingerprint of the teacher, or what its outputs were said to come from.
         examples: How many examples were stored; of each that was there more than once, the first counts.
         layout: How they are stored.
-        names: The stored signals: "output", "output a" of several, "layer b".
+        names: The stored outputs: "output", "output a" of several, "layer b".
     """
 
     def __init__(self, paths, *, verify):
@@ -31,7 +31,7 @@ class SignalCache:
         manifests = [_manifest(path) for path in self.paths]
         for path, manifest in zip(self.paths, manifests, strict=True):
             try:
-                self.layout = Layout.from_config(manifest["setting"]["signals"])
+                self.layout = Layout.from_config(manifest["setting"]["outputs"])
                 _require_files(path, manifest, self.layout, verify)
             except (KeyError, TypeError) as error:
                 raise ValueError(f"{str(path / files.MANIFEST)!r} is no manifest of a cache: {error!r}.") from error
@@ -46,24 +46,24 @@ class SignalCache:
 
     def __repr__(self):
         paths = ", ".join(repr(str(path)) for path in self.paths)
-        return f"SignalCache({paths}, {self.examples} examples, signals {self.names})"
+        return f"TeacherCache({paths}, {self.examples} examples, outputs {self.names})"
 
     def attach(self, dataset):
-        """The dataset with the signals of each example beside it, in whatever order and batches it comes.
+        """The dataset with the outputs of each example beside it, in whatever order and batches it comes.
 
         Augment behind it, or have ids: `cache.attach(dataset).map(lambda taught, y: (taught._replace(x=...), y))`.
 
-        Signals by token come as long as the batch is padded: those of padding are zero, and where the teacher's signal
-        had a Keras mask, it comes back as `Taught.masks`.
+        Outputs by token come as long as the batch is padded: those of padding are zero, and where the teacher's output
+        had a Keras mask, it comes back as `PrecomputedBatch.masks`.
 
         Args:
             dataset: A batched `tf.data.Dataset` of `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`, whose `x` is what
-                it was when the signals were stored, or has the same ids. It may be a part of the data, as
+                it was when the outputs were stored, or has the same ids. It may be a part of the data, as
                 `dataset.shard(workers, index)` gives it: any number of processes read one cache.
 
         Returns:
-            A `tf.data.Dataset` of the same batches, with a `keras_kd.taught.Taught` in the place of `x`, which
-            `distiller.fit` takes. Signals are float32, or `TopClasses`. Ids that are strings are left out, as XLA takes
+            A `tf.data.Dataset` of the same batches, with a `keras_kd.PrecomputedBatch` in the place of `x`, which
+            `distiller.fit` takes. Outputs are float32, or `TopClasses`. Ids that are strings are left out, as XLA takes
             none.
 
         Raises:
@@ -76,27 +76,27 @@ class SignalCache:
         return dataset.map(lambda *element: (self._reader.joined(element[0]), *element[1:])).prefetch(2)
 
     def require_teacher(self, teacher):
-        """Raise ValueError if the signals are not those of this model, as it is now."""
+        """Raise ValueError if the outputs are not those of this model, as it is now."""
         self.require({"teacher": teacher_setting(teacher)})
 
     def require(self, setting):
-        """Raise ValueError if the cache was made with another teacher, preprocessing, other signals or codings."""
+        """Raise ValueError if the cache was made with another teacher, preprocessing, other outputs or codings."""
         require_same({name: self._setting.get(name) for name in setting}, setting, self.paths[0])
 
 
-def open_cache(path, *, teacher=None, preprocessing=None, verify=True):
-    """Open the signals that `cache_signals` stored, or another program in its layout.
+def open_teacher_cache(path, *, teacher=None, preprocessing=None, verify=True):
+    """Open the outputs that `cache_teacher_outputs` stored, or another program in its layout.
 
     Args:
         path: The folder; or a list of folders, whose caches have the same settings and are read as one: where several
             workers each stored their part of the data. An example may be in more than one.
-        teacher: The model whose signals they should be, to have that checked; None: whoever's.
-        preprocessing: What `cache_signals` was told of it, to have that checked; None: whatever it was.
+        teacher: The model whose outputs they should be, to have that checked; None: whoever's.
+        preprocessing: What `cache_teacher_outputs` was told of it, to have that checked; None: whatever it was.
         verify: Whether every byte is compared with the checksums, which reads all files once. Without it, only the
             manifest's checksum and the sizes of the files are checked.
 
     Returns:
-        A `SignalCache`; its `attach(dataset)` joins it with any dataset of the same examples.
+        A `TeacherCache`; its `attach(dataset)` joins it with any dataset of the same examples.
 
     Raises:
         FileNotFoundError: No cache is there.
@@ -107,8 +107,8 @@ def open_cache(path, *, teacher=None, preprocessing=None, verify=True):
 
     >>> x = np.arange(12, dtype="float32").reshape(6, 2)
     >>> scores = [(x, np.eye(6, dtype="float32"))]  # of a model that need not be Keras's
-    >>> _ = keras_kd.cache_signals("a rule", scores, "signals", verbose=0)
-    >>> cache = keras_kd.open_cache("signals")
+    >>> _ = keras_kd.cache_teacher_outputs("a rule", scores, "outputs", verbose=0)
+    >>> cache = keras_kd.open_teacher_cache("outputs")
     >>> dataset = cache.attach(tf.data.Dataset.from_tensor_slices((x,)).shuffle(6, seed=1).batch(2))
     >>> taught, = next(iter(dataset))
     >>> bool(np.all(x[taught.prediction.numpy().argmax(axis=-1)] == taught.x))
@@ -117,7 +117,7 @@ def open_cache(path, *, teacher=None, preprocessing=None, verify=True):
     paths = list(path) if isinstance(path, (list, tuple)) else [path]
     if not paths:
         raise ValueError("path must be a folder or a list of at least one, got none.")
-    cache = SignalCache(paths, verify=verify)
+    cache = TeacherCache(paths, verify=verify)
     if teacher is not None:
         cache.require_teacher(teacher)
     if preprocessing is not None:
@@ -139,12 +139,12 @@ def plain(preprocessing):
 
 
 def require_batches(dataset):
-    """Raise TypeError unless a dataset gives batches that signals can be stored for or joined with."""
+    """Raise TypeError unless a dataset gives batches that outputs can be stored for or joined with."""
     if not isinstance(dataset, tf.data.Dataset):
         raise TypeError(f"dataset must be a batched tf.data.Dataset, got {type(dataset).__name__}.")
     spec = dataset.element_spec
     leaves = tf.nest.flatten(x_of(spec))
-    sound = not isinstance(spec, tuple) or (len(spec) in (1, 2, 3) and not isinstance(x_of(spec), Taught))
+    sound = not isinstance(spec, tuple) or (len(spec) in (1, 2, 3) and not isinstance(x_of(spec), PrecomputedBatch))
     dense = leaves and all(isinstance(leaf, tf.TensorSpec) and leaf.shape.rank != 0 for leaf in leaves)
     if not (sound and dense):
         raise TypeError(
@@ -162,8 +162,8 @@ def _require_files(folder, manifest, layout, verify):
     rows = len(files.opened(folder, KEY, "<i8", ()))
     counts = {name: len(files.opened(folder, name, *column[:2])) for name, column in layout.columns.items()}
     wrong = {name: count for name, count in counts.items() if not layout.columns[name].by_token and count != rows}
-    for signal, of_tokens in layout.files_by_token.items():
-        ends = files.opened(folder, layout.end_of(signal), "<i8", ())
+    for output, of_tokens in layout.files_by_token.items():
+        ends = files.opened(folder, layout.end_of(output), "<i8", ())
         tokens = int(ends[-1]) if len(ends) else 0
         wrong |= {name: counts[name] for name in of_tokens if counts[name] != tokens}
     if wrong or rows != manifest["examples"]:
@@ -176,13 +176,13 @@ def _require_files(folder, manifest, layout, verify):
 def _manifest(folder):
     if (folder / files.MANIFEST).is_file():
         content = files.read_json(folder, files.MANIFEST)
-        found = content.get("setting", {}).get("signals", {}).get("format")
+        found = content.get("setting", {}).get("outputs", {}).get("format")
         if found != FORMAT:
             raise ValueError(f"{str(folder)!r} holds a cache of the format {found!r}; this version reads {FORMAT!r}.")
         return content
     if (folder / files.BEGUN).is_file():
         raise ValueError(
-            f"the cache {str(folder)!r} is only half built. Call cache_signals again with the same arguments, which "
+            f"the cache {str(folder)!r} is only half built. Call cache_teacher_outputs again with the same arguments, which "
             "goes on where it stopped."
         )
     raise FileNotFoundError(f"path must be the folder of a cache, but there is no {str(folder / files.MANIFEST)!r}.")

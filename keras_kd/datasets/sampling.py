@@ -6,8 +6,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_kd._checks import require_count, require_number
-from keras_kd.languages import LanguageTable
-from keras_kd.objectives.base import with_rank
+from keras_kd._languages import LanguageTable
+from keras_kd.losses.base import with_rank
 
 
 def sampling_probabilities(counts, temperature=5.0):
@@ -86,7 +86,7 @@ def sample_by_language(datasets, temperature=5.0, *, seed, counts=None):
     return tf.data.Dataset.sample_from_datasets(repeated, weights, seed, rerandomize_each_iteration=False)
 
 
-def weigh_by_language(dataset, weights, *, entry="language", default=None):
+def weigh_by_language(dataset, weights, *, language_key="language", default=None):
     """Multiply each example's sample weight by the weight of its language.
 
     Args:
@@ -95,7 +95,7 @@ def weigh_by_language(dataset, weights, *, entry="language", default=None):
             have inputs for, so it may stay there.
         weights: `{language: weight ≥ 0}`. As means are over examples, weights that average 1 over the data leave the
             size of the loss as it is.
-        entry: The entry of x that holds the language.
+        language_key: The entry of x that holds the language.
         default: Weight ≥ 0 of languages that are not in `weights`; None: meeting one is an error.
 
     Returns:
@@ -120,10 +120,10 @@ def weigh_by_language(dataset, weights, *, entry="language", default=None):
     table = LanguageTable(weights, "weights")
     values = [require_number(weight, f"weights[{name!r}]", at_least=0.0) for name, weight in weights.items()]
     fallback = 0.0 if default is None else require_number(default, "default", at_least=0.0)
-    _require_language(dataset.element_spec, entry)
+    _require_language(dataset.element_spec, language_key)
 
     def weighed(x, y, sample_weight=None):
-        positions = table.known_positions(x[entry]) if default is None else table.positions(x[entry])
+        positions = table.known_positions(x[language_key]) if default is None else table.positions(x[language_key])
         weight = tf.where(positions >= 0, tf.gather(values, tf.maximum(positions, 0)), fallback)
         if sample_weight is None:
             return x, y, weight
@@ -160,12 +160,14 @@ def _counts(datasets, counts):
     return found
 
 
-def _require_language(spec, entry):
+def _require_language(spec, language_key):
     """Check that elements are `(x, y[, sample_weight])`, and that x holds one language for each example."""
     if not isinstance(spec, tuple) or len(spec) not in (2, 3):
         raise ValueError(f"dataset must give (x, y) or (x, y, sample_weight), got elements {spec}.")
-    if not isinstance(spec[0], dict) or entry not in spec[0]:
+    if not isinstance(spec[0], dict) or language_key not in spec[0]:
         found = f"the entries {sorted(spec[0])}" if isinstance(spec[0], dict) else f"{spec[0]}"
-        raise ValueError(f"x must be a dict with the entry {entry!r}, the language of each example, got {found}.")
-    if spec[0][entry].shape.rank not in (0, 1):
-        raise ValueError(f"x[{entry!r}] must be of shape () or (batch,), got {spec[0][entry].shape}.")
+        raise ValueError(
+            f"x must be a dict with the entry {language_key!r}, the language of each example, got {found}."
+        )
+    if spec[0][language_key].shape.rank not in (0, 1):
+        raise ValueError(f"x[{language_key!r}] must be of shape () or (batch,), got {spec[0][language_key].shape}.")

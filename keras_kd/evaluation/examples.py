@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from keras_kd.inputs import own_entries
+from keras_kd.outputs.model_inputs import own_entries
 
 
 def read_examples(data):

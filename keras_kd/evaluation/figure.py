@@ -1,7 +1,7 @@
 """The picture of an `Evaluation`: scores by language, one dot a model with its interval."""
 
-from keras_kd.evaluation.report import in_display_units, metric_title, tells_nothing_of_teacher
 from keras_kd.evaluation.scores import LOWER_IS_BETTER, MEAN_OVER_LANGUAGES, OVERALL, group_mean
+from keras_kd.evaluation.tables import in_display_units, metric_title, tells_nothing_of_teacher
 
 _TEACHER_COLOUR = "#444444"
 # Okabe and Ito's colours, which colour-blind readers tell apart; shapes differ as well, for print without colour.

@@ -9,12 +9,12 @@ import keras
 import numpy as np
 
 from keras_kd._checks import require_tensorflow
+from keras_kd.deploy.runtimes import open_runtime
 from keras_kd.evaluation.examples import class_indices, first_example, language_rows, own_inputs, read_examples
 from keras_kd.evaluation.outputs import Answers, answers, are_probabilities, checked_outputs
 from keras_kd.evaluation.result import Evaluation, ModelFacts
 from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES, METRICS, OF_TEACHER, OVERALL, class_metric, group_mean
 from keras_kd.evaluation.summary import summarize
-from keras_kd.runtimes import open_runtime
 
 _DEFAULT_TEACHER = "teacher"
 

@@ -130,7 +130,7 @@ class Evaluation:
         return plain_text(self)
 
     def __rich__(self):
-        from keras_kd.evaluation.report import Report
+        from keras_kd.evaluation.tables import Report
 
         return Report(self)
 
@@ -145,7 +145,7 @@ class Evaluation:
         """
         import rich.console
 
-        from keras_kd.evaluation.report import Report
+        from keras_kd.evaluation.tables import Report
 
         self._check_names(metric, self.rows[0])
         (console or rich.console.Console()).print(Report(self, metric))

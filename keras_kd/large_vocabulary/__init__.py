@@ -2,6 +2,6 @@
 
 from keras_kd.large_vocabulary.fused import FusedLoss, fused_loss
 from keras_kd.large_vocabulary.sides import Head
-from keras_kd.top_classes import TopClasses
+from keras_kd.outputs.top_classes import TopClasses
 
 __all__ = ["FusedLoss", "Head", "TopClasses", "fused_loss"]

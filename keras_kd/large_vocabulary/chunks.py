@@ -27,7 +27,7 @@ class Chunks:
     All pieces have equally many tokens; zeros of weight 0 fill up the last.
 
     Args:
-        objective: The tokenwise `Objective`.
+        loss: The tokenwise `DistillationLoss`.
         teacher: A `LiveTeacher` or `TopTeacher`.
         student: The student's `Head`, for its shapes.
         labels: `(..., )` int32, or None.
@@ -40,8 +40,8 @@ class Chunks:
         few: Of so many tokens the logits are held: that is faster.
     """
 
-    def __init__(self, objective, teacher, student, labels, store, chunk_bytes):
-        self.objective = objective
+    def __init__(self, loss, teacher, student, labels, store, chunk_bytes):
+        self.loss = loss
         self.teacher = teacher
         self.store = store
         self.has_labels = labels is not None
@@ -58,7 +58,7 @@ class Chunks:
         self.chunks = larger(-(-self.tokens // (at_most // piece * piece)), 1)
         self.pieces = larger(-(-self.tokens // (self.chunks * piece)), 1)
         self.few = min(chunk_bytes, _FEW_BYTES) // (4 * vocabulary_of(student))
-        self.variables = list(objective.hyperparameters().values())
+        self.variables = list(loss.hyperparameters().values())
         self.differentiated = store.compiled(self._differentiated)
 
     def run(self, student, soft_weights, hard_weights):
@@ -133,18 +133,18 @@ class Chunks:
     def _differentiated(self, logits, teacher, soft_weights, hard_weights, labels, *variables):
         """Values (rows,) x2 and the gradient of the student's logits (rows, vocabulary).
 
-        Temperature and weight of the objective come as tensors: XLA takes no variable of another device.
+        Temperature and weight of the loss come as tensors: XLA takes no variable of another device.
         """
         with tf.GradientTape() as tape, keras.StatelessScope(zip(self.variables, variables, strict=True)):
             tape.watch(logits)
-            teacher = (teacher, labels) if self.objective.needs_labels else teacher
-            soft = self.objective.call(teacher, logits)
+            teacher = (teacher, labels) if self.loss.needs_labels else teacher
+            soft = self.loss.call(teacher, logits)
             hard = label_crossentropy(labels, logits) if self.has_labels else tf.zeros_like(soft)
             total = tf.reduce_sum(soft_weights * soft + hard_weights * hard)
         return soft, hard, tape.gradient(total, logits)
 
     def _values(self):
-        """What the objective's variables hold."""
+        """What the loss's variables hold."""
         return [tf.convert_to_tensor(variable.value) for variable in self.variables]
 
     def _chunked(self, tensor):

@@ -16,8 +16,8 @@ from keras_kd.large_vocabulary.sides import (
     require_tokens,
 )
 from keras_kd.large_vocabulary.stores import Functional, InPlace
-from keras_kd.objectives.base import Objective
-from keras_kd.top_classes import TopClasses
+from keras_kd.losses.base import DistillationLoss
+from keras_kd.outputs.top_classes import TopClasses
 
 
 class FusedLoss(NamedTuple):
@@ -25,7 +25,7 @@ class FusedLoss(NamedTuple):
 
     Attributes:
         total: Scalar `Σ (soft_weights · soft + hard_weights · hard)`; the gradient flows through it.
-        soft: The objective's value of each token, `(...)` nats, not weighted; no gradient.
+        soft: The loss's value of each token, `(...)` nats, not weighted; no gradient.
         hard: The cross-entropy with the label, `(...)` nats, 0 where the label is negative; None without labels.
     """
 
@@ -36,7 +36,7 @@ class FusedLoss(NamedTuple):
 
 @tf.autograph.experimental.do_not_convert
 def fused_loss(
-    objective,
+    loss,
     teacher,
     student,
     labels=None,
@@ -46,11 +46,11 @@ def fused_loss(
     jit_compile=False,
     chunk_bytes=CHUNK_BYTES,
 ):
-    """The weighted sum of an objective and of the labels' cross-entropy over all tokens, without holding their logits.
+    """The weighted sum of a loss and of the labels' cross-entropy over all tokens, without holding their logits.
 
     `total = Σ_i (soft_weights_i · D(t_i, s_i) + hard_weights_i · CE(y_i, s_i))` over tokens i, where t and s are the
-    logits of the two heads and D is the objective, T² included. Value and gradient are those of the dense form: of each
-    chunk of logits, the objective itself gives the value and a tape the gradient. It flows to the student's hidden
+    logits of the two heads and D is the loss, T² included. Value and gradient are those of the dense form: of each
+    chunk of logits, the loss itself gives the value and a tape the gradient. It flows to the student's hidden
     states, kernel and bias and to the weights, not to the teacher.
 
     Means are the caller's: for the mean over the tokens of a mask, pass `soft_weights=mask / sum(mask)`. A token of
@@ -64,7 +64,7 @@ def fused_loss(
     copy while that goes on, and its gradient is summed in float32.
 
     Args:
-        objective: A `keras_kd.Objective` over logits that is `tokenwise`, for instance `SoftLabels(temperature=2.0)` or
+        loss: A `keras_kd.losses.DistillationLoss` over logits that is `tokenwise`, for instance `SoftLabels(temperature=2.0)` or
             another divergence, `LogitsMSE`, `DecoupledKD`. Its `weight` is not heeded.
         teacher: A `Head`, or a `TopClasses`.
         student: A `Head`. Widths and dtypes of the two may differ; the vocabulary is one.
@@ -80,23 +80,23 @@ def fused_loss(
         A `FusedLoss`.
 
     Raises:
-        TypeError: `objective` is not tokenwise, `student` no `Head`, `teacher` neither `Head` nor `TopClasses`;
+        TypeError: `loss` is not tokenwise, `student` no `Head`, `teacher` neither `Head` nor `TopClasses`;
             `chunk_bytes` is no whole number.
         ValueError: Widths, vocabularies or tokens of hidden states, kernels, biases, labels do not fit each other;
-            `chunk_bytes` is below 1; the objective needs labels, and there are none.
+            `chunk_bytes` is below 1; the loss needs labels, and there are none.
 
     Example: With identity kernels the hidden states are the logits.
 
     >>> teacher = keras_kd.large_vocabulary.Head(np.array([[2.0, 0.0, -1.0]]), np.eye(3))
     >>> student = keras_kd.large_vocabulary.Head(np.array([[0.0, 0.0, 0.0]]), np.eye(3))
-    >>> loss = keras_kd.large_vocabulary.fused_loss(keras_kd.SoftLabels(2.0), teacher, student, labels=np.array([0]))
+    >>> loss = keras_kd.large_vocabulary.fused_loss(keras_kd.losses.SoftLabels(2.0), teacher, student, labels=np.array([0]))
     >>> float(loss.soft[0]), float(loss.hard[0]), float(loss.total)
     (0.7706..., 1.0986..., 1.8692...)
 
     Reference: Hsu et al., "Liger Kernel: Efficient Triton Kernels for LLM Training", 2024
     (https://arxiv.org/abs/2410.10989), which computes the gradient of a fused cross-entropy in the forward pass.
     """
-    _require_tokenwise(objective, labels)
+    _require_tokenwise(loss, labels)
     require_count(chunk_bytes, "chunk_bytes", at_least=1)
     student = checked_head(student, "student", "Head")
     tokens = student.hidden.shape[:-1]
@@ -108,24 +108,24 @@ def fused_loss(
     shape = tf.shape(student.hidden)[:-1]
     weights = [tf.broadcast_to(tf.cast(weight, "float32"), shape) for weight in (soft_weights, hard_weights)]
     store = Functional if jit_compile else InPlace
-    loss = Chunks(objective, of_teacher, student, labels, store, chunk_bytes)
-    total, soft, hard = _differentiable(loss, student, *[by_token(weight) for weight in weights])
+    chunks = Chunks(loss, of_teacher, student, labels, store, chunk_bytes)
+    total, soft, hard = _differentiable(chunks, student, *[by_token(weight) for weight in weights])
     soft, hard = (tf.reshape(tf.stop_gradient(values), shape) for values in (soft, hard))
     return FusedLoss(total, soft, None if labels is None else hard)
 
 
-def _require_tokenwise(objective, labels):
-    if not isinstance(objective, Objective) or not objective.tokenwise:
+def _require_tokenwise(loss, labels):
+    if not isinstance(loss, DistillationLoss) or not loss.tokenwise:
         raise TypeError(
-            "objective must be a keras_kd.Objective that has a value for each token by itself, got "
-            f"{type(objective).__name__}: {objective!r}. SoftLabels and the other divergences, LogitsMSE, "
+            "loss must be a keras_kd.losses.DistillationLoss that has a value for each token by itself, got "
+            f"{type(loss).__name__}: {loss!r}. SoftLabels and the other divergences, LogitsMSE, "
             "BinarySoftLabels, DecoupledKD and NormalizedKD are."
         )
-    if objective.needs_labels and labels is None:
-        raise ValueError(f"{objective.name} needs labels, got none. Pass labels=, -1 for tokens without.")
+    if loss.needs_labels and labels is None:
+        raise ValueError(f"{loss.name} needs labels, got none. Pass labels=, -1 for tokens without.")
 
 
-def _differentiable(loss, student, soft_weights, hard_weights):
+def _differentiable(chunks, student, soft_weights, hard_weights):
     """(total, values (tokens,) x2), with the gradient that was computed beside them."""
 
     @tf.custom_gradient
@@ -133,7 +133,7 @@ def _differentiable(loss, student, soft_weights, hard_weights):
         parts = [tf.stop_gradient(part) for part in (hidden, kernel, *bias)]  # a persistent tape records what is inside
         head = Head(parts[0], parts[1], parts[2] if bias else None, student.vocabulary_first)
         of_tokens = [tf.stop_gradient(weights) for weights in (soft_weights, hard_weights)]
-        soft, hard, of_hidden, of_kernel, of_bias = loss.run(head, *of_tokens)
+        soft, hard, of_hidden, of_kernel, of_bias = chunks.run(head, *of_tokens)
 
         def gradient(upstream, *_):
             return (

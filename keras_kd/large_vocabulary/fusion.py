@@ -4,8 +4,8 @@ import keras
 
 from keras_kd._keras_private import functional_graph
 from keras_kd.large_vocabulary.last_layer import LastLayer
-from keras_kd.taught import BroughtAlong
-from keras_kd.top_classes import TopClasses
+from keras_kd.outputs.precomputed import PrecomputedTeacher
+from keras_kd.outputs.top_classes import TopClasses
 
 LEAST_VOCABULARY = 16_384  # from where on logits are done without, unless asked otherwise
 
@@ -15,45 +15,45 @@ class CannotFuse(ValueError):
 
 
 class Fusion:
-    """An objective over the outputs of a teacher and a student, which `fused_loss` takes from their last layers.
+    """A loss over the outputs of a teacher and a student, which `fused_loss` takes from their last layers.
 
     Args:
-        objectives: The `Objective`s of a distiller.
+        losses: The `DistillationLoss`s of a distiller.
         student: A built `keras.Model`.
-        teacher: Likewise; or a `BroughtAlong`.
+        teacher: Likewise; or a `PrecomputedTeacher`.
 
     Attributes:
-        objective: The objective, a divergence mostly.
+        loss: The loss, a divergence mostly.
         student: The student's `LastLayer`.
         teacher: The teacher's; None where a `TopClasses` comes with the batch.
 
     Raises:
-        CannotFuse: There is no such objective, or more than that depends on the logits.
+        CannotFuse: There is no such loss, or more than that depends on the logits.
     """
 
-    def __init__(self, objectives, student, teacher):
-        over_outputs = [objective for objective in objectives if not objective.layers_of("student")]
+    def __init__(self, distillation_losses, student, teacher):
+        over_outputs = [loss for loss in distillation_losses if not loss.layers_of("student")]
         if len(over_outputs) != 1 or not over_outputs[0].tokenwise:
             raise CannotFuse(
-                "beside objectives over layers, there may be one that compares logits token by token, as SoftLabels "
-                f"does, got {[objective.name for objective in over_outputs]}"
+                "beside losses over layers, there may be one that compares logits token by token, as SoftLabels "
+                f"does, got {[loss.name for loss in over_outputs]}"
             )
         if teacher is student:
             raise CannotFuse("the teacher must be another model than the student")
-        self.objective = over_outputs[0]
+        self.loss = over_outputs[0]
         self.student = _last_layer(student, "student")
-        if not isinstance(teacher, BroughtAlong):
+        if not isinstance(teacher, PrecomputedTeacher):
             self.teacher = _last_layer(teacher, "teacher")
         elif isinstance(teacher.spec.prediction, TopClasses):
             self.teacher = None
         else:
             raise CannotFuse(
-                "signals that come with the batches must be the likeliest classes (top_k=), not all logits"
+                "outputs that come with the batches must be the likeliest classes (top_k=), not all logits"
             )
 
     @classmethod
-    def wanted(cls, wish, objectives, student, teacher):
-        """The `Fusion` of objectives, student and teacher; None where it is not wanted.
+    def wanted(cls, wish, distillation_losses, student, teacher):
+        """The `Fusion` of losses, student and teacher; None where it is not wanted.
 
         Args:
             wish: True; False; or None: if it can be had, and the vocabulary is large.
@@ -61,28 +61,28 @@ class Fusion:
         if wish is False or (wish is None and not _has_many_classes(student)):
             return None
         try:
-            return cls(objectives, student, teacher)
+            return cls(distillation_losses, student, teacher)
         except CannotFuse as error:
             if wish:
                 raise ValueError(refusal(error)) from None
             return None
 
-    def taps(self, side):
-        """The `Tap`s that are read for it on the "teacher" or the "student"."""
+    def hooks(self, side):
+        """The `Hook`s that are read for it on the "teacher" or the "student"."""
         last = self.student if side == "student" else self.teacher
-        return () if last is None else (last.tap,)
+        return () if last is None else (last.hook,)
 
-    def without_logits(self, signals, x):
-        """The teacher's `Signals` for a batch, with nothing of the size of its logits."""
-        return signals._replace(prediction=None if self.teacher is not None else x.prediction)
+    def without_logits(self, outputs, x):
+        """The teacher's `ModelOutputs` for a batch, with nothing of the size of its logits."""
+        return outputs._replace(prediction=None if self.teacher is not None else x.prediction)
 
-    def of_teacher(self, signals):
+    def of_teacher(self, outputs):
         """The `Head` of a live teacher, or the `TopClasses` of one that was stored."""
-        return signals.prediction if self.teacher is None else self.teacher.head(signals.layers[self.teacher.tap])
+        return outputs.prediction if self.teacher is None else self.teacher.head(outputs.layers[self.teacher.hook])
 
-    def of_student(self, signals):
+    def of_student(self, outputs):
         """The student's `Head`."""
-        return self.student.head(signals.layers[self.student.tap])
+        return self.student.head(outputs.layers[self.student.hook])
 
 
 def refusal(reason):

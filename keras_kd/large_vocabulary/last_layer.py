@@ -6,7 +6,7 @@ import keras
 
 from keras_kd._keras_private import functional_graph, nested_output, producer, symbolic_result
 from keras_kd.large_vocabulary.sides import Head
-from keras_kd.taps import Listener, Tap, layer_paths
+from keras_kd.outputs.hooks import Hook, LayerCapture, layer_paths
 
 
 class LastLayer(NamedTuple):
@@ -14,11 +14,11 @@ class LastLayer(NamedTuple):
 
     Attributes:
         layer: The layer.
-        tap: Where its input is read.
+        hook: Where its input is read.
     """
 
     layer: object
-    tap: Tap
+    hook: Hook
 
     @classmethod
     def of(cls, model):
@@ -30,13 +30,13 @@ class LastLayer(NamedTuple):
         path = next((path for path, inner in layer_paths(model) if inner is layer), None)
         if path is None:
             return None
-        tap = Tap(path, "input")
+        hook = Hook(path, "input")
         try:
-            listener = Listener(model, [tap], role="model")
-            symbolic_result(lambda inputs: listener.hear(lambda: graph(inputs)), graph.input)
+            listener = LayerCapture(model, [hook], role="model")
+            symbolic_result(lambda inputs: listener.run(lambda: graph(inputs)), graph.input)
         except ValueError:  # it is called elsewhere, too
             return None
-        return cls(layer, tap)
+        return cls(layer, hook)
 
     def head(self, hidden):
         """The `Head` that stands for its logits."""

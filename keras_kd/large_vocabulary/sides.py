@@ -5,7 +5,7 @@ from typing import NamedTuple
 import keras
 import tensorflow as tf
 
-from keras_kd.top_classes import dense_logs
+from keras_kd.outputs.top_classes import dense_logs
 
 CHUNK_BYTES = 2**26  # of one float32 array (chunk of tokens, vocabulary)
 
@@ -34,7 +34,7 @@ class LiveTeacher:
         if vocabulary_of(head) != vocabulary_of(student):
             raise ValueError(
                 f"teacher and student must have one vocabulary, got kernels {head.kernel.shape} and "
-                f"{student.kernel.shape}. For two vocabularies see keras_kd.VocabularyMap."
+                f"{student.kernel.shape}. For two vocabularies see keras_kd.losses.VocabularyMap."
             )
         parts = [None if part is None else tf.stop_gradient(part) for part in head[:3]]
         self.head = in_float32(Head(*parts, head.vocabulary_first))

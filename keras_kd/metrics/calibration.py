@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from keras_kd._checks import require_count
-from keras_kd.metrics.base import ExampleMetric, require_all
+from keras_kd.metrics.metric import ExampleMetric, require_all
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")

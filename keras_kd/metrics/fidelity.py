@@ -4,10 +4,9 @@ import keras
 from keras import ops
 
 from keras_kd._checks import require_number
-from keras_kd.metrics.base import ExampleMetric
-from keras_kd.objectives.base import snake_case
-from keras_kd.objectives.logits import kl_divergence
-from keras_kd.objectives.tempered import require_same_classes
+from keras_kd.losses.base import require_same_classes, snake_case
+from keras_kd.losses.logits import kl_divergence
+from keras_kd.metrics.metric import ExampleMetric
 
 
 class FidelityMetric(ExampleMetric):

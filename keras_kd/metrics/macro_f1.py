@@ -5,8 +5,8 @@ import tensorflow as tf
 from keras import ops
 
 from keras_kd._checks import require_count
-from keras_kd.languages import LanguageTable
-from keras_kd.metrics.base import ExampleMetric, per_example
+from keras_kd._languages import LanguageTable
+from keras_kd.metrics.metric import ExampleMetric, per_example
 
 
 class ClassCounts(ExampleMetric):
@@ -115,7 +115,7 @@ class MacroF1ByLanguage(ClassCounts):
         classes: The number of classes, the width of the outputs; at least 2.
         languages: The languages, all strings or all integers, in the order of the results. Integers, for a dataset
             that holds numbers, run under XLA (`jit_compile=True`) as well; strings do not.
-        entry: Name of the entry of `x` that holds each example's language, where `x` is a dict.
+        language_key: Name of the entry of `x` that holds each example's language, where `x` is a dict.
         name: Name of the metric; see above.
         dtype: As in `MacroF1`.
 
@@ -139,15 +139,15 @@ class MacroF1ByLanguage(ClassCounts):
     {'macro_f1_en': 1.0, 'macro_f1_sw': 0.0, 'macro_f1_mean': 0.5}
     """
 
-    def __init__(self, classes, languages, *, entry="language", name="macro_f1_by_language", dtype="float32"):
+    def __init__(self, classes, languages, *, language_key="language", name="macro_f1_by_language", dtype="float32"):
         self._table = LanguageTable(languages, "languages")
         if "mean" in self._table.languages:
             raise ValueError('languages must not hold "mean": the result calls the mean over languages that.')
         super().__init__(classes, groups=len(self._table), name=name, dtype=dtype)
-        if not isinstance(entry, str):
-            raise TypeError(f"entry must be the name of an entry of x, got {entry!r}.")
+        if not isinstance(language_key, str):
+            raise TypeError(f"language_key must be the name of an entry of x, got {language_key!r}.")
         self.languages = self._table.languages
-        self.entry = entry
+        self.language_key = language_key
 
     def update_state(self, y_true, y_pred, sample_weight=None, languages=None):
         if languages is None:
@@ -175,4 +175,4 @@ class MacroF1ByLanguage(ClassCounts):
         return dict(zip(names, [*ops.unstack(by_language), mean], strict=True))
 
     def get_config(self):
-        return {**super().get_config(), "languages": list(self.languages), "entry": self.entry}
+        return {**super().get_config(), "languages": list(self.languages), "language_key": self.language_key}

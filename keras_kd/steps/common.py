@@ -6,12 +6,11 @@ from typing import NamedTuple
 import keras
 from keras import ops
 
-from keras_kd import fit_checks
-from keras_kd.languages import languages_of
-from keras_kd.objectives.base import with_rank
-from keras_kd.steps import replicas
+from keras_kd._languages import languages_of
+from keras_kd.losses.base import with_rank
+from keras_kd.outputs.precomputed import without_teacher_outputs
+from keras_kd.steps import data_checks, replicas
 from keras_kd.steps.observers import Observers
-from keras_kd.taught import without_signals
 
 
 class Batch(NamedTuple):
@@ -25,7 +24,7 @@ class Batch(NamedTuple):
 class CommonStep:
     """What a `Distiller` does with a batch, as far as every backend does it alike. Mixed in before `keras.Model`.
 
-    Relies on the distiller for its parts: `objectives`, `objective_trackers`, `hard_loss_tracker`, `soft_weight`,
+    Relies on the distiller for its parts: `losses`, `objective_trackers`, `hard_loss_tracker`, `soft_weight`,
     `hard_weight`, `pairing_of` and `project`.
 
     The step of a backend has, besides `train_step` and `test_step`: `require_in_scope(student)`, `_check_compiled()`,
@@ -37,14 +36,14 @@ class CommonStep:
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         pairing = self.pairing_of(x)
         teacher = pairing.read_teacher(x) if self._observers.need_teacher else None
-        x = without_signals(x)
+        x = without_teacher_outputs(x)
         student = pairing.read_student(x, training=False)
         loss = self._test_loss(pairing, student, Batch(x, y, sample_weight))
         self._track([self._loss_tracker], [loss], x)
         if teacher is not None:
             self._observers.compare(*pairing.logits(teacher, student), sample_weight)
         results = self.compute_metrics(x, y, student.prediction, sample_weight)
-        return self._logs(results, {self.hard_loss_tracker.name, *(t.name for t in self.objective_trackers)}, y)
+        return self._logs(results, {self.hard_loss_tracker.name, *(t.name for t in self.distillation_loss_trackers)}, y)
 
     def _report(self, pairing, teacher, student, batch, losses):
         """Count a step of training in all metrics; the logs.
@@ -53,7 +52,7 @@ class CommonStep:
             losses: `(L, L_raw or None, [Lᵢ])`.
         """
         loss, hard_loss, soft_losses = losses
-        trackers, values = [self._loss_tracker, *self.objective_trackers], [loss, *soft_losses]
+        trackers, values = [self._loss_tracker, *self.distillation_loss_trackers], [loss, *soft_losses]
         if hard_loss is not None:
             trackers, values = [*trackers, self.hard_loss_tracker], [*values, hard_loss]
         self._track(trackers, values, batch.x)
@@ -68,7 +67,10 @@ class CommonStep:
     def _hard_and_soft(self, pairing, teacher, student, batch, tape):
         """L_raw, or None; each Lᵢ; and what is minimized of them."""
         hard_loss = self._hard_loss(batch.y, student.prediction, batch.sample_weight)
-        soft_losses = [self._soft_loss(objective, pairing, teacher, student, batch) for objective in self.objectives]
+        soft_losses = [
+            self._soft_loss(distillation_loss, pairing, teacher, student, batch)
+            for distillation_loss in self.distillation_losses
+        ]
         return hard_loss, soft_losses, self._total(hard_loss, soft_losses, tape)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
@@ -105,21 +107,21 @@ class CommonStep:
             return None
         return ops.cast(self._compile_loss(y, prediction, sample_weight), "float32")
 
-    def _soft_loss(self, objective, pairing, teacher, student, batch):
-        """Lᵢ, without its weight: the mean over the batch, summed over pairs of signals."""
-        return ops.cast(sum(self._values(objective, pairing, teacher, student, batch)), "float32")
+    def _soft_loss(self, distillation_loss, pairing, teacher, student, batch):
+        """Lᵢ, without its weight: the mean over the batch, summed over pairs of outputs."""
+        return ops.cast(sum(self._values(distillation_loss, pairing, teacher, student, batch)), "float32")
 
-    def _values(self, objective, pairing, teacher, student, batch):
-        """The value of an objective for each pair of signals that it compares."""
-        mean = replicas.GlobalMean(objective)
-        for pair in pairing.pairs(objective, teacher, student, batch.y, batch.sample_weight):
+    def _values(self, distillation_loss, pairing, teacher, student, batch):
+        """The value of a loss for each pair of outputs that it compares."""
+        mean = replicas.GlobalMean(distillation_loss)
+        for pair in pairing.pairs(distillation_loss, teacher, student, batch.y, batch.sample_weight):
             projected = self.project(pair)
             weight = pair.sample_weight
             if weight is not None:
-                weight = with_rank(weight, objective.rank_of_values(len(projected.shape)))
-            options = {"labels": pair.labels} if objective.needs_labels else {}
-            if objective.entry is not None:
-                options["languages"] = languages_of(batch.x, objective.entry, objective.name)
+                weight = with_rank(weight, distillation_loss.rank_of_values(len(projected.shape)))
+            options = {"labels": pair.labels} if distillation_loss.needs_labels else {}
+            if distillation_loss.language_key is not None:
+                options["languages"] = languages_of(batch.x, distillation_loss.language_key, distillation_loss.name)
             yield mean(pair.teacher, projected, weight, **options)
 
     def _regularization(self, x):
@@ -133,7 +135,10 @@ class CommonStep:
     def _total(self, hard_loss, soft_losses, tape):
         """hard_weight · L_raw + soft_weight · Σ wᵢ Lᵢ, each with its factor where they are balanced."""
         losses = [hard_loss, *soft_losses]
-        weights = [self.hard_weight, *(self.soft_weight * objective.weight for objective in self.objectives)]
+        weights = [
+            self.hard_weight,
+            *(self.soft_weight * distillation_loss.weight for distillation_loss in self.distillation_losses),
+        ]
         if self.balance is None:
             factors, penalty = [1.0] * len(losses), 0.0
         else:
@@ -152,7 +157,7 @@ class CommonStep:
         self._compile_loss = self._compile_metrics = None  # else Keras keeps those of an earlier compile(loss=...)
         self._observers = observers = Observers(metrics, weighted_metrics)
         super().compile(optimizer, loss, loss_weights, observers.metrics, observers.weighted_metrics, *args, **kwargs)
-        fit_checks.warn_of_mistaken_logits(self)
+        data_checks.warn_of_mistaken_logits(self)
         self._check_compiled()
 
     def get_compile_config(self):
@@ -165,15 +170,15 @@ class CommonStep:
         self._build_optimizer()
 
     def _get_metrics_result_or_logs(self, logs):
-        """The logs of an epoch: each metric over all replicas, and the knobs that a schedule may have turned."""
+        """The logs of an epoch: each metric over all replicas, and the hyperparameters that a schedule may have turned."""
         if not logs:
             raise ValueError(
                 "x is an empty dataset: it gave no batch. Check its source, filters and batch(drop_remainder)."
             )
         results = self.get_metrics_result()
         merged = {name: results.get(name, value) for name, value in logs.items()}
-        trained = any(tracker.name in logs for tracker in self.objective_trackers)
-        return merged | (self.knob_logs() if trained else {})
+        trained = any(tracker.name in logs for tracker in self.distillation_loss_trackers)
+        return merged | (self.hyperparameter_logs() if trained else {})
 
     # Logs ------------------------------------------------------------------------------------------------------------
 

@@ -14,13 +14,12 @@ import jax
 import keras
 import numpy as np
 
-from keras_kd import fit_checks
 from keras_kd._keras_private import backend_variable
 from keras_kd.large_vocabulary.fusion import refusal
 from keras_kd.metrics import MacroF1ByLanguage
-from keras_kd.steps import guards
+from keras_kd.outputs.precomputed import without_teacher_outputs
+from keras_kd.steps import data_checks, guards
 from keras_kd.steps.common import Batch, CommonStep
-from keras_kd.taught import without_signals
 
 _CALLS_IN_FLIGHT = 2  # steps that run on before the note of the first is read: so the host does not wait for the device
 
@@ -62,11 +61,11 @@ class JAXStep(CommonStep):
             ) as scope:
                 scaled_loss, logs = self._learn(data)
                 sound = self._note.is_clean()
-            behind = _values_behind(scope, self.non_trainable_variables), _values_behind(scope, self.metrics_variables)
-            return scaled_loss, (logs, sound, behind)
+            after = _values_behind(scope, self.non_trainable_variables), _values_behind(scope, self.metrics_variables)
+            return scaled_loss, (logs, sound, after)
 
-        (_, (logs, sound, behind)), gradients = jax.value_and_grad(learn, has_aux=True)(trainable)
-        new_non_trainable, of_metrics = behind
+        (_, (logs, sound, after)), gradients = jax.value_and_grad(learn, has_aux=True)(trainable)
+        new_non_trainable, of_metrics = after
         new_trainable, new_of_optimizer = self.optimizer.stateless_apply(of_optimizer, gradients, trainable)
         # where a check has failed, all but the note stays as it was
         kept = functools.partial(jax.tree.map, functools.partial(jax.numpy.where, sound))
@@ -81,11 +80,11 @@ class JAXStep(CommonStep):
         """The scaled loss of a batch, and the logs."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         pairing, step = self.pairing_of(x), self.optimizer.iterations
-        teacher, batch = pairing.read_teacher(x), Batch(without_signals(x), y, sample_weight)
+        teacher, batch = pairing.read_teacher(x), Batch(without_teacher_outputs(x), y, sample_weight)
         self._note.take(guards.all_finite(teacher), "teacher", step)
         student = pairing.read_student(batch.x, training=True)
         teacher = student.detached() if teacher is None else teacher
-        targets = list(fit_checks.sparse_targets(self, y, student.prediction))
+        targets = list(data_checks.sparse_targets(self, y, student.prediction))
         self._note.take(guards.labels_in_range(targets), "labels", step)
         hard_loss, soft_losses, total = self._hard_and_soft(pairing, teacher, student, batch, tape=None)
         loss = total + self._regularization(batch.x)
@@ -134,7 +133,11 @@ class JAXStep(CommonStep):
         """Nothing: `keras.distribution` needs no scope of its own."""
 
     def _check_compiled(self):
-        by_language = [objective.name for objective in self.objectives if objective.entry is not None]
+        by_language = [
+            distillation_loss.name
+            for distillation_loss in self.distillation_losses
+            if distillation_loss.language_key is not None
+        ]
         by_language += [metric.name for metric in self._observers.all if isinstance(metric, MacroF1ByLanguage)]
         if by_language:
             raise ValueError(
@@ -153,7 +156,7 @@ class JAXStep(CommonStep):
         self._notes_in_flight.clear()
         if self.train_function is not None and not force:
             return
-        fit_checks.require_teacher_apart(self)
+        data_checks.require_teacher_apart(self)
         self._build_optimizer()
         if not self.trainable_variables:
             warnings.warn("the student has no trainable weights: nothing is learnt.", stacklevel=2)

@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_kd.languages import languages_of
+from keras_kd._languages import languages_of
 from keras_kd.metrics import FidelityMetric, MacroF1ByLanguage
 
 
@@ -40,7 +40,7 @@ class Observers:
     def score(self, x, y, prediction, sample_weight):
         """Update those that go by language."""
         for metric, is_weighted in self._of(MacroF1ByLanguage):
-            languages = languages_of(x, metric.entry, metric.name)
+            languages = languages_of(x, metric.language_key, metric.name)
             metric.update_state(y, prediction, sample_weight if is_weighted else None, languages=languages)
 
     def names_of_scores(self):

@@ -5,11 +5,11 @@ import warnings
 import keras
 import tensorflow as tf
 
-from keras_kd import _keras_private, fit_checks
+from keras_kd import _keras_private
 from keras_kd.large_vocabulary.fusion import refusal
-from keras_kd.steps import fused, guards, replicas
+from keras_kd.outputs.precomputed import without_teacher_outputs
+from keras_kd.steps import data_checks, fused_step, guards, replicas
 from keras_kd.steps.common import Batch, CommonStep
-from keras_kd.taught import without_signals
 
 
 class TensorFlowStep(CommonStep):
@@ -18,7 +18,7 @@ class TensorFlowStep(CommonStep):
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
         pairing = self.pairing_of(x)
-        teacher, batch = pairing.read_teacher(x), Batch(without_signals(x), y, sample_weight)
+        teacher, batch = pairing.read_teacher(x), Batch(without_teacher_outputs(x), y, sample_weight)
         if self._fusion(pairing) is not None:
             teacher = pairing.fusion.without_logits(teacher, x)
         finite = guards.all_finite(teacher)
@@ -33,7 +33,7 @@ class TensorFlowStep(CommonStep):
         )
 
     def _learn(self, pairing, batch, teacher):
-        """One step of the student on a batch of which the teacher's signals are known; None: its own are they."""
+        """One step of the student on a batch of which the teacher's outputs are known; None: its own are they."""
         with tf.GradientTape(persistent=self.balance is not None and self.balance.needs_gradients) as tape:
             student = pairing.read_student(batch.x, training=True)
             teacher = student.detached() if teacher is None else teacher
@@ -68,17 +68,19 @@ class TensorFlowStep(CommonStep):
 
     def _fusion(self, pairing):
         """How this step does without logits, a `Fusion`; None where it needs them."""
-        return None if pairing.fusion is None or fused.reason_against(self) else pairing.fusion
+        return None if pairing.fusion is None or fused_step.reason_against(self) else pairing.fusion
 
     def _hard_and_soft(self, pairing, teacher, student, batch, tape):
         """L_raw, or None; each Lᵢ; and what is minimized of them."""
         fusion = self._fusion(pairing)
         if fusion is None:
             return super()._hard_and_soft(pairing, teacher, student, batch, tape)
-        hard_loss, divergence, total = fused.losses(self, fusion, teacher, student, batch)
+        hard_loss, divergence, total = fused_step.losses(self, fusion, teacher, student, batch)
         others = [
-            None if objective is fusion.objective else self._soft_loss(objective, pairing, teacher, student, batch)
-            for objective in self.objectives
+            None
+            if distillation_loss is fusion.loss
+            else self._soft_loss(distillation_loss, pairing, teacher, student, batch)
+            for distillation_loss in self.distillation_losses
         ]
         soft_losses = [divergence if loss is None else loss for loss in others]
         return hard_loss, soft_losses, total + self._total(None, others, tape)
@@ -88,7 +90,7 @@ class TensorFlowStep(CommonStep):
         fusion = self._fusion(pairing)
         if fusion is None or batch.y is None:
             return super()._test_loss(pairing, student, batch)
-        hard_loss, regularization = fused.hard_loss(self, fusion, student, batch), self._regularization(batch.x)
+        hard_loss, regularization = fused_step.hard_loss(self, fusion, student, batch), self._regularization(batch.x)
         return regularization if hard_loss is None else hard_loss + regularization
 
     def _gradient_norms(self, losses, tape):
@@ -102,7 +104,7 @@ class TensorFlowStep(CommonStep):
 
     def _sound_labels(self, y, prediction):
         """The labels; the step fails if an integer class of an output is out of range."""
-        targets = list(fit_checks.sparse_targets(self, y, prediction))
+        targets = list(data_checks.sparse_targets(self, y, prediction))
         if not targets:
             return y
         inside = guards.labels_in_range(targets)
@@ -120,7 +122,7 @@ class TensorFlowStep(CommonStep):
     def _check_compiled(self):
         """Raise ValueError for what `compile` was given and TensorFlow does not run; start with a clean note."""
         replicas.require_supported(self)
-        reason = fused.reason_against(self) if self.fuse_logits else None
+        reason = fused_step.reason_against(self) if self.fuse_logits else None
         if reason is not None:
             raise ValueError(refusal(reason))
         if self.balance is not None:
@@ -131,7 +133,7 @@ class TensorFlowStep(CommonStep):
     def make_train_function(self, force=False):
         if self.train_function is not None and not (force or self._first_labels):
             return
-        fit_checks.require_teacher_apart(self)
+        data_checks.require_teacher_apart(self)
         self._build_optimizer()
         if self.jit_compile and self.teacher is not None and not _keras_private.supports_jit(self.teacher):
             warnings.warn("jit_compile is turned off: XLA cannot compile a layer of the teacher.", stacklevel=2)

@@ -7,8 +7,8 @@ from keras import ops
 from keras_kd._checks import require_model
 from keras_kd._keras_private import functional_graph
 from keras_kd._quiet import first_line
-from keras_kd.inputs import input_names, input_specs
-from keras_kd.signals import SignalReader, output_activations, output_names
+from keras_kd.outputs.model_inputs import input_names, input_specs
+from keras_kd.outputs.reader import OutputReader, output_activations, output_names
 
 _MAKE_FUNCTIONAL = "Make it functional: inputs = keras.Input(shape, name=...); keras.Model(inputs, teacher(inputs))."
 
@@ -32,7 +32,7 @@ class Member(keras.layers.Layer):
     def __init__(self, model, *, name):
         super().__init__(name=name, dtype="float32", autocast=False)
         self.model = model
-        self._reader = SignalReader(model, role="teacher")
+        self._reader = OutputReader(model, role="teacher")
         self._reads_names = input_names(model) is not None
         self.built = True
 
@@ -47,17 +47,17 @@ class Member(keras.layers.Layer):
         return self._logits(self._reader(inputs, training))
 
     def compute_output_spec(self, inputs, training=None):
-        signals = self._reader.symbolic()
-        if signals is None:
+        outputs = self._reader.symbolic()
+        if outputs is None:
             return super().compute_output_spec(inputs, training=training)
-        outputs = keras.tree.flatten(signals.prediction)
+        outputs = keras.tree.flatten(outputs.prediction)
         return [keras.KerasTensor(tensor.shape, "float32") for tensor in outputs]
 
-    def _logits(self, signals):
-        tensors = keras.tree.flatten(signals.prediction)
+    def _logits(self, outputs):
+        tensors = keras.tree.flatten(outputs.prediction)
         endings = self.endings or ["unknown"] * len(tensors)
         undoes = [ending if ending in ("softmax", "sigmoid") else None for ending in endings]
-        undone = [self._reader.outputs(signals, i, undo=undo)[0] for i, undo in enumerate(undoes)]
+        undone = [self._reader.outputs(outputs, i, undo=undo)[0] for i, undo in enumerate(undoes)]
         return [ops.cast(tensor, "float32") for tensor in undone]
 
     def get_config(self):

@@ -8,7 +8,7 @@ every_kth_block (blocks.py): the explicit map for a student with fewer blocks
 """
 
 from keras_kd.transfer.blocks import every_kth_block
-from keras_kd.transfer.result import LayerTransfer, Transfer
+from keras_kd.transfer.transfer_table import LayerTransfer, Transfer
 from keras_kd.transfer.weights import transfer_weights
 
 __all__ = ["LayerTransfer", "Transfer", "every_kth_block", "transfer_weights"]

@@ -46,7 +46,7 @@ def every_kth_block(teacher, student, k=2, *, offset=0, pattern=None):
     ...     block = lambda i: keras.layers.Dense(16, "gelu", name=f"block_{i}_ffn")
     ...     return keras.Sequential([keras.Input((16,)), *map(block, range(depth))])
     >>> teacher, student = encoder(6), encoder(3)
-    >>> layers = keras_kd.every_kth_block(teacher, student)
+    >>> layers = keras_kd.transfer.every_kth_block(teacher, student)
     >>> layers
     {'block_0_ffn': 'block_0_ffn', 'block_1_ffn': 'block_2_ffn', 'block_2_ffn': 'block_4_ffn'}
     >>> transfer = keras_kd.transfer_weights(teacher, student, layers=layers)

@@ -10,7 +10,7 @@ from keras_kd._checks import require_count, require_number
 from keras_kd.transfer.layers import difference, find_node, layer_tree, walk
 from keras_kd.transfer.matching import SHARED, Match, Matching
 from keras_kd.transfer.noise import gaussian_noise, given_arrays
-from keras_kd.transfer.result import LayerTransfer, Transfer
+from keras_kd.transfer.transfer_table import LayerTransfer, Transfer
 
 
 def transfer_weights(

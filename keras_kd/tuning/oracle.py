@@ -63,7 +63,7 @@ class Proposals:
             part.declare(hyperparameters, name)
         # KerasTuner takes 0 for no seed. It gives up after some failures in a row, which here may be as many as come.
         self._oracle = _ORACLES[method](
-            objective=_objective(goal), hyperparameters=hyperparameters, seed=seed + 1, max_consecutive_failed_trials=-1
+            objective=_loss(goal), hyperparameters=hyperparameters, seed=seed + 1, max_consecutive_failed_trials=-1
         )
         self._oracle.verbose = 0
         self.count = None  # how many trials in all, once it runs
@@ -98,8 +98,8 @@ class Proposals:
         self._oracle.end_trial(proposed)
 
 
-def _objective(goal):
-    """KerasTuner's objective of this name, if it is one of the validation data whose better direction is known."""
+def _loss(goal):
+    """KerasTuner's loss of this name, if it is one of the validation data whose better direction is known."""
     if not isinstance(goal, (str, keras_tuner.Objective)):
         raise TypeError(f"goal must be a name such as 'val_accuracy' or a keras_tuner.Objective, got {goal!r}.")
     name = goal if isinstance(goal, str) else goal.name

@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras_kd import fingerprint
 from keras_kd._checks import require_model
 from keras_kd.distiller import Distiller
-from keras_kd.objectives.base import scalar_value
+from keras_kd.losses.base import scalar_value
 from keras_kd.tuning.record import Trial, finite_or_none
 from keras_kd.tuning.space import LEARNING_RATE
 
@@ -28,7 +28,7 @@ class Recipe:
 
     teacher: keras.Model
     make_student: typing.Callable
-    objectives: typing.Callable | None
+    distillation_losses: typing.Callable | None
     optimizer: typing.Callable | str
     loss: object
     metrics: object
@@ -47,8 +47,8 @@ class Recipe:
         """Raise TypeError or ValueError for what can be seen to be wrong before a student is made."""
         require_model(self.teacher, "teacher")
         _require_function(self.make_student, "make_student", "lambda: keras.models.clone_model(student)")
-        if self.objectives is not None:
-            _require_function(self.objectives, "objectives", "lambda: [keras_kd.SoftLabels()]")
+        if self.distillation_losses is not None:
+            _require_function(self.distillation_losses, "losses", "lambda: [keras_kd.losses.SoftLabels()]")
         if self.callbacks is not None:
             _require_function(self.callbacks, "callbacks", "lambda: [keras.callbacks.EarlyStopping()]")
         if not isinstance(self.optimizer, str):
@@ -65,12 +65,12 @@ class Recipe:
     def new_distiller(self, values, *, compiled=True):
         """A distiller with a new student and these values, by name."""
         self._require_student(student := self.make_student())
-        objectives = None if self.objectives is None else self.objectives()
+        distillation_losses = None if self.distillation_losses is None else self.distillation_losses()
         weights = {"soft_weight": self.soft_weight, "hard_weight": self.hard_weight}
-        distiller = Distiller(self.teacher, student, objectives, **weights)
+        distiller = Distiller(self.teacher, student, distillation_losses, **weights)
         if compiled:
             for name in values.keys() - {LEARNING_RATE}:
-                distiller.knobs[name].assign(values[name])
+                distiller.hyperparameters[name].assign(values[name])
             metrics = self.metrics() if callable(self.metrics) else self.metrics
             distiller.compile(self._new_optimizer(values), self.loss, metrics=metrics, **self.compile_options)
         return distiller
@@ -85,7 +85,7 @@ class Recipe:
             "epochs": self.epochs,
             "teacher": fingerprint.of_model(self.teacher),
             "student": fingerprint.of_model(distiller.student),
-            "objectives": fingerprint.of_object(distiller.objectives),
+            "losses": fingerprint.of_object(distiller.distillation_losses),
             "soft_weight": self.soft_weight,
             "hard_weight": self.hard_weight,
             "optimizer": fingerprint.of_object(distiller.optimizer),
@@ -98,8 +98,8 @@ class Recipe:
             "fit_options": fingerprint.of_data(self.fit_options),
         }
 
-    def knobs(self):
-        """The names of the distiller's knobs.
+    def hyperparameters(self):
+        """The names of the distiller's hyperparameters.
 
         Raises ValueError if a function gives the same object twice: a trial would go on where another stopped.
         """
@@ -110,9 +110,9 @@ class Recipe:
                 "make_student must return a new student each time, with layers of its own, but two calls gave the same "
                 "trainable weights. Make the layers inside the function, or clone: keras.models.clone_model(student)."
             )
-        if any(one is other for one, other in zip(first.objectives, second.objectives, strict=False)):
-            raise ValueError("objectives must return new objectives each time: make them inside the function.")
-        return list(first.knobs)
+        if any(one is other for one, other in zip(first.distillation_losses, second.distillation_losses, strict=False)):
+            raise ValueError("losses must return new losses each time: make them inside the function.")
+        return list(first.hyperparameters)
 
     def run(self, number, values, goal, direction):
         """Train a student with these values; return the `Trial` and the student, as it was in its best epoch."""
@@ -165,8 +165,8 @@ class _BestEpoch(keras.callbacks.Callback):
     def __init__(self, distiller, values, goal, direction):
         super().__init__()
         self._student, self._goal = distiller.student, goal
-        self._knobs = {name: distiller.knobs[name] for name in values if name != LEARNING_RATE}
-        self._values = {name: scalar_value(knob) for name, knob in self._knobs.items()}
+        self._hyperparameters = {name: distiller.hyperparameters[name] for name in values if name != LEARNING_RATE}
+        self._values = {name: scalar_value(hyperparameter) for name, hyperparameter in self._hyperparameters.items()}
         self._sign = 1 if direction == "max" else -1
         self.score = self.epoch = self.weights = self.failure = None
 
@@ -178,8 +178,8 @@ class _BestEpoch(keras.callbacks.Callback):
         if self._goal not in logs:
             known = sorted(name for name in logs if name.startswith("val_"))
             raise ValueError(f"goal must be one of {known}, which fit logs, got {self._goal!r}.")
-        for name, knob in self._knobs.items():
-            if scalar_value(knob) != self._values[name]:
+        for name, hyperparameter in self._hyperparameters.items():
+            if scalar_value(hyperparameter) != self._values[name]:
                 raise ValueError(
                     f"search names {name!r}, but a callback changed it while training, so that the search would not "
                     "know what it tried. Leave it out of search, or leave out the callback."

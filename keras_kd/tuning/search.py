@@ -20,7 +20,7 @@ def tune(
     search,
     goal,
     directory,
-    objectives=None,
+    distillation_losses=None,
     optimizer=keras.optimizers.Adam,
     loss=None,
     metrics=None,
@@ -35,7 +35,7 @@ def tune(
     verbose=1,
     **fit_options,
 ):
-    """Search λ, temperatures, weights of objectives and the learning rate, with KerasTuner.
+    """Search λ, temperatures, weights of losses and the learning rate, with KerasTuner.
 
     Each trial trains a new student with other values and scores it on the validation data; its score is the goal at
     its best epoch. Every trial starts from the same seed, `keras.utils.set_random_seed(seed)`: initial weights, Dropout
@@ -54,14 +54,14 @@ def tune(
         make_student: A function without arguments that returns a new student; the same one from the same seed.
         x, y: The training data, as for `keras.Model.fit`; or, for `x`, a function that makes what `fit` takes.
         validation_data: As for `fit`, or a function that makes it. It may be left out with `validation_split=`.
-        search: What is searched, by name: the distiller's knobs (`"soft_weight"`, `"hard_weight"`, and for an
-            objective called `soft_labels`, `"soft_labels_weight"` and `"soft_labels_temperature"`) and
+        search: What is searched, by name: the distiller's hyperparameters (`"soft_weight"`, `"hard_weight"`, and for an
+            loss called `soft_labels`, `"soft_labels_weight"` and `"soft_labels_temperature"`) and
             `"learning_rate"`. A tuple `(low, high)` is a range, drawn evenly in the logarithm where low > 0 and
             high / low ≥ 10 (`keras_kd.tuning.Range` sets that by hand); a list holds choices.
         goal: A figure of the validation data in the logs of `fit`, for instance `"val_accuracy"`. For one whose better
             direction KerasTuner cannot know, a `keras_tuner.Objective`.
         directory: The folder of this search.
-        objectives: A function that returns new objectives, as `keras_kd.Distiller` takes them; `SoftLabels()` if not
+        losses: A function that returns new losses, as `keras_kd.Distiller` takes them; `SoftLabels()` if not
             given.
         optimizer: A function that returns a new optimizer: called with the learning rate where it is searched, else
             without an argument. An optimizer class or a name such as `"adam"` will do.
@@ -83,7 +83,7 @@ def tune(
     Raises:
         ImportError: KerasTuner is not installed.
         TypeError, ValueError: Something is wrong with the arguments or does not fit together; `search` names unknown
-            knobs; `directory` holds another search.
+            hyperparameters; `directory` holds another search.
         RuntimeError: All trials failed.
 
     Example:
@@ -116,7 +116,7 @@ def tune(
     recipe = Recipe(
         teacher=teacher,
         make_student=make_student,
-        objectives=objectives,
+        distillation_losses=distillation_losses,
         optimizer=optimizer,
         loss=loss,
         metrics=metrics,
@@ -132,7 +132,7 @@ def tune(
         seed=seed,
     )
     recipe.check()
-    space = read_search(search, recipe.knobs())
+    space = read_search(search, recipe.hyperparameters())
     proposals = proposals_class(method, space, goal=goal, seed=seed)
     found = {"goal": proposals.goal, "direction": proposals.direction}
     record = Record(directory, {**found, "method": method, **recipe.setting(space)}, proposals.direction)

@@ -117,12 +117,12 @@ class Space(dict):
         return {name: part.content() for name, part in self.items()}
 
 
-def read_search(search, knobs):
+def read_search(search, hyperparameters):
     """Return the `Space` that `search` describes.
 
     Args:
         search: `{name: (low, high), Range or list of choices}`.
-        knobs: The names of the distiller's knobs.
+        hyperparameters: The names of the distiller's hyperparameters.
 
     Raises:
         TypeError, ValueError: a name is unknown, a range or a choice is out of bounds or of another kind.
@@ -132,7 +132,7 @@ def read_search(search, knobs):
             "search must be a dict that names at least one value to search, for instance "
             f'{{"soft_weight": (0.1, 10.0)}}, got {search!r}.'
         )
-    known = [*knobs, LEARNING_RATE]
+    known = [*hyperparameters, LEARNING_RATE]
     unknown = [name for name in search if name not in known]
     if unknown:
         raise ValueError(f"search names {unknown}, which this distiller does not have. It has {known}.")

@@ -1,0 +1,134 @@
+"""From a Keras model to a SavedModel folder, and from there to the bytes of a LiteRT file."""
+
+import os
+import re
+import tempfile
+
+import keras
+import tensorflow as tf
+
+from keras_kd._keras_private import call_model
+from keras_kd._quiet import first_line, quiet
+from keras_kd.deploy.precision import rebuilt
+from keras_kd.outputs.model_inputs import ONLY_INPUT, input_names
+
+_LOW_DTYPES = (tf.float16, tf.bfloat16)
+_LOOPS = {"While", "StatelessWhile"}
+
+
+def input_signature(student, specs):
+    """Return `specs`, {input name: tf.TensorSpec}, in the structure that the student takes, each with its name."""
+    names = input_names(student)
+    if names is None:
+        names = ONLY_INPUT if set(specs) == {ONLY_INPUT} else {name: name for name in specs}
+    return keras.tree.map_structure(lambda name: tf.TensorSpec(specs[name].shape, specs[name].dtype, name), names)
+
+
+def traced(student, signature):
+    """Return the student in inference mode as a `tf.function`, traced once, for inputs of `signature`."""
+    serve = tf.function(
+        lambda inputs: call_model(student, inputs, training=False), input_signature=[signature], autograph=False
+    )
+    serve.get_concrete_function()
+    return serve
+
+
+def write_saved_model(student, serve, folder):
+    """Write the traced function, and the weights it reads, as a SavedModel."""
+    archive = keras.export.ExportArchive()
+    # The archive finds the weights in `serve`, and the lookup tables below what it is told to track. Told to track the
+    # student itself, it would write each weight twice.
+    archive.track(_holder_of(student))
+    archive.add_endpoint("serve", serve)
+    with quiet():
+        archive.write_out(os.fspath(folder), verbose=False)
+
+
+def litert_bytes(student, signature, *, quantize=None, calibration=None):
+    """Return the student as the bytes of a LiteRT file.
+
+    Args:
+        student: a built `keras.Model`. One that computes in low precision is converted as its copy in float32.
+        signature: what the student takes; see `input_signature`.
+        quantize: None, "float16", "dynamic" or "int8".
+        calibration: for "int8", {input name: array}, examples from which the ranges of activations are taken.
+
+    Raises:
+        ValueError: int8 for a student with loops (recurrent layers): the quantizer would crash the process.
+        RuntimeError: LiteRT lacks an operation, or the float32 copy cannot be made.
+    """
+    serve = traced(student, signature)
+    if _uses_low_precision(serve):
+        failure = "LiteRT computes in float32, and the student, which computes in float16 or bfloat16,"
+        student = rebuilt(student, "float32", failure)
+        signature = keras.tree.map_structure(_in_float32_spec, signature)
+        serve = traced(student, signature)
+    if has_loops(serve):
+        if quantize == "int8":
+            raise ValueError(
+                "quantize='int8' must not be used with loops, which recurrent layers make: the quantizer does not "
+                "support them. Use quantize='dynamic' or 'float16', or build the layers with unroll=True."
+            )
+        # The lists in which loops collect their steps need a static shape.
+        serve = traced(student, keras.tree.map_structure(_of_one_example, signature))
+    with tempfile.TemporaryDirectory() as folder:
+        write_saved_model(student, serve, folder)
+        return _converted(folder, quantize, calibration)
+
+
+def has_loops(serve):
+    """Return whether a traced function has loops, as recurrent layers make them unless unrolled."""
+    return any(node.op in _LOOPS for node in _nodes(serve))
+
+
+def _holder_of(student):
+    holder = tf.Module()
+    holder.student = student
+    return holder
+
+
+def _in_float32_spec(spec):
+    return tf.TensorSpec(spec.shape, tf.float32 if spec.dtype in _LOW_DTYPES else spec.dtype, spec.name)
+
+
+def _of_one_example(spec):
+    return tf.TensorSpec((1, *spec.shape[1:]), spec.dtype, spec.name)
+
+
+def _converted(folder, quantize, calibration):
+    converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+    if quantize is not None:
+        converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    if quantize == "float16":
+        converter.target_spec.supported_types = [tf.float16]
+    if quantize == "int8":
+        examples = len(next(iter(calibration.values())))
+        converter.representative_dataset = lambda: (
+            {name: array[row : row + 1] for name, array in calibration.items()} for row in range(examples)
+        )
+    with quiet():
+        try:
+            return converter.convert()
+        except Exception as error:  # the converter has no exception of its own that is public
+            raise RuntimeError(f"the student could not be converted to LiteRT: {_reason(error)}") from error
+
+
+def _reason(error):
+    """One line out of the converter's many."""
+    lists = re.findall(r"(?:TF Select|Custom) ops: (.*)", str(error))
+    if lists:
+        missing = ", ".join(lists)
+        return f"LiteRT has no {missing}. Keep such steps outside the student, or export a SavedModel, which has them."
+    return first_line(error)
+
+
+def _nodes(serve):
+    graph = serve.get_concrete_function().graph.as_graph_def()
+    yield from graph.node
+    for function in graph.library.function:
+        yield from function.node_def
+
+
+def _uses_low_precision(serve):
+    low = {dtype.as_datatype_enum for dtype in _LOW_DTYPES}
+    return any(attribute.type in low for node in _nodes(serve) for attribute in node.attr.values())

@@ -1,0 +1,373 @@
+"""`export`: ship the student as a SavedModel or a LiteRT file, run what was written and compare it with the student."""
+
+import collections
+import contextlib
+import dataclasses
+import os
+import pathlib
+
+import keras
+import numpy as np
+
+from keras_kd._checks import require_choice, require_model, require_number
+from keras_kd._files import written_whole
+from keras_kd._quiet import first_line
+from keras_kd.deploy.conversion import input_signature, litert_bytes, traced, write_saved_model
+from keras_kd.deploy.runtimes import KerasRuntime, open_runtime
+from keras_kd.outputs.model_inputs import (
+    first_inputs,
+    fit_inputs,
+    generated_inputs,
+    input_specs,
+    is_input_name,
+    specs_of,
+)
+
+COMPARED_EXAMPLES = 1024  # at most, the first ones of `compare_with`
+CALIBRATION_EXAMPLES = 512  # at most, the first ones of `calibration`
+_BATCH = 32
+
+_FORMATS = {"saved_model": "SavedModel", "litert": "LiteRT"}
+_FOREIGN_ENDINGS = (".tflite", ".keras", ".h5")
+_DISTILLER = "keras_kd>Distiller"  # by its registered name: the distiller is no import of this module
+
+
+@dataclasses.dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how its answers compare with the student's.
+
+    Attributes:
+        path: the file or folder.
+        format: "saved_model" or "litert".
+        quantize: None, "float16", "dynamic" or "int8".
+        size_bytes: bytes on disk.
+        batch_size: examples per call, where the file is bound to a number (loops in LiteRT: 1); None for any number.
+        max_difference: the largest |file - student| over all outputs.
+        mean_difference: the mean of |file - student| over all outputs.
+        agreement: the share of examples (for sequences, of positions) where file and student have the same argmax over
+            the last axis; the lowest share where several outputs have classes, None where none has two or more.
+        examples: how many were compared.
+        generated: whether those were made up, because `compare_with` was None.
+        latency_ms: median wall time of one example in the file's own runtime (LiteRT in one thread).
+    """
+
+    path: str
+    format: str
+    quantize: str | None
+    size_bytes: int
+    batch_size: int | None
+    max_difference: float
+    mean_difference: float
+    agreement: float | None
+    examples: int
+    generated: bool
+    latency_ms: float
+
+    def to_dict(self):
+        """Return the report as a dict that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    def __str__(self):
+        kind = " ".join(filter(None, (_FORMATS[self.format], self.quantize)))
+        bound = "" if self.batch_size is None else f", {self.batch_size} example a call"
+        agreement = "" if self.agreement is None else f"agreement {100 * self.agreement:.2f} %, "
+        source = "generated inputs" if self.generated else "examples"
+        return (
+            f"{self.path}: {kind}, {self.size_bytes:,} bytes, {self.latency_ms:.3g} ms for one example{bound}\n"
+            f"  against the student on {self.examples:,} {source}: {agreement}outputs differ by "
+            f"{self.mean_difference:.2g} on average, {self.max_difference:.2g} at most"
+        )
+
+
+def export(
+    student,
+    path,
+    *,
+    format=None,
+    quantize=None,
+    calibration=None,
+    compare_with=None,
+    min_agreement=None,
+    overwrite=False,
+):
+    """Write the student as a SavedModel or LiteRT file, run what was written, and compare its answers.
+
+    The file appears whole or not at all: it is written and checked beside `path`, then moved there. Where anything
+    fails, nothing is left behind, and an older file stays as it was.
+
+    `quantize` says how LiteRT keeps and uses the weights:
+
+    - None: float32.
+    - "float16": kept in half precision, half as large; computed in float32.
+    - "dynamic": kept as 8-bit integers, a quarter as large (arrays of fewer than 1,024 numbers stay float32);
+      activations are float32, rounded to 8 bits where an operation multiplies them with such weights.
+    - "int8": weights and activations are 8-bit integers, and so is the arithmetic, where LiteRT has the operation for
+      them, else float32. The ranges of activations come from `calibration`; what lies outside them is clipped. Inputs
+      and outputs keep the student's dtypes: float32 stays float32, token ids stay integers.
+
+    "int8" suits convolutions and dense layers. Attention and layer normalization can lose much: set `min_agreement`.
+
+    Recurrent layers make loops, which LiteRT runs one example a call and does not quantize to int8; with `unroll=True`
+    they have no such limits. A student with a mixed_float16 or mixed_bfloat16 policy goes into LiteRT as its copy in
+    float32, and into a SavedModel as it is.
+
+    A SavedModel needs TensorFlow and nothing of keras_kd to run; with operations of tensorflow-text in it, import
+    `tensorflow_text` before loading it.
+
+    Args:
+        student: a built `keras.Model`; of a distiller, `distiller.student`. Input names are the dict's keys or the
+            names of the `keras.Input`s; without names, "inputs" for a single one, else "input_0", "input_1", …
+        path: where to write: a name ending in .tflite for LiteRT, a folder for a SavedModel. Missing parent folders
+            are made.
+        format: "saved_model" or "litert"; None goes by the path's ending.
+        quantize: for LiteRT: None, "float16", "dynamic" or "int8".
+        calibration: for "int8", typical inputs, in the forms that `compare_with` takes; the first 512 examples are
+            used.
+        compare_with: inputs for the comparison: an array, a dict of arrays, or a batched `tf.data.Dataset` of x,
+            (x, y) or (x, y, weight); the first 1,024 examples are used. None: 8 examples made up from the student's
+            inputs (standard normal floats; integers 0 and 1; short strings; open lengths are 16), which show that the
+            file runs, but no more. A student that is neither functional nor sequential does not tell its inputs and
+            needs `compare_with`; its file takes examples of that shape and dtype.
+        min_agreement: the least share in [0, 1] of examples on which file and student must choose the same class;
+            needs `compare_with`.
+        overwrite: whether to replace what is at `path`: a file, or a SavedModel folder.
+
+    Returns:
+        An `ExportReport`.
+
+    Raises:
+        TypeError: `student` is not a `keras.Model`, or is a distiller; another argument is of the wrong type.
+        ValueError: an unbuilt student, or one whose input names a file cannot keep; a format, ending or quantization
+            that do not go together; int8 without calibration or with loops; data that does not fit the student's
+            inputs.
+        FileExistsError: something is at `path`, and `overwrite` is False.
+        OSError: nothing can be written there.
+        RuntimeError: the student cannot be converted; or the file does not run, gives NaN or infinite outputs, or
+            agrees on too few examples.
+
+    Example:
+
+    >>> student = keras.Sequential([keras.Input((8,)), keras.layers.Dense(64, "relu"), keras.layers.Dense(3)])
+    >>> x = np.random.default_rng(0).normal(size=(256, 8))
+    >>> print(keras_kd.export(student, "student.tflite", quantize="int8", calibration=x, compare_with=x))
+    student.tflite: LiteRT int8, 3,312 bytes, 0.00469 ms for one example
+      against the student on 256 examples: agreement 97.66 %, outputs differ by 0.005 on average, 0.019 at most
+    """
+    path = _checked_path(path)
+    format = _checked_format(format, path)
+    _check_student(student, compare_with)
+    _check_options(format, quantize, calibration, compare_with, min_agreement)
+    _check_target(path, format, overwrite)
+    inputs, specs = _inputs_and_specs(student, compare_with)
+    if calibration is not None:
+        calibration = _examples(calibration, specs, CALIBRATION_EXAMPLES, "calibration")
+    reference = KerasRuntime(student)
+    _check_answers(reference, inputs, min_agreement)
+
+    with written_whole(path) as partial:
+        _write(student, partial, format, input_signature(student, specs), quantize, calibration)
+        difference, latency_ms, runtime = _run(partial, reference, inputs)
+        _check_agreement(difference.agreement, min_agreement, quantize)
+        return ExportReport(
+            path=os.fspath(path),
+            format=format,
+            quantize=quantize,
+            size_bytes=runtime.size_bytes,
+            batch_size=runtime.fixed_batch,
+            max_difference=difference.largest,
+            mean_difference=difference.mean,
+            agreement=difference.agreement,
+            examples=difference.examples,
+            generated=compare_with is None,
+            latency_ms=latency_ms,
+        )
+
+
+def _checked_path(path):
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a path (str or PathLike), got {type(path).__name__}: {path!r}.")
+    return pathlib.Path(path)
+
+
+def _checked_format(format, path):
+    """Return the format by name, or by the path's ending for None, if name and ending go together."""
+    if format is None:
+        format = "litert" if path.suffix == ".tflite" else "saved_model"
+    require_choice(format, "format", list(_FORMATS))
+    if format == "litert" and path.suffix != ".tflite":
+        raise ValueError(f"path must end in .tflite for format='litert', got {os.fspath(path)!r}.")
+    if format == "saved_model" and path.suffix in _FOREIGN_ENDINGS:
+        raise ValueError(
+            f"path must be a folder, without the ending {path.suffix}, for format='saved_model', "
+            f"got {os.fspath(path)!r}. For LiteRT, end it in .tflite; a .keras file is written by student.save(path)."
+        )
+    return format
+
+
+def _check_student(student, compare_with):
+    require_model(student, "student")
+    is_distiller = any(keras.saving.get_registered_name(cls) == _DISTILLER for cls in type(student).__mro__)
+    if is_distiller or isinstance(student, keras.distillation.Distiller):
+        raise TypeError("student must be the student alone, got a distiller; pass distiller.student.")
+    if not student.built:
+        raise ValueError("student must be built, got one without weights; call it once on a batch of inputs.")
+    if compare_with is None and input_specs(student) is None:
+        raise ValueError(
+            "compare_with must be given for a student that is neither functional nor sequential: it does not tell the "
+            "shapes and dtypes of its inputs."
+        )
+
+
+def _check_options(format, quantize, calibration, compare_with, min_agreement):
+    require_choice(quantize, "quantize", [None, "float16", "dynamic", "int8"])
+    if quantize is not None and format != "litert":
+        raise ValueError(f"quantize={quantize!r} needs format='litert', got {format!r}: quantization is LiteRT's.")
+    if quantize == "int8" and calibration is None:
+        raise ValueError(
+            "calibration must be given for quantize='int8': typical inputs, some hundred, from which the ranges of the "
+            "activations are taken. quantize='dynamic' needs none."
+        )
+    if quantize != "int8" and calibration is not None:
+        raise ValueError(f"calibration must be None unless quantize='int8', got quantize={quantize!r}.")
+    if min_agreement is not None:
+        require_number(min_agreement, "min_agreement", at_least=0.0, at_most=1.0)
+        if compare_with is None:
+            raise ValueError("compare_with must be given with min_agreement: made-up inputs tell nothing about it.")
+
+
+def _check_target(path, format, overwrite):
+    if not path.exists():
+        return
+    if not overwrite:
+        raise FileExistsError(f"path must not exist yet, got {os.fspath(path)!r}; pass overwrite=True to replace it.")
+    if format == "litert" and not path.is_file():
+        raise ValueError(f"path must be a file to be replaced by a LiteRT file, got the folder {os.fspath(path)!r}.")
+    if format == "saved_model" and not (path / "saved_model.pb").exists():
+        raise ValueError(
+            f"path must be a SavedModel folder to be replaced by one, got {os.fspath(path)!r}, which has no "
+            "saved_model.pb; choose another name, or remove it yourself."
+        )
+
+
+def _inputs_and_specs(student, compare_with):
+    """Return the examples to compare on, and what the file will take: {input name: tf.TensorSpec}."""
+    specs = input_specs(student)
+    if compare_with is None:
+        inputs = generated_inputs(specs)
+    else:
+        inputs = _examples(compare_with, specs, COMPARED_EXAMPLES, "compare_with")
+    wrong = [name for name in inputs if not is_input_name(name)]
+    if wrong:
+        raise ValueError(
+            f"student must have input names of letters a-z, digits and _, the first no digit, got {wrong}: TensorFlow "
+            "does not keep others in a file. Name them in keras.Input(name=...), or by the keys of a dict of inputs."
+        )
+    return inputs, specs or specs_of(inputs)
+
+
+def _examples(data, specs, limit, argument):
+    """Return the first `limit` examples of `data` as {input name: array}, fitted to `specs`."""
+    data = first_inputs(data, limit, argument)
+    try:
+        inputs, _ = fit_inputs(data, specs)
+    except ValueError as error:
+        raise ValueError(f"{argument}: {error}") from error
+    # Only a student that does not tell its dtypes leaves float64 as it is.
+    return {name: array.astype(np.float32) if array.dtype == np.float64 else array for name, array in inputs.items()}
+
+
+def _check_answers(reference, inputs, min_agreement):
+    """Let the student answer once before anything is written, and see that its outputs can agree."""
+    outputs = _answers(reference, {name: array[:1] for name, array in inputs.items()})
+    if min_agreement is not None and not any(map(_has_classes, outputs.values())):
+        shapes = {name: array.shape for name, array in outputs.items()}
+        raise ValueError(f"min_agreement must be None for a student without two classes or more, got outputs {shapes}.")
+
+
+def _check_agreement(agreement, min_agreement, quantize):
+    if min_agreement is not None and agreement < min_agreement:
+        way_out = (
+            "" if quantize is None else " More calibration examples, quantize='dynamic' or 'float16' bring it nearer."
+        )
+        raise RuntimeError(
+            f"the exported file agrees with the student on {100 * agreement:.2f} % of the examples, less than "
+            f"min_agreement={min_agreement}; it was not kept.{way_out}"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Difference:
+    largest: float
+    mean: float
+    agreement: float | None
+    examples: int
+
+
+def _write(student, path, format, signature, quantize, calibration):
+    # The file or folder comes first: where nothing can be written, nothing needs to be converted.
+    if format == "litert":
+        path.touch()
+        path.write_bytes(litert_bytes(student, signature, quantize=quantize, calibration=calibration))
+    else:
+        path.mkdir()
+        write_saved_model(student, traced(student, signature), path)
+
+
+def _run(path, reference, inputs):
+    """Open what was written, compare and time it; return `(difference, latency in ms, runtime)`."""
+    with _must_run():
+        runtime = open_runtime(path)
+        latency_ms = runtime.latency_ms({name: array[:1] for name, array in inputs.items()})
+    return _compared(reference, runtime, inputs), latency_ms, runtime
+
+
+def _compared(reference, runtime, inputs):
+    """Batch by batch: with large vocabularies, all outputs together may not fit in memory."""
+    examples = len(next(iter(inputs.values())))
+    largest, total, numbers = 0.0, 0.0, 0
+    same, places = collections.Counter(), collections.Counter()
+    for start in range(0, examples, _BATCH):
+        rows = {name: array[start : start + _BATCH] for name, array in inputs.items()}
+        expected = _answers(reference, rows)
+        with _must_run():
+            given = _answers(runtime, rows)
+        _check_outputs(expected, given)
+        for name, output in expected.items():
+            difference = np.abs(given[name].astype(np.float64) - output)
+            largest = max(largest, float(difference.max()))
+            total += float(difference.sum())
+            numbers += difference.size
+            if _has_classes(output):
+                equal = given[name].argmax(axis=-1) == output.argmax(axis=-1)
+                same[name] += int(equal.sum())
+                places[name] += equal.size
+    agreement = min((same[name] / places[name] for name in places), default=None)
+    return _Difference(largest, total / numbers, agreement, examples)
+
+
+def _answers(runtime, rows):
+    outputs = runtime.predict(rows)
+    return outputs if isinstance(outputs, dict) else {"output": outputs}
+
+
+def _has_classes(output):
+    return output.ndim > 1 and output.shape[-1] > 1
+
+
+def _check_outputs(expected, given):
+    shapes = [{name: array.shape for name, array in outputs.items()} for outputs in (expected, given)]
+    if shapes[0] != shapes[1]:
+        raise RuntimeError(f"the exported file gives outputs {shapes[1]} where the student gives {shapes[0]}.")
+    for whose, outputs in (("student", expected), ("exported file", given)):
+        spoilt = [name for name, array in outputs.items() if not np.isfinite(array).all()]
+        if spoilt:
+            raise RuntimeError(f"the {whose} gives NaN or infinite outputs ({', '.join(spoilt)}); nothing was kept.")
+
+
+@contextlib.contextmanager
+def _must_run():
+    try:
+        yield
+    except Exception as error:  # each runtime has its own
+        reason = first_line(error.__cause__ or error)
+        raise RuntimeError(f"the exported file was written, but does not run, and was not kept: {reason}") from error

@@ -1,0 +1,324 @@
+"""Run a model, whatever form it has: a live `keras.Model`, a .keras file, a SavedModel folder, a .tflite file."""
+
+import abc
+import contextlib
+import math
+import os
+import pathlib
+import statistics
+import time
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_kd._checks import require_count
+from keras_kd._files import bytes_on_disk
+from keras_kd._keras_private import call_model
+from keras_kd._quiet import first_line, quiet
+from keras_kd.outputs.model_inputs import ONLY_INPUT, any_batch, fit_inputs, input_names, input_specs, specs_of
+
+_SIGNATURE = "serving_default"
+_ACCEPTED = "a keras.Model, or the path of a SavedModel folder, a .tflite file or a .keras file"
+
+
+def open_runtime(model_or_path):
+    """Return a `Runtime` for a live model or for a file.
+
+    Args:
+        model_or_path: a `keras.Model`, or the path (str or PathLike) of a SavedModel folder, a .tflite file or a .keras
+            file.
+
+    Returns:
+        A `KerasRuntime`, `SavedModelRuntime` or `LiteRTRuntime`.
+
+    Raises:
+        TypeError: another kind of object.
+        FileNotFoundError: nothing is at that path.
+        ValueError: an unbuilt model; another kind of file, a damaged one, or one with operations that its runtime does
+            not have.
+
+    Example:
+
+    >>> runtime = keras_kd.deploy.runtimes.open_runtime("student.tflite")
+    >>> logits = runtime.predict(x)
+    >>> runtime.size_bytes, runtime.latency_ms(x[:1])
+    """
+    if isinstance(model_or_path, keras.Model):
+        return KerasRuntime(model_or_path)
+    if not isinstance(model_or_path, (str, os.PathLike)):
+        raise TypeError(f"model_or_path must be {_ACCEPTED}, got {type(model_or_path).__name__}: {model_or_path!r}.")
+    path = pathlib.Path(model_or_path)
+    if not path.exists():
+        raise FileNotFoundError(f"model_or_path must be {_ACCEPTED}; nothing is at {os.fspath(path)!r}.")
+    if path.is_dir() and (path / "saved_model.pb").exists():
+        return SavedModelRuntime(path)
+    if path.is_file() and path.suffix == ".tflite":
+        return LiteRTRuntime(path)
+    if path.is_file() and path.suffix == ".keras":
+        with _loading(path):
+            model = keras.saving.load_model(path, compile=False)
+        return KerasRuntime(model, size_bytes=path.stat().st_size)
+    came = "a folder without saved_model.pb" if path.is_dir() else "a file of another kind"
+    raise ValueError(f"model_or_path must be {_ACCEPTED}, got {came}: {os.fspath(path)!r}.")
+
+
+class Runtime(abc.ABC):
+    """A model that answers in NumPy, one interface for every form of it.
+
+    Attributes:
+        parameters: the number of weights, or None where the file does not tell.
+        size_bytes: bytes on disk; for a live `keras.Model`, the bytes of its weights.
+        fixed_batch: the number of examples per call that the file is bound to, None where any will do. `predict` takes
+            any number of examples all the same.
+    """
+
+    def __init__(self, parameters, size_bytes, fixed_batch=None):
+        self.parameters = parameters
+        self.size_bytes = size_bytes
+        self.fixed_batch = fixed_batch
+
+    def predict(self, x, batch_size=256):
+        """Return the model's outputs in inference mode, float32, in the order of the examples.
+
+        Args:
+            x: an array, (examples, ...), or a dict of arrays, {input name: (examples, ...)}. Integers are cast to the
+                model's dtype if they fit; float64 becomes float32.
+            batch_size: examples per call, >= 1; not used where `fixed_batch` says how many.
+
+        Returns:
+            An array, (examples, ...); for several outputs a dict of arrays, with "output_0", "output_1", … for names
+            where the model gives a list.
+
+        Raises:
+            ValueError: unknown or missing inputs, no examples, lengths that differ, shapes or dtypes that do not fit.
+        """
+        batch_size = self.fixed_batch or require_count(batch_size, "batch_size", at_least=1)
+        inputs, examples = self.prepared(x)
+        batches = [
+            self._run_batch({name: array[start : start + batch_size] for name, array in inputs.items()})
+            for start in range(0, examples, batch_size)
+        ]
+        names = sorted(batches[0])  # files list them in any order
+        outputs = {name: np.concatenate([batch[name] for batch in batches]).astype(np.float32) for name in names}
+        for name, array in outputs.items():
+            if len(array) != examples:
+                raise ValueError(f"output {name!r} has {len(array)} rows for {examples} examples; it needs one each.")
+        return outputs if len(outputs) > 1 else next(iter(outputs.values()))
+
+    def latency_ms(self, x_one, repeats=50, warmup=5):
+        """Return the median wall time, in milliseconds, from one example in NumPy to its outputs in NumPy.
+
+        A LiteRT file runs in one thread, TensorFlow in as many as it likes.
+
+        Args:
+            x_one: one example, a batch of one: an array, (1, ...), or a dict of them.
+            repeats: timed calls, >= 1.
+            warmup: calls before, not timed, >= 0: the first ones trace and allocate.
+        """
+        repeats = require_count(repeats, "repeats", at_least=1)
+        warmup = require_count(warmup, "warmup", at_least=0)
+        inputs, examples = self.prepared(x_one)
+        if examples != 1:
+            raise ValueError(f"x_one must be a batch of one example, got {examples}; pass x[:1].")
+        times = []
+        for _ in range(warmup + repeats):
+            start = time.perf_counter()
+            self._run_batch(inputs)
+            times.append(time.perf_counter() - start)
+        return 1e3 * statistics.median(times[warmup:])
+
+    def prepared(self, x):
+        """Return `x` as {input name: array of the model's dtype}, and the number of examples; see `predict`."""
+        return fit_inputs(x, self.specs())
+
+    def _run_batch(self, inputs):
+        examples = len(next(iter(inputs.values())))
+        if self.fixed_batch in (None, examples):
+            return self._run(inputs)
+        rows = np.minimum(np.arange(self.fixed_batch), examples - 1)  # filled up with copies of the last example
+        outputs = self._run({name: array[rows] for name, array in inputs.items()})
+        return {name: array[:examples] for name, array in outputs.items()}
+
+    @abc.abstractmethod
+    def specs(self):
+        """Return {input name: tf.TensorSpec}, or None if the model does not tell."""
+
+    @abc.abstractmethod
+    def _run(self, inputs):
+        """Return {output name: array} for {input name: array}, one batch."""
+
+
+class KerasRuntime(Runtime):
+    """A live `keras.Model`, called in inference mode; its weights may change between calls.
+
+    Args:
+        model: a built `keras.Model`. A functional or sequential one takes any number of inputs, any other an array or a
+            dict of arrays.
+        size_bytes: what to report as the size; None for the bytes of the weights, as they lie in memory.
+    """
+
+    def __init__(self, model, size_bytes=None):
+        if not model.built:
+            raise ValueError(
+                f"model must be built, got {model.name!r} without weights; call it once on a batch of inputs."
+            )
+        weights = sum(math.prod(weight.shape) * tf.as_dtype(weight.dtype).size for weight in model.weights)
+        super().__init__(model.count_params(), weights if size_bytes is None else size_bytes)
+        self._model = model
+        self._names = input_names(model)
+        self._functions = {}
+
+    def specs(self):
+        return input_specs(self._model)
+
+    def _run(self, inputs):
+        specs = self.specs() or specs_of(inputs)
+        outputs = self._function(specs)({name: tf.convert_to_tensor(array) for name, array in inputs.items()})
+        return {name: np.asarray(tensor) for name, tensor in outputs.items()}
+
+    def _function(self, specs):
+        """The model as a graph for inputs of `specs`, traced once; the model itself where it is to run eagerly."""
+        # Not model.predict: that would compile functions into the caller's model, and takes tens of ms a call.
+        if self._model.run_eagerly:
+            return self._forward
+        key = tuple(sorted(specs.items()))
+        if key not in self._functions:
+            self._functions[key] = tf.function(self._forward, autograph=False).get_concrete_function(specs)
+        return self._functions[key]
+
+    def _forward(self, inputs):
+        """The outputs by name, for inputs by name."""
+        if self._names is not None:
+            inputs = keras.tree.map_structure(lambda name: inputs[name], self._names)
+        elif set(inputs) == {ONLY_INPUT}:
+            inputs = inputs[ONLY_INPUT]
+        return named_outputs(call_model(self._model, inputs, training=False))
+
+
+class SavedModelRuntime(Runtime):
+    """A SavedModel folder, run through its serving signature.
+
+    Attributes:
+        signature: the serving signature, a function of tensors by name that gives tensors by name; it can be traced.
+            It runs as long as the runtime is kept.
+    """
+
+    def __init__(self, path):
+        self._loaded = _load_saved_model(path)  # the signature does not keep the variables alive
+        signatures = self._loaded.signatures
+        if _SIGNATURE not in signatures:
+            raise ValueError(f"{path} must have a signature {_SIGNATURE!r}, got {sorted(signatures)}.")
+        self.signature = signatures[_SIGNATURE]
+        parameters = sum(math.prod(variable.shape) for variable in self.signature.variables)
+        sizes = [spec.shape[0] for spec in self.specs().values() if spec.shape.rank]
+        super().__init__(parameters, bytes_on_disk(path), max(filter(None, sizes), default=None))
+
+    def specs(self):
+        _, specs = self.signature.structured_input_signature
+        return specs
+
+    def _run(self, inputs):
+        outputs = self.signature(**{name: tf.convert_to_tensor(array) for name, array in inputs.items()})
+        return {name: tensor.numpy() for name, tensor in outputs.items()}
+
+
+class LiteRTRuntime(Runtime):
+    """A .tflite file, run by `ai_edge_litert` where that is installed, else by the interpreter in TensorFlow.
+
+    Quantized inputs and outputs are taken and given as the real numbers they stand for. `parameters` is None: the file
+    keeps weights and other constants together. Not for several threads at once.
+    """
+
+    def __init__(self, path):
+        # By content, not by path: the interpreter would map the file, which must stay replaceable.
+        self._interpreter = _interpreter(path)
+        keys = list(self._interpreter.get_signature_list())
+        if not keys:
+            raise ValueError(f"{path} must have a signature; convert it with TFLiteConverter.from_saved_model.")
+        self._runner = self._interpreter.get_signature_runner(_SIGNATURE if _SIGNATURE in keys else keys[0])
+        self._inputs = self._runner.get_input_details()
+        self._outputs = self._runner.get_output_details()
+        sizes = [int(size) for details in self._inputs.values() for size in details["shape_signature"][:1]]
+        super().__init__(None, bytes_on_disk(path), max((size for size in sizes if size > 0), default=None))
+
+    def specs(self):
+        return {
+            name: any_batch(
+                [None if size == -1 else int(size) for size in details["shape_signature"]],
+                np.float32 if _is_quantized(details) else details["dtype"],
+            )
+            for name, details in self._inputs.items()
+        }
+
+    def _run(self, inputs):
+        outputs = self._runner(**{name: _quantized(array, self._inputs[name]) for name, array in inputs.items()})
+        return {name: _dequantized(array, self._outputs[name]) for name, array in outputs.items()}
+
+
+def named_outputs(outputs):
+    """Return a model's outputs as a dict: "output_0", "output_1", … for a single tensor or a list of them."""
+    if isinstance(outputs, dict):
+        named = dict(outputs)
+    else:
+        listed = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+        named = {f"output_{i}": tensor for i, tensor in enumerate(listed)}
+    wrong = [name for name, tensor in named.items() if keras.tree.is_nested(tensor) or not isinstance(name, str)]
+    if wrong:
+        raise ValueError(
+            "the model's outputs must be a tensor, a list of tensors or a dict of them with strings for keys, "
+            f"got something else in {wrong}."
+        )
+    return named
+
+
+@contextlib.contextmanager
+def _loading(path):
+    """One kind of error for what is damaged: each format has its own, from IndexError to OSError."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{path} cannot be loaded, it may be damaged: {first_line(error)}") from error
+
+
+def _load_saved_model(path):
+    with _loading(path):
+        try:
+            return tf.saved_model.load(os.fspath(path))
+        except (FileNotFoundError, RuntimeError) as error:  # one or the other, by where in the graph the operation is
+            if "not registered" not in str(error):
+                raise
+            import tensorflow_text  # noqa: F401 (registers the operations of tokenizers)
+
+            return tf.saved_model.load(os.fspath(path))
+
+
+def _interpreter(path):
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError:
+        Interpreter = tf.lite.Interpreter
+    with quiet(), _loading(path):
+        interpreter = Interpreter(model_content=pathlib.Path(path).read_bytes())
+        interpreter.allocate_tensors()  # the first time in a process, this announces a delegate
+        return interpreter
+
+
+def _is_quantized(details):
+    return np.dtype(details["dtype"]).kind in "iu" and details["quantization_parameters"]["scales"].size == 1
+
+
+def _quantized(array, details):
+    """Real numbers in the file's scale: round(x / scale) + zero point, clipped to the integers' range."""
+    if not _is_quantized(details):
+        return array
+    scale, zero_point = details["quantization"]
+    limits = np.iinfo(details["dtype"])
+    return np.clip(np.round(array / scale) + zero_point, limits.min, limits.max).astype(details["dtype"])
+
+
+def _dequantized(array, details):
+    if not _is_quantized(details):
+        return array
+    scale, zero_point = details["quantization"]
+    return (array.astype(np.float32) - zero_point) * np.float32(scale)

@@ -1,0 +1,52 @@
+"""What the student is asked to imitate: one class a loss, each a `keras.losses.Loss`."""
+
+from keras_kd.losses.attention import AttentionMaps, HiddenStates, SelfAttentionRelations
+from keras_kd.losses.base import DistillationLoss, LabelledDistillationLoss
+from keras_kd.losses.by_language import ByLanguage
+from keras_kd.losses.features import AttentionTransfer, CosineFeatures, Embeddings, Hint
+from keras_kd.losses.keras_losses import KerasLoss
+from keras_kd.losses.labelled import DecoupledKD, NormalizedKD
+from keras_kd.losses.logits import (
+    BinarySoftLabels,
+    Divergence,
+    JensenShannon,
+    LogitsMSE,
+    ReverseKL,
+    SkewKL,
+    SkewReverseKL,
+    SoftLabels,
+)
+from keras_kd.losses.relations import DIST, ContrastiveKD, CorrelationCongruence, RelationalKD, SimilarityPreserving
+from keras_kd.losses.vocabularies import UniversalLogitDistillation, VocabularyMap, match_vocabularies
+
+__all__ = [
+    "DIST",
+    "AttentionMaps",
+    "AttentionTransfer",
+    "BinarySoftLabels",
+    "ByLanguage",
+    "ContrastiveKD",
+    "CorrelationCongruence",
+    "CosineFeatures",
+    "DecoupledKD",
+    "DistillationLoss",
+    "Divergence",
+    "Embeddings",
+    "HiddenStates",
+    "Hint",
+    "JensenShannon",
+    "KerasLoss",
+    "LabelledDistillationLoss",
+    "LogitsMSE",
+    "NormalizedKD",
+    "RelationalKD",
+    "ReverseKL",
+    "SelfAttentionRelations",
+    "SimilarityPreserving",
+    "SkewKL",
+    "SkewReverseKL",
+    "SoftLabels",
+    "UniversalLogitDistillation",
+    "VocabularyMap",
+    "match_vocabularies",
+]

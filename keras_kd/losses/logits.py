@@ -1,0 +1,355 @@
+"""Losses over the logits of teacher and student: divergences of their distributions, and differences unit by unit."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_kd._checks import require_number
+from keras_kd.losses.base import DistillationLoss, TemperatureLoss, require_same_classes
+
+
+class Divergence(TemperatureLoss):
+    """Base class of the divergences between temperature-softened distributions: `L = T² · D(p, q)`, in nats.
+
+    `p = softmax(teacher / T)` and `q = softmax(student / T)`. The factor T² keeps the gradient's scale when T changes.
+    Computed in log space and in float32, so that it is finite at logits of ±1e4.
+
+    A model that ends in softmax hands out probabilities, not logits. Inside a `Distiller` that is noticed where the
+    model's last layer or activation tells (functional and sequential models), and the log of the probabilities is taken
+    instead: `softmax(log p / T)` equals `softmax(logits / T)`. Called by itself, a loss takes logits.
+
+    A subclass implements `divergence(teacher_log, student_log)`.
+
+    Args:
+        temperature: T > 0; 2 to 8 is usual. Kept in a variable, `loss.temperature`.
+        weight: wᵢ ≥ 0, this loss's weight beside other losses.
+        output: Name, dict key or index of the output that is compared; `None`: every output, values summed.
+        name: Name in the logs.
+        reduction, dtype: As in `keras.losses.Loss`.
+
+    Call arguments:
+        teacher: Logits `(batch, classes)`, or `(batch, length, classes)` for sequences.
+        student: Logits of the same shape. Its Keras mask, if any, leaves padded tokens out.
+
+    Raises:
+        TypeError: `temperature` or `weight` is not a number.
+        ValueError: `temperature` is not > 0 or not finite; `weight` is negative; the numbers of classes differ.
+    """
+
+    undoes = "softmax"
+    tokenwise = True
+    scales_with_temperature = True
+
+    def divergence(self, teacher_log, student_log):
+        """D of the log probabilities `(..., classes)` of both sides: `(...)` nats."""
+        raise NotImplementedError(f"{type(self).__name__} must implement divergence(teacher_log, student_log).")
+
+    def call(self, teacher, student):
+        # (..., classes) x2 -> (...) nats
+        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
+        temperature = ops.cast(self.temperature, teacher.dtype)
+        teacher_log = ops.log_softmax(teacher / temperature, axis=-1)
+        student_log = ops.log_softmax(student / temperature, axis=-1)
+        return ops.square(temperature) * self.divergence(teacher_log, student_log)
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class SoftLabels(Divergence):
+    """Soft labels: KL divergence from the teacher's to the student's temperature-softened distribution, times T².
+
+    `L = T² · KL(p ‖ q) = T² · Σ_c p_c (log p_c − log q_c)` with `p = softmax(teacher / T)`, `q = softmax(student / T)`.
+    All that `Divergence` says of temperature, softmax and masks holds.
+
+    Args:
+        temperature: T > 0; 2 to 8 is usual. Kept in a variable, `loss.temperature`.
+        standardize: Standardize the logits of both sides first, each example's over its classes:
+            `(z − mean) / (std + 1e-7)`, std with the divisor classes − 1. The student then has to match the shape of
+            the teacher's logits, not their scale.
+        weight, output, name, reduction, dtype: As in `Divergence`.
+
+    Raises:
+        TypeError: `temperature` or `weight` is not a number, or `standardize` no bool.
+        ValueError: `temperature` is not > 0 or not finite; `weight` is negative; the numbers of classes differ.
+
+    Example:
+
+    >>> loss = keras_kd.losses.SoftLabels(temperature=2.0)
+    >>> float(loss(np.array([[2.0, 0.0, -1.0]]), np.array([[0.0, 0.0, 0.0]])))
+    0.7706...
+
+    References: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015
+    (https://arxiv.org/abs/1503.02531), section 2; for `standardize`, Sun et al., "Logit Standardization in Knowledge
+    Distillation", CVPR 2024 (https://arxiv.org/abs/2403.01427), algorithm 1.
+    """
+
+    def __init__(self, temperature=4.0, *, standardize=False, **options):
+        super().__init__(temperature, **options)
+        if not isinstance(standardize, bool):
+            raise TypeError(f"standardize must be True or False, got {standardize!r}.")
+        self.standardize = standardize
+        self.scales_with_temperature = not standardize
+
+    def call(self, teacher, student):
+        if self.standardize:
+            teacher, student = _standardized(teacher), _standardized(student)
+        return super().call(teacher, student)
+
+    def divergence(self, teacher_log, student_log):
+        return kl_divergence(teacher_log, student_log)
+
+    def get_config(self):
+        return {**super().get_config(), "standardize": self.standardize}
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class ReverseKL(Divergence):
+    """Reverse KL: `L = T² · KL(q ‖ p)`, from the student's to the teacher's distribution.
+
+    It seeks one mode: the student is not punished for what it leaves out, but for what the teacher finds unlikely.
+    Usual for generation.
+
+    Args:
+        temperature: T > 0. Kept in a variable, `loss.temperature`.
+        weight, output, name, reduction, dtype: As in `Divergence`.
+
+    Raises:
+        As `Divergence`.
+
+    Example:
+
+    >>> loss = keras_kd.losses.ReverseKL()
+    >>> float(loss(np.array([[2.0, 0.0, -1.0]]), np.array([[0.0, 0.0, 0.0]])))
+    0.7379...
+
+    Reference: Gu et al., "MiniLLM: Knowledge Distillation of Large Language Models", ICLR 2024
+    (https://arxiv.org/abs/2306.08543), equation 1.
+    """
+
+    def divergence(self, teacher_log, student_log):
+        return kl_divergence(student_log, teacher_log)
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class JensenShannon(Divergence):
+    """Generalized Jensen-Shannon divergence: `L = T² · (β · KL(p ‖ m) + (1 − β) · KL(q ‖ m))`, `m = β p + (1 − β) q`.
+
+    At β = 0 it is taken to be KL(p ‖ q) and at β = 1 KL(q ‖ p), to which it tends after division by β and 1 − β. In
+    between it is bounded, so that the gradient vanishes where the two sides have nothing in common: start from a
+    student that has learnt something.
+
+    Args:
+        beta: β in [0, 1]: the teacher's share of the mixture.
+        temperature: T > 0. Kept in a variable, `loss.temperature`.
+        weight, output, name, reduction, dtype: As in `Divergence`.
+
+    Raises:
+        TypeError: `beta`, `temperature` or `weight` is not a number.
+        ValueError: `beta` is outside [0, 1]; and as `Divergence`.
+
+    Example:
+
+    >>> loss = keras_kd.losses.JensenShannon(beta=0.5)
+    >>> float(loss(np.array([[2.0, 0.0, -1.0]]), np.array([[0.0, 0.0, 0.0]])))
+    0.1495...
+
+    Reference: Agarwal et al., "On-Policy Distillation of Language Models", ICLR 2024
+    (https://arxiv.org/abs/2306.13649), equation 1.
+    """
+
+    def __init__(self, beta=0.5, *, temperature=1.0, **options):
+        super().__init__(temperature, **options)
+        self.beta = require_number(beta, "beta", at_least=0.0, at_most=1.0)
+
+    def divergence(self, teacher_log, student_log):
+        if self.beta == 0.0:
+            return kl_divergence(teacher_log, student_log)
+        if self.beta == 1.0:
+            return kl_divergence(student_log, teacher_log)
+        mixture_log = log_mixture(self.beta, teacher_log, student_log)
+        of_teacher = kl_divergence(teacher_log, mixture_log)
+        return self.beta * of_teacher + (1.0 - self.beta) * kl_divergence(student_log, mixture_log)
+
+    def get_config(self):
+        return {**super().get_config(), "beta": self.beta}
+
+
+class _Skewed(Divergence):
+    """A KL divergence whose second distribution has a share α of the first mixed in."""
+
+    def __init__(self, alpha=0.1, *, temperature=1.0, **options):
+        super().__init__(temperature, **options)
+        self.alpha = require_number(alpha, "alpha", at_least=0.0, at_most=1.0)
+
+    def skewed(self, first_log, second_log):
+        """KL(first ‖ α first + (1 − α) second)."""
+        if self.alpha == 0.0:
+            return kl_divergence(first_log, second_log)
+        return kl_divergence(first_log, log_mixture(self.alpha, first_log, second_log))
+
+    def get_config(self):
+        return {**super().get_config(), "alpha": self.alpha}
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class SkewKL(_Skewed):
+    """Skewed KL: `L = T² · KL(p ‖ α p + (1 − α) q)`.
+
+    The teacher's share α in the second distribution bounds the loss by −log α, and the gradient where the student gives
+    almost no probability to what the teacher finds likely. At α = 0 it is `SoftLabels`.
+
+    Args:
+        alpha: α in [0, 1]; 0.1 is usual, and at 1 the loss is 0.
+        temperature: T > 0. Kept in a variable, `loss.temperature`.
+        weight, output, name, reduction, dtype: As in `Divergence`.
+
+    Raises:
+        TypeError: `alpha`, `temperature` or `weight` is not a number.
+        ValueError: `alpha` is outside [0, 1]; and as `Divergence`.
+
+    Example:
+
+    >>> loss = keras_kd.losses.SkewKL(alpha=0.1)
+    >>> float(loss(np.array([[2.0, 0.0, -1.0]]), np.array([[0.0, 0.0, 0.0]])))
+    0.4657...
+
+    Reference: Ko et al., "DistiLLM: Towards Streamlined Distillation for Large Language Models", ICML 2024
+    (https://arxiv.org/abs/2402.03898), equation 3.
+    """
+
+    def divergence(self, teacher_log, student_log):
+        return self.skewed(teacher_log, student_log)
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class SkewReverseKL(_Skewed):
+    """Skewed reverse KL: `L = T² · KL(q ‖ α q + (1 − α) p)`. At α = 0 it is `ReverseKL`.
+
+    Args:
+        alpha: α in [0, 1]; 0.1 is usual, and at 1 the loss is 0.
+        temperature: T > 0. Kept in a variable, `loss.temperature`.
+        weight, output, name, reduction, dtype: As in `Divergence`.
+
+    Raises:
+        As `SkewKL`.
+
+    Example:
+
+    >>> loss = keras_kd.losses.SkewReverseKL(alpha=0.1)
+    >>> float(loss(np.array([[2.0, 0.0, -1.0]]), np.array([[0.0, 0.0, 0.0]])))
+    0.5245...
+
+    Reference: as `SkewKL`.
+    """
+
+    def divergence(self, teacher_log, student_log):
+        return self.skewed(student_log, teacher_log)
+
+
+def kl_divergence(first_log, second_log):
+    """KL(first ‖ second) from log probabilities `(..., classes)`: `(...)` nats."""
+    return ops.sum(ops.exp(first_log) * (first_log - second_log), axis=-1)
+
+
+def log_mixture(share, first_log, second_log):
+    """The log of `share · first + (1 − share) · second`, in log space; 0 < share ≤ 1."""
+    if share == 1.0:
+        return first_log
+    return ops.logaddexp(first_log + math.log(share), second_log + math.log1p(-share))
+
+
+def _standardized(logits):
+    """`(z − mean) / (std + 1e-7)` over the classes, with the sample standard deviation (divisor classes − 1)."""
+    centred = logits - ops.mean(logits, axis=-1, keepdims=True)
+    variance = ops.sum(ops.square(centred), axis=-1, keepdims=True) / (logits.shape[-1] - 1)
+    return centred / (ops.sqrt(ops.maximum(variance, 1e-14)) + 1e-7)  # the root has no derivative at 0
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class LogitsMSE(DistillationLoss):
+    """Mean squared difference of the logits: `L = mean_c (t_c − s_c)²`.
+
+    The limit of `SoftLabels` at high temperatures, up to the mean of the logits, which it fits too. Also the loss
+    for regression heads: there the outputs are what the models predict.
+
+    Args:
+        weight: wᵢ ≥ 0, this loss's weight beside other losses.
+        output: Name, dict key or index of the output that is compared; `None`: every output, values summed.
+        name, reduction, dtype: As in `keras.losses.Loss`.
+
+    Call arguments:
+        teacher: Logits or predictions `(batch, classes)`, or `(batch, length, classes)`.
+        student: The same shape.
+
+    Raises:
+        ValueError: `weight` is negative, or the shapes differ.
+
+    Example:
+
+    >>> float(keras_kd.losses.LogitsMSE()(np.array([[1.0, 3.0]]), np.array([[0.0, 1.0]])))
+    2.5
+
+    Reference: Ba and Caruana, "Do Deep Nets Really Need to be Deep?", NeurIPS 2014 (https://arxiv.org/abs/1312.6184),
+    equation 1 (there ½ of the squared norm, here its mean over the classes).
+    """
+
+    undoes = "softmax"
+    tokenwise = True
+
+    def check_shapes(self, teacher_shape, student_shape):
+        require_same_classes(self.name, teacher_shape, student_shape, at_least=1)
+
+    def call(self, teacher, student):
+        # (..., classes) x2 -> (...)
+        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
+        return ops.mean(ops.square(teacher - student), axis=-1)
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class BinarySoftLabels(TemperatureLoss):
+    """Soft labels for multi-label heads: the KL divergence of each unit's softened Bernoulli distribution, times T².
+
+    `L = T² · mean_c [p_c log(p_c / q_c) + (1 − p_c) log((1 − p_c) / (1 − q_c))]` with `p = sigmoid(teacher / T)` and
+    `q = sigmoid(student / T)`, in nats. In log space throughout.
+
+    A head that ends in sigmoid is turned back into logits where the model tells (functional and sequential models); a
+    subclassed model must give logits. Called by itself, the loss takes logits.
+
+    Args:
+        temperature: T > 0. Kept in a variable, `loss.temperature`.
+        weight: wᵢ ≥ 0, this loss's weight beside other losses.
+        output: Name, dict key or index of the output that is compared; `None`: every output, values summed.
+        name, reduction, dtype: As in `keras.losses.Loss`.
+
+    Call arguments:
+        teacher: Logits `(batch, units)`, or `(batch, length, units)`.
+        student: The same shape.
+
+    Raises:
+        TypeError: `temperature` or `weight` is not a number.
+        ValueError: `temperature` is not > 0; `weight` is negative; the shapes differ.
+
+    Example:
+
+    >>> float(keras_kd.losses.BinarySoftLabels()(np.array([[2.0, -1.0]]), np.array([[0.0, 0.0]])))
+    0.2193...
+
+    Reference: Yang et al., "Multi-Label Knowledge Distillation", ICCV 2023 (https://arxiv.org/abs/2308.06453),
+    equation 3: the divergence of each label's binary distribution.
+    """
+
+    undoes = "sigmoid"
+    tokenwise = True
+    scales_with_temperature = True
+    least_classes = 1
+
+    def call(self, teacher, student):
+        # (..., units) x2 -> (...) nats
+        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
+        temperature = ops.cast(self.temperature, teacher.dtype)
+        divergence = 0.0
+        for sign in (1.0, -1.0):  # of the unit being on, of it being off
+            teacher_log = ops.log_sigmoid(sign * teacher / temperature)
+            student_log = ops.log_sigmoid(sign * student / temperature)
+            divergence = divergence + ops.exp(teacher_log) * (teacher_log - student_log)
+        return ops.square(temperature) * ops.mean(divergence, axis=-1)

@@ -1,0 +1,394 @@
+"""Losses over how the examples of a batch relate to each other: correlations, distances, similarities, contrast."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_kd._checks import require_count, require_number
+from keras_kd._keras_private import get_mask
+from keras_kd.losses.base import TemperatureLoss, scalar_variable
+from keras_kd.losses.features import FeatureLoss, ProjectedFeatureLoss, unit
+
+_LEAST = 1e-8  # keeps the correlation of something constant finite
+_ROUNDING = 1e-12  # squared distances below this share of the squared norms are rounding, in float64
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class DIST(TemperatureLoss):
+    """Distillation from a stronger teacher (DIST): `L = T² · (β · (1 − ρ_classes) + γ · (1 − ρ_batch))`.
+
+    With `p = softmax(teacher / T)` and `q = softmax(student / T)`, ρ_classes is the Pearson correlation of p and q over
+    the classes, one value an example, and ρ_batch that over the examples of the batch, averaged over the classes. The
+    student has to rank as the teacher does, classes within an example and examples within a class, not to match it.
+
+    ρ_batch belongs to the whole batch: every example's value holds it. Give it batches of 64 or more; over several
+    replicas it is each replica's own.
+
+    Args:
+        beta: β ≥ 0, weight of the relation between classes.
+        gamma: γ ≥ 0, weight of the relation between examples.
+        temperature: T > 0. Kept in a variable, `loss.temperature`.
+        weight, output, name, reduction, dtype: As in `Divergence`.
+
+    Call arguments:
+        teacher: Logits `(batch, classes)`.
+        student: Logits of the same shape.
+
+    Raises:
+        TypeError: An argument is not a number.
+        ValueError: An argument is out of range; the shapes differ, or are those of sequences.
+
+    Example:
+
+    >>> teacher, student = np.array([[2.0, 0.0], [0.0, 2.0]]), np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> loss = keras_kd.losses.DIST()
+    >>> round(float(loss(teacher, student)), 6), round(float(loss(teacher, -student)), 6)
+    (0.0, 4.0)
+
+    Reference: Huang et al., "Knowledge Distillation from A Stronger Teacher", NeurIPS 2022
+    (https://arxiv.org/abs/2205.10536), equation 10.
+    """
+
+    undoes = "softmax"
+    scales_with_temperature = True
+
+    def __init__(self, beta=1.0, gamma=1.0, *, temperature=1.0, **options):
+        super().__init__(temperature, **options)
+        self.beta = require_number(beta, "beta", at_least=0.0)
+        self.gamma = require_number(gamma, "gamma", at_least=0.0)
+
+    def check_shapes(self, teacher_shape, student_shape):
+        super().check_shapes(teacher_shape, student_shape)
+        if len(student_shape) != 2:
+            raise ValueError(
+                f"{self.name} relates the examples of (batch, classes), but the student gives {student_shape}."
+            )
+
+    def call(self, teacher, student):
+        # (batch, classes) x2 -> (batch,)
+        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
+        temperature = ops.cast(self.temperature, teacher.dtype)
+        teacher, student = (ops.softmax(logits / temperature, axis=-1) for logits in (teacher, student))
+        between_classes = 1.0 - correlation(teacher, student, axis=-1)
+        between_examples = 1.0 - ops.mean(correlation(teacher, student, axis=0))
+        return ops.square(temperature) * (self.beta * between_classes + self.gamma * between_examples)
+
+    def get_config(self):
+        return {**super().get_config(), "beta": self.beta, "gamma": self.gamma}
+
+
+def correlation(first, second, axis):
+    """Pearson's correlation along an axis; 0 where one side is constant."""
+    first, second = (x - ops.mean(x, axis=axis, keepdims=True) for x in (first, second))
+    squares = ops.sum(ops.square(first), axis=axis) * ops.sum(ops.square(second), axis=axis)
+    return ops.sum(first * second, axis=axis) / ops.sqrt(ops.maximum(squares, _LEAST**2))
+
+
+class RelationLoss(FeatureLoss):
+    """Base class of the losses over how the features of the examples of a batch relate to each other.
+
+    An output of any shape counts as one vector an example; widths may differ, since examples are only compared with
+    examples of the same model. Relations belong to the whole batch: give it batches of 64 or more; over several
+    replicas they are each replica's own. A subclass implements `compare(teacher, student)`.
+
+    Args:
+        options: `teacher_layer`, `student_layer`, `weight`, `output`, `teacher_output`, `name`, `reduction`, `dtype`:
+            as in `DistillationLoss`.
+    """
+
+    def __init__(self, **options):
+        super().__init__(**options)
+
+    def rank_of_values(self, output_rank):
+        return 1
+
+    def __call__(self, teacher, student, sample_weight=None):
+        if get_mask(student) is not None:
+            raise ValueError(
+                f"{self.name} relates whole examples, but the student gives masked tokens {tuple(student.shape)}. Pool "
+                "them first, for instance with keras.layers.GlobalAveragePooling1D, and name that layer."
+            )
+        return super().__call__(teacher, student, sample_weight)
+
+    def check_shapes(self, teacher_shape, student_shape):
+        batches = {shape[0] for shape in (teacher_shape, student_shape) if shape} - {None}
+        if len(teacher_shape) < 2 or len(student_shape) < 2 or len(batches) > 1:
+            raise ValueError(
+                f"{self.name} relates the same examples by their features, (batch, ..., features), but "
+                f"{self.both(teacher_shape, student_shape)}."
+            )
+
+    def call(self, teacher, student):
+        # (batch, ...) x2 -> (batch,)
+        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
+        return self.compare(_one_vector_each(teacher), _one_vector_each(student))
+
+    def compare(self, teacher, student):
+        """One value an example, `(batch,)`, of features `(batch, teacher_features)` and `(batch, student_features)`."""
+        raise NotImplementedError(f"{type(self).__name__} must implement compare(teacher, student).")
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class RelationalKD(RelationLoss):
+    """Relational knowledge distillation (RKD): examples lie to each other as they do for the teacher.
+
+    `L = distance · mean_ij h(d_ij^t − d_ij^s) + angle · mean_ijk h(cos_ijk^t − cos_ijk^s)`. d_ij is the Euclidean
+    distance of examples i and j, divided by the mean distance of two different examples; cos_ijk is the cosine of the
+    angle at i between j and k; h is the Huber loss, δ = 1. As in the published code, the means are over all pairs and
+    triples, of an example with itself too. An example's own value is the mean over those whose i it is.
+
+    All that `RelationLoss` says of shapes, batches and replicas holds. The angles of a batch are batch³ numbers:
+    with 512 examples 0.5 GB, several times over. `angle=0` leaves them out.
+
+    Args:
+        distance: Weight ≥ 0 of the distances.
+        angle: Weight ≥ 0 of the angles.
+        teacher_layer, student_layer: The layers to compare, as in `DistillationLoss`; not given, the outputs are.
+        weight: wᵢ ≥ 0, this loss's weight beside other losses.
+        output, teacher_output, name, reduction, dtype: As in `DistillationLoss`.
+
+    Call arguments:
+        teacher: `(batch, ..., features)`.
+        student: Features of the same examples, of any shape.
+
+    Raises:
+        TypeError: An argument is not a number.
+        ValueError: An argument is negative; an output has no features, or is one of masked tokens.
+
+    Example:
+
+    >>> teacher = np.array([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0]])
+    >>> moved_turned_and_scaled = teacher @ np.array([[0.0, 1.0], [-1.0, 0.0]]) * 3.0 + 5.0
+    >>> loss = keras_kd.losses.RelationalKD()
+    >>> round(float(loss(teacher, moved_turned_and_scaled)), 6)
+    0.0
+    >>> round(float(loss(teacher, np.array([[0.0], [1.0], [2.0]]))), 4)
+    8.274
+
+    Reference: Park et al., "Relational Knowledge Distillation", CVPR 2019 (https://arxiv.org/abs/1904.05068), both
+    losses; the weights are those of mdistiller (https://github.com/megvii-research/mdistiller).
+    """
+
+    def __init__(self, distance=25.0, angle=50.0, **options):
+        super().__init__(**options)
+        self.distance = require_number(distance, "distance", at_least=0.0)
+        self.angle = require_number(angle, "angle", at_least=0.0)
+
+    def compare(self, teacher, student):
+        # (batch, features) x2 -> (batch,)
+        teacher, student = (ops.cast(_distances(features), student.dtype) for features in (teacher, student))
+        values = self.distance * ops.mean(_huber(teacher - student), axis=-1)
+        if self.angle == 0.0:
+            return values
+        return values + self.angle * ops.mean(_huber(_angles(teacher) - _angles(student)), axis=(-2, -1))
+
+    def get_config(self):
+        return {**super().get_config(), "distance": self.distance, "angle": self.angle}
+
+
+def _one_vector_each(output):
+    # (batch, ...) -> (batch, features)
+    return ops.reshape(output, (ops.shape(output)[0], -1))
+
+
+def _distances(features):
+    """Euclidean distances in units of the mean distance of two different examples, `(batch, batch)` float64."""
+    # float64: squared distances are differences, of which near neighbours would keep no digit in TF32.
+    features = ops.cast(features, "float64")
+    features = features - ops.mean(features, axis=0, keepdims=True)
+    products = ops.matmul(features, ops.transpose(features))
+    norms = ops.expand_dims(ops.diagonal(products), 0)
+    norms = norms + ops.transpose(norms)
+    squares = norms - 2.0 * products
+    apart = squares > _ROUNDING * norms
+    distances = ops.where(apart, ops.sqrt(ops.where(apart, squares, ops.ones_like(squares))), ops.zeros_like(squares))
+    batch = ops.cast(ops.shape(features)[0], "float64")
+    mean = ops.sum(distances) / ops.maximum(batch * (batch - 1.0), 1.0)
+    return distances / ops.where(mean > 0.0, mean, ops.ones_like(mean))
+
+
+def _angles(distances):
+    """Cosines of the angles at i between j and k, `(batch, batch, batch)`, by the law of cosines; 0 at no distance."""
+    apart = distances > 0.0
+    inverse = ops.where(apart, 1.0 / ops.where(apart, distances, ops.ones_like(distances)), ops.zeros_like(distances))
+    squares = ops.square(distances)
+    difference = ops.expand_dims(squares, 2) + ops.expand_dims(squares, 1) - ops.expand_dims(squares, 0)
+    return difference * ops.expand_dims(0.5 * inverse, 2) * ops.expand_dims(inverse, 1)
+
+
+def _huber(difference):
+    size = ops.abs(difference)
+    return ops.where(size < 1.0, 0.5 * ops.square(size), size - 0.5)
+
+
+class SimilarityLoss(RelationLoss):
+    """Base class: the mean squared difference between the similarities of examples, `L = mean_j (G_ij^t − G_ij^s)²`.
+
+    The mean over the batch is `‖G^t − G^s‖² / batch²`. A subclass implements `similarities(features)`.
+    """
+
+    def similarities(self, features):
+        """`(batch, features)` -> `(batch, batch)`."""
+        raise NotImplementedError(f"{type(self).__name__} must implement similarities(features).")
+
+    def compare(self, teacher, student):
+        # (batch, features) x2 -> (batch,)
+        return ops.mean(ops.square(self.similarities(teacher) - self.similarities(student)), axis=-1)
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class SimilarityPreserving(SimilarityLoss):
+    """Similarity-preserving distillation (SP): examples that the teacher finds alike are alike to the student.
+
+    `L = ‖G^t − G^s‖² / batch²`, with `G = A Aᵀ` of the features A of a batch, each row of G divided by its l2 norm. An
+    example's own value is its row's: `mean_j (G_ij^t − G_ij^s)²`. The entries of G are about 1/√batch, so that L is
+    small: a weight of 3,000 is usual.
+
+    All that `RelationLoss` says of shapes, batches and replicas holds.
+
+    Args:
+        teacher_layer, student_layer: The layers to compare, as in `DistillationLoss`; not given, the outputs are.
+        weight: wᵢ ≥ 0, this loss's weight beside other losses.
+        output, teacher_output, name, reduction, dtype: As in `DistillationLoss`.
+
+    Call arguments:
+        teacher: `(batch, ..., features)`.
+        student: Features of the same examples, of any shape.
+
+    Raises:
+        ValueError: `weight` is negative; an output has no features, or is one of masked tokens.
+
+    Example:
+
+    >>> teacher = np.array([[1.0, 0.0], [0.0, 1.0]])  # nothing in common: G is [[1, 0], [0, 1]]
+    >>> student = np.array([[1.0], [1.0]])  # the same: every entry of G is 1/√2
+    >>> round(float(keras_kd.losses.SimilarityPreserving()(teacher, student)), 4)
+    0.2929
+
+    Reference: Tung and Mori, "Similarity-Preserving Knowledge Distillation", ICCV 2019
+    (https://arxiv.org/abs/1907.09682).
+    """
+
+    def similarities(self, features):
+        return unit(ops.matmul(features, ops.transpose(features)))
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class CorrelationCongruence(SimilarityLoss):
+    """Correlation congruence (CC): examples are as near to each other, by a Gaussian kernel, as for the teacher.
+
+    `L = ‖K^t − K^s‖² / batch²`, with `K_ij = exp(−2γ) Σ_p (2γ)^p / p! · (x_i · x_j)^p`, p from 0 to `order`, of the
+    features x of an example divided by their l2 norm. That is the Taylor expansion of `exp(−γ ‖x_i − x_j‖²)`; with
+    `order=1`, K is the bilinear kernel `x_i · x_j` but for a factor and a constant. An example's own value is its
+    row's.
+
+    All that `RelationLoss` says of shapes, batches and replicas holds.
+
+    Args:
+        gamma: γ > 0; the larger, the more only near neighbours count. 0.4 is usual.
+        order: The highest power, at least 1. 2 is usual.
+        teacher_layer, student_layer: The layers to compare, as in `DistillationLoss`; not given, the outputs are.
+        weight: wᵢ ≥ 0, this loss's weight beside other losses.
+        output, teacher_output, name, reduction, dtype: As in `DistillationLoss`.
+
+    Call arguments:
+        teacher: `(batch, ..., features)`.
+        student: Features of the same examples, of any shape.
+
+    Raises:
+        TypeError: `gamma` or `weight` is not a number, or `order` no whole number.
+        ValueError: An argument is out of range; an output has no features, or is one of masked tokens.
+
+    Example:
+
+    >>> teacher = np.array([[1.0, 0.0], [0.0, 1.0]])  # nothing in common: K_12 is exp(−0.8)
+    >>> student = np.array([[1.0], [1.0]])  # the same: K_12 is exp(−0.8) (1 + 0.8 + 0.8²/2)
+    >>> round(float(keras_kd.losses.CorrelationCongruence()(teacher, student)), 4)
+    0.1266
+
+    Reference: Peng et al., "Correlation Congruence for Knowledge Distillation", ICCV 2019
+    (https://arxiv.org/abs/1904.01802), its correlation loss with the Gaussian kernel.
+    """
+
+    def __init__(self, gamma=0.4, order=2, **options):
+        super().__init__(**options)
+        self.gamma = require_number(gamma, "gamma", above=0.0, hint="0.4 is usual.")
+        self.order = require_count(order, "order", at_least=1)
+
+    def similarities(self, features):
+        features = unit(features)
+        cosines = ops.matmul(features, ops.transpose(features))
+        term, kernel = ops.ones_like(cosines), ops.ones_like(cosines)
+        for power in range(1, self.order + 1):
+            term = term * cosines * (2.0 * self.gamma / power)
+            kernel = kernel + term
+        return math.exp(-2.0 * self.gamma) * kernel
+
+    def get_config(self):
+        return {**super().get_config(), "gamma": self.gamma, "order": self.order}
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class ContrastiveKD(ProjectedFeatureLoss):
+    """Contrastive distillation: of all examples of a batch, the student's vector is nearest to the teacher's own.
+
+    With the cosines `c_ij = cos(r(student_i), teacher_j)`, the InfoNCE loss `L_i = −log softmax_j(c_ij / T)_i`, in
+    nats: the other examples of the batch are the negatives. If `symmetric`, the mean of that and of the reverse, in
+    which the teacher's vector looks for the student's: `−log softmax_j(c_ji / T)_i`. r is as in `Hint`. It is a
+    cross-entropy, whose least value is not 0; in a batch of one it is 0, and teaches nothing.
+
+    This is contrastive representation distillation with negatives from the batch, not with the published memory bank of
+    16,384 negatives and its noise-contrastive estimate: give it large batches. Equal examples in a batch are taken for
+    different ones. Over several replicas the negatives are each replica's own.
+
+    Args:
+        temperature: T > 0; 0.05 to 0.5 is usual. Kept in a variable, `loss.temperature`.
+        symmetric: Whether the teacher's vectors also have to tell the student's apart.
+        teacher_layer, student_layer: The layers to compare, as in `DistillationLoss`; not given, the outputs are.
+        weight: wᵢ ≥ 0, this loss's weight beside other losses.
+        output, teacher_output, name, reduction, dtype: As in `DistillationLoss`.
+
+    Call arguments:
+        teacher: `(batch, features)`.
+        student: The same shape.
+
+    Raises:
+        TypeError: `temperature` or `weight` is not a number, or `symmetric` no bool.
+        ValueError: `temperature` is not > 0; `weight` is negative; an output is not `(batch, features)`; the widths
+            differ outside a `Distiller`.
+
+    Example:
+
+    >>> teacher = np.array([[1.0, 0.0], [0.0, 1.0]])
+    >>> loss = keras_kd.losses.ContrastiveKD(temperature=0.5)
+    >>> round(float(loss(teacher, teacher)), 4), round(float(loss(teacher, teacher[::-1])), 4)
+    (0.1269, 2.1269)
+
+    Reference: Tian, Krishnan and Isola, "Contrastive Representation Distillation", ICLR 2020
+    (https://arxiv.org/abs/1910.10699).
+    """
+
+    of_vectors = True
+
+    def __init__(self, temperature=0.1, *, symmetric=True, **options):
+        super().__init__(**options)
+        temperature = require_number(temperature, "temperature", above=0.0, hint="0.05 to 0.5 is usual.")
+        self.temperature = scalar_variable(temperature, "temperature")
+        if not isinstance(symmetric, bool):
+            raise TypeError(f"symmetric must be True or False, got {symmetric!r}.")
+        self.symmetric = symmetric
+
+    def hyperparameters(self):
+        return {**super().hyperparameters(), "temperature": self.temperature}
+
+    def call(self, teacher, student):
+        # (batch, features) x2 -> (batch,) nats
+        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
+        cosines = ops.matmul(unit(student), ops.transpose(unit(teacher)))
+        logits = cosines / ops.cast(self.temperature, cosines.dtype)
+        axes = (-1, 0) if self.symmetric else (-1,)
+        return -sum(ops.diagonal(ops.log_softmax(logits, axis=axis)) for axis in axes) / len(axes)
+
+    def get_config(self):
+        return {**super().get_config(), "symmetric": self.symmetric}

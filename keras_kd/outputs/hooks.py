@@ -1,0 +1,255 @@
+"""Hooks: what layers inside a model give while the model runs, read without changing the model.
+
+A hook names a layer and one of its `PARTS`: the layer's output or input, or the queries, keys, values or scores of the
+attention in it. While the model is called, the hooked layers tell what they compute; behind the call they are as they
+were. So layers of nested and of subclassed models can be hooked as well as those of functional ones.
+"""
+
+import contextlib
+import math
+import threading
+from typing import NamedTuple
+
+import keras
+from keras import ops
+
+from keras_kd._keras_private import ATTENTION_LAYERS, attention_call, call_arguments, set_mask, sublayers
+
+NOT_ATTENDED = -1e9  # the score of a key that the attention's mask hides from a query
+
+
+class Hook(NamedTuple):
+    """One output from inside a model.
+
+    Attributes:
+        layer: Name of the layer; where several have it, as much of its path as tells: "backbone/transformer_layer_3".
+        part: One of `PARTS`.
+    """
+
+    layer: str
+    part: str = "output"
+
+    @classmethod
+    def named(cls, name):
+        """The hook of "layer", its output, or of "layer:part"."""
+        layer, _, part = name.partition(":")
+        return cls(layer, part or "output")
+
+    @property
+    def name(self):
+        """What `named` reads."""
+        return self.layer if self.part == "output" else f"{self.layer}:{self.part}"
+
+
+class LayerOutput:
+    """What a layer gives."""
+
+    method = "call"
+
+    def locate(self, layer, label):
+        """The layer that is listened to; `label` says where it stands, for the messages."""
+        return layer
+
+    def chosen(self, calls):
+        """Those of the `Call`s in a forward pass that count: there must be one."""
+        return calls
+
+    def read(self, call):
+        """The output, of a `Call`."""
+        if not keras.ops.is_tensor(call.result):
+            raise ValueError("gives several tensors, not one")
+        return call.result
+
+
+class LayerInput(LayerOutput):
+    """What a layer gets; an embedding that is called both ways, what it makes logits of."""
+
+    def chosen(self, calls):
+        if not isinstance(calls[0].layer, keras.layers.ReversibleEmbedding):
+            return calls
+        return [call for call in calls if call_arguments(call.layer, call.args, call.kwargs).get("reverse", False)]
+
+    def read(self, call):
+        _, inputs, *_ = call_arguments(call.layer, call.args, call.kwargs).values()
+        return inputs
+
+
+class AttentionPart(LayerOutput):
+    """Queries, keys or values of a self-attention, `(batch, length, heads, dim)`, as they enter the dot product.
+
+    Tokens that the attention's mask hides from all queries, padding that is, are masked.
+    """
+
+    method = "_compute_attention"
+
+    def __init__(self, name):
+        self.name = name
+
+    def locate(self, layer, label):
+        """The one attention layer that the layer is or holds."""
+        found = {path: inner for path, inner in layer_paths(layer) if isinstance(inner, ATTENTION_LAYERS)}
+        if isinstance(layer, ATTENTION_LAYERS):
+            return layer
+        if len(found) != 1:
+            raise ValueError(
+                f"{label} must be or hold one attention layer of Keras's kind (keras.layers.MultiHeadAttention, "
+                f"GroupQueryAttention or a subclass), but it holds {len(found)}"
+                + (f": {sorted(found)}. Name one of them by its path." if found else ".")
+            )
+        return next(iter(found.values()))
+
+    def read(self, call):
+        arguments = attention_call(call.layer, call.args, call.kwargs)
+        output = ops.copy(arguments[self.name])
+        mask = _seen(arguments)
+        return output if mask is None else set_mask(output, ops.any(mask, axis=(1, 2)))
+
+
+class AttentionScores(AttentionPart):
+    """Scores of the dot product before the softmax, `QKᵀ / √dim`: `(batch, heads, queries, keys)` in float32.
+
+    Where the attention's mask hides a key from a query, the score is `NOT_ATTENDED`.
+    """
+
+    def read(self, call):
+        arguments = attention_call(call.layer, call.args, call.kwargs)
+        query, key = (ops.cast(arguments[name], "float32") for name in ("query", "key"))
+        scores = ops.einsum("btnd,bsnd->bnts", query, key) / math.sqrt(query.shape[-1])
+        mask = _seen(arguments)
+        return scores if mask is None else ops.where(mask, scores, NOT_ATTENDED)
+
+
+PARTS = {
+    "output": LayerOutput(),
+    "input": LayerInput(),
+    "query": AttentionPart("query"),
+    "key": AttentionPart("key"),
+    "value": AttentionPart("value"),
+    "scores": AttentionScores("scores"),
+}
+
+
+class Call(NamedTuple):
+    """One call of a layer's method: what it got and what it gave."""
+
+    layer: object
+    args: tuple
+    kwargs: dict
+    result: object
+
+
+class LayerCapture:
+    """Listens to the hooked layers of a model while the model is called.
+
+    Args:
+        model: A built `keras.Model`.
+        hooks: The `Hook`s to read.
+        role: "teacher" or "student", for the messages.
+
+    Raises:
+        ValueError: A layer is unknown (the known ones are listed), its name is ambiguous, or it holds no attention
+            layer where one is asked for.
+    """
+
+    def __init__(self, model, hooks, *, role):
+        self._labels = {hook: f"{role}_layer={hook.layer!r}" for hook in dict.fromkeys(hooks)}
+        self._role = role
+        self._layers = {
+            hook: PARTS[hook.part].locate(_find_layer(model, hook.layer, label, role), label)
+            for hook, label in self._labels.items()
+        }
+
+    def run(self, function):
+        """Call `function()`; return its result and `{hook: tensor}`."""
+        with contextlib.ExitStack() as stack:
+            captured = {
+                hook: stack.enter_context(_captured_calls(layer, PARTS[hook.part].method))
+                for hook, layer in self._layers.items()
+            }
+            result = function()
+        return result, {hook: self._output(hook, calls) for hook, calls in captured.items()}
+
+    def _output(self, hook, calls):
+        label = self._labels[hook]
+        calls = PARTS[hook.part].chosen(calls) if calls else []
+        if len(calls) != 1:
+            times = f"is called {len(calls)} times" if calls else "is not called"
+            raise ValueError(f"{label} {times} in the {self._role}. Name one that is called once in a forward pass.")
+        try:
+            return PARTS[hook.part].read(calls[0])
+        except ValueError as error:
+            raise ValueError(f"{label}: {error}. Name a layer that gives one tensor.") from None
+
+
+def layer_paths(layer):
+    """`(path, layer)` of every layer inside a layer or model, each path relative to it, outer layers first."""
+    for inner in sublayers(layer):
+        if isinstance(inner, keras.layers.InputLayer):
+            continue
+        yield inner.name, inner
+        yield from ((f"{inner.name}/{path}", deeper) for path, deeper in layer_paths(inner))
+
+
+def _find_layer(model, name, label, role):
+    """The layer whose path is `name`, else the only one whose path ends in it."""
+    paths = list(layer_paths(model))
+    exact = [layer for path, layer in paths if path == name]
+    found = exact or [layer for path, layer in paths if path.endswith(f"/{name}")]
+    if not found:
+        known = [path for path, _ in paths if "/" not in path]
+        raise ValueError(f"{label} is not a layer of the {role}; its layers are {known}, and those inside them.")
+    if len({id(layer) for layer in found}) > 1:
+        ambiguous = [path for path, layer in paths if any(layer is one for one in found)]
+        raise ValueError(f"{label} could be any of {ambiguous} of the {role}. Give more of the path.")
+    return found[0]
+
+
+def _seen(arguments):
+    """Which keys each query sees, bool `(batch, heads or 1, queries or 1, keys)`; None if all see all."""
+    mask = arguments["attention_mask"]
+    if mask is not None:
+        mask = ops.cast(mask, "bool")
+        return ops.expand_dims(mask, 1) if len(mask.shape) == 3 else mask
+    if not arguments["use_causal_mask"]:
+        return None
+    length = ops.shape(arguments["query"])[1]
+    return ops.expand_dims(ops.arange(length)[:, None] >= ops.arange(length)[None, :], (0, 1))
+
+
+# Hooks ------------------------------------------------------------------------------------------------------------
+
+_lock = threading.Lock()  # replicas of tf.distribute trace in threads of their own
+_captures = {}  # (id of a layer, method): the calls lists that are being filled, by thread
+
+
+@contextlib.contextmanager
+def _captured_calls(layer, method):
+    """Note the calls of `layer.method` on this thread in the list that is yielded; leave the layer as it was."""
+    key, calls, thread = (id(layer), method), [], threading.get_ident()
+    with _lock:
+        if key not in _captures:
+            _captures[key] = []
+            object.__setattr__(layer, method, _recorded(layer, method, _captures[key]))
+        _captures[key].append((thread, calls))
+    try:
+        yield calls
+    finally:
+        with _lock:
+            _captures[key].remove((thread, calls))
+            if not _captures[key]:
+                object.__delattr__(layer, method)
+                del _captures[key]
+
+
+def _recorded(layer, method, captures):
+    """The bound method, which tells those who listen of each call."""
+    bound = getattr(layer, method)
+
+    def recorded(*args, **kwargs):
+        result = bound(*args, **kwargs)
+        for thread, calls in list(captures):
+            if thread == threading.get_ident():
+                calls.append(Call(layer, args, kwargs, result))
+        return result
+
+    return recorded

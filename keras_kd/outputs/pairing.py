@@ -1,0 +1,195 @@
+"""Which output of the teacher each loss compares with which of the student."""
+
+from typing import NamedTuple
+
+import keras
+
+from keras_kd.large_vocabulary.fusion import Fusion
+from keras_kd.outputs.hooks import Hook
+from keras_kd.outputs.precomputed import PrecomputedTeacher, without_teacher_outputs
+from keras_kd.outputs.reader import OutputReader
+
+
+class Pair(NamedTuple):
+    """What a loss compares at once, of one batch.
+
+    Attributes:
+        teacher, student: The outputs.
+        labels: The labels of the compared output, or None.
+        sample_weight: Its sample weights, or None.
+        projection: The name of the projection behind the student's output, if there is one.
+    """
+
+    teacher: object
+    student: object
+    labels: object
+    sample_weight: object
+    projection: str
+
+
+class Pairing:
+    """The outputs of two models, read once each and paired for every loss.
+
+    Args:
+        losses: `DistillationLoss`s.
+        student: A built `keras.Model`.
+        teacher: A built `keras.Model`; the student itself for one that learns from its own outputs; a `PrecomputedTeacher`
+            for outputs that come with the batches; or None.
+        fuse_logits: As of the `Distiller`.
+
+    Attributes:
+        fusion: How losses can do without the logits, a `Fusion`; or None.
+
+    Raises:
+        ValueError: Outputs do not fit: other shapes or activations, unknown layers or outputs.
+    """
+
+    def __init__(self, distillation_losses, student, teacher=None, *, fuse_logits=False):
+        self.distillation_losses = distillation_losses
+        self.teacher = teacher
+        self.of_itself = teacher is student
+        if self.of_itself:
+            _require_two_outputs(distillation_losses)
+        self.fusion = None if teacher is None else Fusion.wanted(fuse_logits, distillation_losses, student, teacher)
+        hooks = self._hooks("student") + (hooks_of(distillation_losses, "teacher") if self.of_itself else ())
+        self._student_reader = self._teacher_reader = OutputReader(student, hooks, role="student")
+        if isinstance(teacher, PrecomputedTeacher) or teacher is None:
+            self._teacher_reader = teacher
+        elif not self.of_itself:
+            self._teacher_reader = OutputReader(teacher, self._hooks("teacher"), role="teacher")
+
+    def _hooks(self, side):
+        return hooks_of(self.distillation_losses, side) + (() if self.fusion is None else self.fusion.hooks(side))
+
+    def inputs_of_student(self, x):
+        """Of a batch, what the student reads."""
+        return self._student_reader.own_inputs(without_teacher_outputs(x))
+
+    def read_teacher(self, x):
+        """The teacher's `ModelOutputs` for a batch, in inference mode; None for a student that learns from its own."""
+        self.require_teacher()
+        return None if self.of_itself else self._teacher_reader(x, training=False)
+
+    def require_teacher(self):
+        """Raise ValueError if there is no teacher."""
+        if self._teacher_reader is None:
+            raise ValueError(
+                "the distiller has no teacher. Hand it in before fit, distiller.teacher = teacher, or give fit a "
+                "dataset that brings the teacher's outputs along."
+            )
+
+    def read_student(self, x, training):
+        """The student's `ModelOutputs` for a batch."""
+        return self._student_reader(x, training=training)
+
+    def pairs(self, loss, teacher_outputs, student_outputs, y=None, sample_weight=None):
+        """The `Pair`s that a loss compares.
+
+        Sample weights that differ by output weigh the losses over outputs; those over layers are then not weighted.
+        """
+        teacher = _outputs(self._teacher_reader, teacher_outputs, loss, "teacher")
+        student = _outputs(self._student_reader, student_outputs, loss, "student")
+        if len(teacher) != len(student):
+            raise ValueError(
+                f"{loss.name} compares every output of the teacher with one of the student, but the teacher has "
+                f"{len(teacher)} and the student {len(student)}. Name one with output= and teacher_output=."
+            )
+        if loss.layers_of("student"):
+            labels, weights = ([_of_all_outputs(part)] * len(student) for part in (y, sample_weight))
+        else:
+            labels = self._student_reader.labels(student_outputs, y, loss.output)
+            weights = self._student_reader.sample_weights(student_outputs, sample_weight, loss.output)
+        projections = [_projection_name(loss, index) for index in range(len(student))]
+        return [Pair(*parts) for parts in zip(teacher, student, labels, weights, projections, strict=True)]
+
+    def logits(self, teacher_outputs, student_outputs):
+        """The logits of teacher and student, for metrics that compare them."""
+        outputs = ((self._teacher_reader, teacher_outputs), (self._student_reader, student_outputs))
+        outputs = [reader.outputs(of_model, undo="softmax") for reader, of_model in outputs]
+        if self.of_itself or [len(one) for one in outputs] != [1, 1]:
+            raise ValueError(
+                "metrics that compare with the teacher need a teacher and a student with one output each, got "
+                + ("one model that teaches itself." if self.of_itself else f"{len(outputs[0])} and {len(outputs[1])}.")
+            )
+        return outputs[0][0], outputs[1][0]
+
+    def symbolic_pairs(self):
+        """`(loss, Pair)` with static shapes, for every pair; nothing where a subclassed model shows none.
+
+        Raises:
+            ValueError: An output is known to end in an activation that a loss over it cannot undo.
+        """
+        for loss in self.distillation_losses:
+            for reader, side in ((self._teacher_reader, "teacher"), (self._student_reader, "student")):
+                if loss.undoes and not loss.layers_of(side):
+                    require_comparable(reader, loss, side)
+        teacher, student = self._teacher_reader.symbolic(), self._student_reader.symbolic()
+        if teacher is None or student is None:
+            return  # the shapes show when the first batch is traced, where the losses check them again
+        for loss in self.distillation_losses:
+            for pair in self.pairs(loss, teacher, student):
+                yield loss, pair
+
+
+def hooks_of(distillation_losses, side):
+    """The `Hook`s that losses have on the "teacher" or the "student"."""
+    return tuple(
+        Hook(layer, part) for one in distillation_losses for layer in one.layers_of(side) for part in one.parts
+    )
+
+
+def _require_two_outputs(distillation_losses):
+    """Raise ValueError if a loss would compare an output of the one model with itself."""
+    for loss in distillation_losses:
+        if all(of("teacher") == of("student") for of in (loss.layers_of, loss.output_of)):
+            raise ValueError(
+                f"teacher and student are one model, and {loss.name} compares each of its outputs with itself. "
+                "Give another model as the teacher (keras.models.clone_model makes a copy); or, for a model whose deep "
+                "output teaches a shallow one, name both: output='shallow', teacher_output='deep'."
+            )
+
+
+def _outputs(reader, outputs, loss, side):
+    layers = loss.layers_of(side)
+    if layers:
+        return [_layer(outputs, Hook(layer, part), side) for layer in layers for part in loss.parts]
+    return reader.outputs(outputs, loss.output_of(side), undo=loss.undoes)
+
+
+def _layer(outputs, hook, side):
+    if hook not in outputs.layers:
+        raise ValueError(
+            f"{side}_layer={hook.layer!r} is not among the outputs that the batches bring along, "
+            f"{[tuple(known) for known in outputs.layers]}. Store {hook.part!r} of it, too."
+        )
+    return outputs.layers[hook]
+
+
+def _projection_name(loss, index):
+    return loss.name if index == 0 or loss.shares_projection else f"{loss.name}_{index}"
+
+
+def _of_all_outputs(structure):
+    """Labels or sample weights that hold for all outputs alike; None where each output has its own."""
+    return None if keras.tree.is_nested(structure) else structure
+
+
+def require_comparable(reader, loss, side):
+    """Raise ValueError if outputs that a loss compares are known to end in an activation that it cannot undo."""
+    outputs = reader.symbolic()
+    for activation in [] if outputs is None else reader.activations(outputs, loss.output_of(side)):
+        if activation in ("softmax", "sigmoid") and activation != loss.undoes:
+            raise ValueError(f"{loss.name} compares {_ENDINGS[activation].format(role=side)}")
+        if activation.startswith("softmax over"):
+            raise ValueError(
+                f"{loss.name} compares distributions over the last axis, but the {side} ends in {activation}. "
+                "Move the classes to the last axis before the softmax, for instance with keras.layers.Permute."
+            )
+
+
+_ENDINGS = {
+    "sigmoid": "distributions over classes, but the {role} ends in sigmoid, one independent probability a unit. End it "
+    "in a linear layer (logits) or a softmax, name another output with output=, or use keras_kd.losses.BinarySoftLabels.",
+    "softmax": "independent probabilities, one a unit, but the {role} ends in softmax, a distribution over classes. "
+    "End it in a linear layer (logits) or a sigmoid, name another output with output=, or use keras_kd.losses.SoftLabels.",
+}

@@ -1,0 +1,156 @@
+"""Several teachers as one model: their mean, or their answers side by side."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_kd._checks import require_choice, require_number
+from keras_kd.outputs.reader import output_names
+from keras_kd.teachers.members import (
+    ending_in,
+    input_structure,
+    like_members,
+    members_of,
+    outputs_of,
+    require_alike,
+    shared_inputs,
+)
+
+
+def ensemble(teachers, *, weights=None, mean_of="probabilities"):
+    """Several teachers as one: the weighted mean of what they say.
+
+    With `mean_of="probabilities"` the ensemble gives `log Σᵢ wᵢ softmax(zᵢ)`, computed in log space and in float32: its
+    softmax is the mean of the teachers' distributions. With `mean_of="logits"` it gives `Σᵢ wᵢ zᵢ`, whose softmax is
+    their normalized geometric mean; this is also the one for regression heads. zᵢ are the logits of teacher i.
+
+    Of a teacher that is known to end in softmax, zᵢ are the log probabilities; a subclassed teacher must give logits.
+    Teachers that all end in sigmoid have independent units: the mean is that of each unit's Bernoulli distribution, and
+    the ensemble ends in sigmoid. With several outputs, each is averaged with its counterparts.
+
+    Each teacher reads the inputs that have the names of its own, so that one batch, a dict, serves teachers with
+    different tokenizers; inputs of the same name are one. A subclassed teacher gets all of them. Weights and
+    `trainable` flags of the teachers stay as they are; a step costs the sum of their forward passes.
+
+    Args:
+        teachers: A list of built `keras.Model`s, one at least functional or sequential.
+        weights: A number > 0 for each teacher; they are divided by their sum. None: all alike.
+        mean_of: "probabilities" or "logits".
+
+    Returns:
+        A functional `keras.Model` that gives logits, in the structure and under the names of the first functional
+        teacher's outputs.
+
+    Raises:
+        TypeError: `teachers` is no list of `keras.Model`s; a weight is no number.
+        ValueError: an unbuilt teacher, or none that shows its inputs; outputs that differ in number, shape or in
+            whether they end in sigmoid; inputs of one name that differ; weights that are not > 0 or not one each.
+
+    Example:
+
+    >>> def teacher(probabilities):
+    ...     bias = keras.initializers.Constant(np.log(probabilities))
+    ...     layer = keras.layers.Dense(2, kernel_initializer="zeros", bias_initializer=bias)
+    ...     return keras.Sequential([keras.Input((1,)), layer])
+    >>> both = keras_kd.teachers.ensemble([teacher([0.9, 0.1]), teacher([0.5, 0.5])], weights=[3.0, 1.0])
+    >>> keras.ops.softmax(both(np.zeros((1, 1)))).numpy().round(3).tolist()  # 0.75 · 0.9 + 0.25 · 0.5 = 0.8
+    [[0.800..., 0.200...]]
+
+    Reference: Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015
+    (https://arxiv.org/abs/1503.02531).
+    """
+    if not isinstance(teachers, (list, tuple)):
+        raise TypeError(f"teachers must be a list of keras.Models, got {type(teachers).__name__}: {teachers!r}.")
+    require_choice(mean_of, "mean_of", list(_MEANS))
+    members = members_of({f"teachers[{i}]": teacher for i, teacher in enumerate(teachers)})
+    shares = _shares(weights, len(members))
+    inputs = shared_inputs(members)
+    outputs = [outputs_of(member, inputs) for member in members]
+    endings = [ending for _, ending in require_alike(members, outputs)]
+    means = [
+        _MEANS[mean_of][ending](logits, shares)
+        for logits, ending in zip(zip(*outputs, strict=True), endings, strict=True)
+    ]
+    return keras.Model(input_structure(members, inputs), like_members(members, means, endings), name="ensemble")
+
+
+def multi_output(teachers):
+    """Several teachers as one model with an output for each, so that each loss has a teacher of its own.
+
+    The output is a dict, `{"bert": logits, "cnn": logits}`. A teacher that ends in softmax hands out its log
+    probabilities, one that ends in sigmoid its probabilities, as the losses over independent units expect. Of a
+    teacher with several outputs, each stands under "teacher/output", by name or index: "bert/hidden", "bert/0".
+
+    Inputs are shared as in `ensemble`. Weights and `trainable` flags of the teachers stay as they are.
+
+    Args:
+        teachers: A dict of built `keras.Model`s by name, one at least functional or sequential.
+
+    Returns:
+        A functional `keras.Model` with a dict of outputs, float32.
+
+    Raises:
+        TypeError: `teachers` is no dict of `keras.Model`s by str.
+        ValueError: an unbuilt teacher, or none that shows its inputs; inputs of one name that differ.
+
+    Example:
+
+    >>> def classifier(classes):
+    ...     return keras.Sequential([keras.Input((4,)), keras.layers.Dense(classes)])
+    >>> both = keras_kd.teachers.multi_output({"topic": classifier(5), "tone": classifier(3)})
+    >>> {name: logits.shape for name, logits in both.output.items()}
+    {'topic': (None, 5), 'tone': (None, 3)}
+    """
+    if not isinstance(teachers, dict) or not all(isinstance(name, str) for name in teachers):
+        raise TypeError(f"teachers must be a dict of keras.Models by str, got {type(teachers).__name__}: {teachers!r}.")
+    members = members_of({f"teachers[{name!r}]": teacher for name, teacher in teachers.items()})
+    inputs = shared_inputs(members)
+    outputs = {}
+    for name, member in zip(teachers, members, strict=True):
+        tensors = outputs_of(member, inputs)
+        endings = member.endings or ["linear"] * len(tensors)
+        keys = output_names(member.model) or range(len(tensors))
+        for key, tensor, ending in zip(keys, tensors, endings, strict=True):
+            ended = ending_in("sigmoid" if ending == "sigmoid" else "linear", tensor)
+            outputs[name if len(tensors) == 1 else f"{name}/{key}"] = ended
+    return keras.Model(input_structure(members, inputs), outputs, name="multi_output")
+
+
+def _shares(weights, count):
+    """The weights as shares that add up to 1."""
+    if weights is None:
+        weights = [1.0] * count
+    if not isinstance(weights, (list, tuple)) or len(weights) != count:
+        raise ValueError(f"weights must be a list with one number for each of {count} teachers, got {weights!r}.")
+    hint = "Leave out a teacher that is not to count."
+    weights = [require_number(weight, f"weights[{i}]", above=0.0, hint=hint) for i, weight in enumerate(weights)]
+    return [weight / math.fsum(weights) for weight in weights]
+
+
+def _mean_of_logits(logits, shares):
+    # (batch, ..., classes) x teachers -> (batch, ..., classes)
+    return sum(share * tensor for share, tensor in zip(shares, logits, strict=True))
+
+
+def _log_mean_of(logs, shares):
+    """log Σᵢ wᵢ exp(logsᵢ), in log space to the end."""
+    return ops.logsumexp(ops.stack([log + math.log(w) for log, w in zip(logs, shares, strict=True)]), axis=0)
+
+
+def _mean_of_distributions(logits, shares):
+    # (batch, ..., classes) x teachers -> (batch, ..., classes), nats
+    return _log_mean_of([ops.log_softmax(tensor, axis=-1) for tensor in logits], shares)
+
+
+def _mean_of_units(logits, shares):
+    # (batch, ..., units) x teachers -> (batch, ..., units): log p − log(1 − p) of each unit's mean p
+    on, off = ([ops.log_sigmoid(sign * tensor) for tensor in logits] for sign in (1.0, -1.0))
+    return _log_mean_of(on, shares) - _log_mean_of(off, shares)
+
+
+# By what is averaged, and by how the teachers end.
+_MEANS = {
+    "probabilities": {"linear": _mean_of_distributions, "sigmoid": _mean_of_units},
+    "logits": {"linear": _mean_of_logits, "sigmoid": _mean_of_logits},
+}

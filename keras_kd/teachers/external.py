@@ -1,0 +1,230 @@
+"""Teachers that are no Keras models: a SavedModel on disk, any function of NumPy arrays."""
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_kd._checks import require_choice, require_count
+from keras_kd.deploy.runtimes import SavedModelRuntime, open_runtime
+from keras_kd.outputs.reader import logits_of
+
+_GIVES = ["logits", "probabilities"]
+_LEAST_SUM, _LARGEST_SUM = 0.99, 1.01  # of probabilities, which may come in half precision
+
+
+def from_saved_model(path, *, output=None, gives="logits"):
+    """A SavedModel on disk as a teacher, run through its serving signature.
+
+    Names, shapes and dtypes of the inputs are the signature's: what `keras_kd.export(model, folder)` and
+    `model.export(folder)` write, and other programs too. TensorFlow is enough to run it, the classes that made it are
+    not needed. Its weights are no weights of the Keras model, so they are not listed, saved or trained.
+
+    Strings as inputs are fine (`fit` takes them as arrays of dtype object, as `tf.constant`, or in a
+    `tf.data.Dataset`); `jit_compile` is then turned off.
+
+    Args:
+        path: The folder (str or PathLike).
+        output: The name of the output, needed where the signature has several.
+        gives: "logits", or "probabilities" of classes, of which the log is taken.
+
+    Returns:
+        A functional `keras.Model` that gives logits in float32. It takes a tensor if the signature has one input, else
+        a dict of tensors by name.
+
+    Raises:
+        TypeError: `path` is no path.
+        FileNotFoundError: nothing is there.
+        ValueError: no SavedModel, a damaged one, or one without a serving signature; one that is bound to a number of
+            examples, that leaves the rank of an input or output open, or whose output holds no floats; several outputs
+            without `output`, or an unknown one.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,), name="features"), keras.layers.Dense(3, activation="softmax")])
+    >>> model.export("teacher", verbose=False)
+    >>> teacher = keras_kd.teachers.from_saved_model("teacher", gives="probabilities")
+    >>> teacher.input.name, teacher.output.shape
+    ('features', (None, 3))
+    """
+    require_choice(gives, "gives", _GIVES)
+    runtime = open_runtime(path)
+    if not isinstance(runtime, SavedModelRuntime):
+        raise ValueError(f"path must be a SavedModel folder, got {path!r}, which is none.")
+    if runtime.fixed_batch is not None:
+        raise ValueError(
+            f"path must hold a SavedModel for any number of examples, got one for {runtime.fixed_batch} a call. Export "
+            "it again with None as the first size of its inputs."
+        )
+    specs = runtime.specs()
+    _require_ranks({**specs, **runtime.signature.structured_outputs})
+    inputs = {
+        name: keras.Input(tuple(spec.shape[1:]), dtype=spec.dtype.name, name=name) for name, spec in specs.items()
+    }
+    layer = SavedModel(runtime, _chosen_output(runtime.signature.structured_outputs, output), gives)
+    taken = inputs if len(inputs) != 1 else next(iter(inputs.values()))
+    return keras.Model(taken, layer(inputs), name="from_saved_model")
+
+
+def from_function(function, *, inputs, classes, gives="probabilities"):
+    """Any function of NumPy arrays as a teacher: scikit-learn's `predict_proba`, a PyTorch model, an API.
+
+    The function is called once a batch, in this process, outside of TensorFlow's graph, and holds Python meanwhile; XLA
+    cannot compile that (`jit_compile` is turned off with a warning), and the model cannot be saved or exported. What it
+    returns is checked in every batch.
+
+    A PyTorch model, for instance: `lambda x: model(torch.from_numpy(x)).detach().numpy()`, under `torch.no_grad()`.
+
+    Args:
+        function: A callable. It gets the batch in the structure of `inputs`, as NumPy arrays `(examples, ...)` (strings
+            as arrays of str, dtype object), and returns an array `(examples, classes)` of numbers. It is never called
+            with no examples.
+        inputs: A `keras.Input`, or a list or a flat dict of them: what the function takes. Of a dict batch it gets the
+            entries that have the names of the inputs, or the keys of the dict.
+        classes: Number of classes ≥ 1. For outputs of more dimensions a tuple: `(None, classes)` for one distribution a
+            token.
+        gives: "probabilities" of classes, of which the log is taken, or "logits".
+
+    Returns:
+        A functional `keras.Model` that gives logits in float32.
+
+    Raises:
+        TypeError: `function` is not callable; `inputs` are no `keras.Input`s; `classes` is no whole number.
+        ValueError: `classes` < 1.
+        tf.errors.InvalidArgumentError: while it runs, the function returns another shape, or numbers that are no
+            probabilities although `gives` says so.
+
+    Example:
+
+    >>> def always_the_second(x):
+    ...     return np.tile([0.0, 1.0, 0.0], (len(x), 1))
+    >>> teacher = keras_kd.teachers.from_function(always_the_second, inputs=keras.Input((4,)), classes=3)
+    >>> teacher(np.zeros((2, 4))).numpy().argmax(axis=-1).tolist()
+    [1, 1]
+    """
+    if not callable(function):
+        raise TypeError(f"function must be callable, got {type(function).__name__}: {function!r}.")
+    leaves = keras.tree.flatten(inputs)
+    if not leaves or not all(isinstance(leaf, keras.KerasTensor) for leaf in leaves):
+        raise TypeError(f"inputs must be a keras.Input, or a list or dict of them, got {inputs!r}.")
+    require_choice(gives, "gives", _GIVES)
+    sizes = classes if isinstance(classes, tuple) else (classes,)
+    for size in sizes[:-1]:
+        if size is not None:
+            require_count(size, "classes", at_least=1)
+    require_count(sizes[-1] if sizes else None, "classes", at_least=1)
+    if isinstance(inputs, dict):  # Keras wants names that are the keys
+        inputs = {key: keras.Input(tuple(i.shape[1:]), dtype=i.dtype, name=key) for key, i in inputs.items()}
+    layer = NumpyFunction(function, sizes, gives)
+    return keras.Model(inputs, layer(inputs), name="from_function")
+
+
+class SavedModel(keras.layers.Layer):
+    """The serving signature of a SavedModel, one of its outputs, as logits.
+
+    Args:
+        runtime: A `SavedModelRuntime`.
+        output: The name of the output.
+        gives: "logits" or "probabilities".
+    """
+
+    def __init__(self, runtime, output, gives):
+        super().__init__(name="saved_model", dtype="float32", autocast=False)
+        self.supports_jit = not any(spec.dtype == tf.string for spec in runtime.specs().values())
+        self._runtime = runtime
+        self._output = output
+        self._gives = gives
+        self.built = True
+
+    def call(self, inputs):
+        return _as_logits(self._runtime.signature(**inputs)[self._output], self._gives)
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor(tuple(self._runtime.signature.structured_outputs[self._output].shape), "float32")
+
+
+class NumpyFunction(keras.layers.Layer):
+    """A function of NumPy arrays, its answers as logits.
+
+    Args:
+        function: A callable.
+        sizes: The shape of its answer for one example; None where a size is open.
+        gives: "logits" or "probabilities".
+    """
+
+    def __init__(self, function, sizes, gives):
+        super().__init__(name="numpy_function", dtype="float32", autocast=False)
+        self.supports_jit = False
+        self._function = function
+        self._sizes = sizes
+        self._gives = gives
+        self.built = True
+
+    def call(self, inputs):
+        def answer(*arrays):
+            return self._answer(keras.tree.pack_sequence_as(inputs, [_decoded(array) for array in arrays]))
+
+        answers = tf.numpy_function(answer, keras.tree.flatten(inputs), tf.float32)
+        return _as_logits(tf.ensure_shape(answers, (None, *self._sizes)), self._gives)
+
+    def compute_output_spec(self, inputs):
+        return keras.KerasTensor((None, *self._sizes), "float32")
+
+    def _answer(self, inputs):
+        """What the function says, checked, float32."""
+        examples = len(keras.tree.flatten(inputs)[0])
+        if not examples:  # a replica without examples
+            return np.zeros((0, *(size or 1 for size in self._sizes)), np.float32)
+        answer = np.asarray(self._function(inputs))
+        expected = (examples, *self._sizes)
+        if answer.dtype.kind not in "fiu" or not tf.TensorShape(answer.shape).is_compatible_with(expected):
+            raise ValueError(
+                f"{self._function!r} must return an array of numbers of shape {expected} for {examples} examples, "
+                f"got {answer.dtype} of shape {answer.shape}."
+            )
+        answer = answer.astype(np.float32)
+        if self._gives == "probabilities":
+            _require_probabilities(answer, self._function)
+        return answer
+
+
+def _as_logits(tensor, gives):
+    tensor = tf.cast(tensor, tf.float32)
+    return logits_of(tensor, "softmax") if gives == "probabilities" else tensor
+
+
+def _require_probabilities(answer, function):
+    """NaN passes: the distiller says which batch it came from."""
+    sums = answer.sum(axis=-1)
+    if (answer < 0).any() or (sums < _LEAST_SUM).any() or (sums > _LARGEST_SUM).any():
+        raise ValueError(
+            f"{function!r} must return probabilities that add up to 1 for each example, got numbers from "
+            f"{answer.min():.3g} to {answer.max():.3g} that add up to {sums.min():.3g} to {sums.max():.3g}. "
+            "For logits, pass gives='logits'."
+        )
+
+
+def _decoded(array):
+    """TensorFlow hands out strings as bytes."""
+    if array.dtype != object:
+        return array
+    return np.array([value.decode() for value in array.ravel()], dtype=object).reshape(array.shape)
+
+
+def _require_ranks(specs):
+    open_ranks = [name for name, spec in specs.items() if spec.shape.rank is None]
+    if open_ranks:
+        raise ValueError(
+            f"path must hold a SavedModel whose signature tells the rank of its inputs and outputs, got {open_ranks} "
+            "without one. Export it again with input_signature=."
+        )
+
+
+def _chosen_output(outputs, name):
+    if name is None and len(outputs) != 1:
+        raise ValueError(
+            f"output must name one of the SavedModel's {len(outputs)} outputs, {sorted(outputs)}, got None."
+        )
+    name = require_choice(name or next(iter(outputs)), "output", sorted(outputs))
+    if not outputs[name].dtype.is_floating:
+        raise ValueError(f"output {name!r} must hold {' or '.join(_GIVES)}, got {outputs[name].dtype.name}.")
+    return name

@@ -1,0 +1,176 @@
+"""Teachers that each know some languages, as one: every example goes to the teacher of its language alone."""
+
+import keras
+import tensorflow as tf
+
+from keras_kd._languages import LanguageTable
+from keras_kd.outputs.model_inputs import input_specs
+from keras_kd.teachers.members import (
+    input_structure,
+    like_members,
+    members_of,
+    outputs_of,
+    require_alike,
+    shared_inputs,
+)
+
+
+def route_by_language(teachers, *, language_key="language", default=None):
+    """Teachers that each know some languages, as one: every example goes to the teacher of its language alone.
+
+    The language travels with the batch, as the entry `x["language"]` of a dict. The examples of each teacher are
+    gathered, answered and put back in their places, so that a step costs about what one teacher costs; a teacher
+    without examples in a batch does not run. XLA cannot compile that: `jit_compile` is turned off with a warning.
+
+    Each teacher reads the inputs that have the names of its own, and gives logits, as in `ensemble`. Weights and
+    `trainable` flags of the teachers stay as they are. Layers inside the teachers cannot be hooked: they see only some
+    rows of the batch.
+
+    Keras refuses arrays of NumPy's own strings, `array(["en", "de"])`: give `fit` the languages as
+    `array(["en", "de"], dtype=object)`, of one dimension, as `tf.constant(["en", "de"])`, or in a `tf.data.Dataset`.
+
+    Args:
+        teachers: A dict of built `keras.Model`s by language, all str or all int; several languages may share one. Their
+            outputs have the same shapes. One at least is functional or sequential.
+        language_key: The name of the entry that holds each example's language: strings or integers, `(batch,)` or
+            `(batch, 1)`.
+        default: A `keras.Model` for all other languages. None: another language is an error that names it, and nothing
+            is learnt from its batch.
+
+    Returns:
+        A functional `keras.Model` that takes a dict of the teachers' inputs and `language_key`, and gives logits.
+
+    Raises:
+        TypeError: `teachers` is no dict of `keras.Model`s by str or by int; `language_key` is no str.
+        ValueError: no language; an unbuilt teacher, or none that shows its inputs; outputs that differ in number, shape
+            or in whether they end in sigmoid; inputs of one name that differ.
+        tf.errors.InvalidArgumentError: while it runs, a language that has no teacher; ValueError in eager execution.
+
+    Example:
+
+    >>> def always(number):
+    ...     bias = keras.initializers.Constant(number)
+    ...     layer = keras.layers.Dense(1, kernel_initializer="zeros", bias_initializer=bias)
+    ...     return keras.Sequential([keras.Input((2,), name="features"), layer])
+    >>> teacher = keras_kd.teachers.route_by_language({"en": always(1.0), "de": always(2.0)}, default=always(3.0))
+    >>> x = {"features": tf.zeros((4, 2)), "language": tf.constant(["de", "fr", "en", "de"])}
+    >>> teacher(x).numpy().ravel().tolist()
+    [2.0, 3.0, 1.0, 2.0]
+    """
+    if not isinstance(teachers, dict):
+        raise TypeError(f"teachers must be a dict of keras.Models by language, got {teachers!r}.")
+    if not isinstance(language_key, str):
+        raise TypeError(f"language_key must be a str, the key of the languages in x, got {language_key!r}.")
+    dtype = LanguageTable(teachers, "teachers").dtype
+    # One member for each model, however many languages share it.
+    arguments = {f"teachers[{language!r}]": model for language, model in teachers.items()}
+    arguments |= {} if default is None else {"default": default}
+    distinct = {}
+    for argument, model in arguments.items():
+        distinct.setdefault(id(model), (argument, model))
+    members = members_of(dict(distinct.values()))
+    places = {key: place for place, key in enumerate(distinct)}
+    choices = [[language, places[id(model)]] for language, model in teachers.items()]
+
+    inputs = shared_inputs(members, {language_key: tf.TensorSpec((None,), dtype)})
+    if tf.as_dtype(inputs[language_key].dtype).is_integer != dtype.is_integer:
+        raise ValueError(
+            f"entry {language_key!r} must hold {dtype.name}, as the keys of teachers do, but a teacher reads it as "
+            f"{inputs[language_key].dtype}. Key the teachers by what it reads, or name another entry."
+        )
+    readable = _readable(members, inputs, language_key)
+    common = require_alike(members, [outputs_of(member, readable) for member in members])
+    shapes, endings = ([list(shape) for shape, _ in common], [ending for _, ending in common])
+    router = Router(members, choices, places.get(id(default)), shapes)
+    outputs = router({"languages": inputs[language_key], "inputs": readable})
+    return keras.Model(
+        input_structure(members, inputs), like_members(members, outputs, endings), name="route_by_language"
+    )
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class Router(keras.layers.Layer):
+    """Hands each example to the member of its language, and each member only its examples.
+
+    Args:
+        members: `Member`s.
+        choices: `[language, place of its member]` of every language, all str or all int.
+        default: The place of the member for all other languages, or None.
+        shapes: The shape of each output, None where it is open.
+
+    Call arguments:
+        batch: `{"languages": (batch,) or (batch, 1), "inputs": {input name: (batch, ...)}}`.
+
+    Returns:
+        A list: the logits of each output, float32, in the order of the examples.
+    """
+
+    def __init__(self, members, choices, default, shapes, *, name="router"):
+        super().__init__(name=name, dtype="float32", autocast=False)
+        self.supports_jit = False  # the number of a member's examples is known when it runs
+        self.members = members
+        self.choices = choices
+        self.default = default
+        self.shapes = shapes
+        self.built = True
+
+    def call(self, batch):
+        chosen = self._chosen(batch["languages"])
+        rows = [tf.where(chosen == place)[:, 0] for place in range(len(self.members))]
+        answers = [self._answers(member, batch["inputs"], own) for member, own in zip(self.members, rows, strict=True)]
+        return [
+            tf.ensure_shape(_in_places(rows, logits), shape)
+            for logits, shape in zip(zip(*answers, strict=True), self.shapes, strict=True)
+        ]
+
+    def compute_output_spec(self, batch):
+        return [keras.KerasTensor(shape, "float32") for shape in self.shapes]
+
+    def _chosen(self, languages):
+        """The place of each example's member, `(batch,)`; the batch fails if there is none."""
+        table = LanguageTable([language for language, _ in self.choices], "teachers")
+        places = tf.constant([place for _, place in self.choices])
+        languages = tf.reshape(languages, (-1,))
+        if self.default is None:
+            return tf.gather(places, table.known_positions(languages))
+        positions = table.positions(languages)
+        return tf.where(positions >= 0, tf.gather(places, tf.maximum(positions, 0)), self.default)
+
+    def _answers(self, member, inputs, rows):
+        """The member's logits for its rows, one tensor an output; without rows it does not run."""
+
+        def run():
+            return member({name: tf.gather(tensor, rows) for name, tensor in inputs.items()})
+
+        def skip():
+            # 1 for sizes that are open: they are taken from the other members.
+            return [tf.zeros([0, *(size or 1 for size in shape[1:])]) for shape in self.shapes]
+
+        return tf.cond(tf.size(rows) > 0, run, skip)
+
+    def get_config(self):
+        return {
+            "members": [keras.saving.serialize_keras_object(member) for member in self.members],
+            "choices": self.choices,
+            "default": self.default,
+            "shapes": self.shapes,
+            "name": self.name,
+        }
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        members = [keras.saving.deserialize_keras_object(m, custom_objects=custom_objects) for m in config["members"]]
+        return cls(**{**config, "members": members})
+
+
+def _in_places(rows, answers):
+    """The rows of all answers, `(rows of a member, ...)` each, as one tensor `(batch, ...)` in the batch's order."""
+    sizes = tf.reduce_max(tf.stack([tf.shape(answer)[1:] for answer in answers]), axis=0)
+    answers = [tf.reshape(answer, tf.concat([tf.shape(answer)[:1], sizes], axis=0)) for answer in answers]
+    return tf.dynamic_stitch([tf.cast(own, tf.int32) for own in rows], answers)
+
+
+def _readable(members, inputs, language_key):
+    """The inputs that the members may read: the language only where one of them has an input of that name."""
+    read = {name for member in members for name in input_specs(member.model) or {}}
+    return {name: tensor for name, tensor in inputs.items() if name != language_key or language_key in read}

@@ -1,0 +1,367 @@
+"""Every loss through the same laws, and each against published values and float64 NumPy."""
+
+import json
+import pathlib
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import dense_model
+from formulas import binary_soft_labels
+from loss_table import LABELS, LOSSES, PUBLISHED, ROWS, STUDENT, TEACHER
+
+import keras_kd
+from keras_kd.outputs.hooks import Hook
+from keras_kd.outputs.reader import OutputReader
+
+
+@pytest.fixture(params=LOSSES)
+def row(request):
+    return LOSSES[request.param]
+
+
+def labels_for(row, labels=LABELS):
+    return {"labels": labels} if row.labelled else {}
+
+
+def expected_values(row, teacher, student, labels=LABELS):
+    return row.formula(teacher, student, **labels_for(row, labels))
+
+
+def values_and_gradient(distillation_loss, teacher, student, jit_compile=False, **labels):
+    @tf.function(jit_compile=jit_compile)
+    def run(teacher, student):
+        with tf.GradientTape() as tape:
+            tape.watch(student)
+            loss = distillation_loss(teacher, student, **labels)
+        return loss, tape.gradient(loss, student)
+
+    loss, gradient = run(tf.constant(teacher), tf.constant(student))
+    return float(loss), gradient.numpy()
+
+
+def numeric_gradient(function, student, step=1e-6):
+    gradient = np.zeros_like(student)
+    for index in np.ndindex(*student.shape):
+        for sign in (1, -1):
+            moved = student.copy()
+            moved[index] += sign * step
+            gradient[index] += sign * function(moved).mean() / (2 * step)
+    return gradient
+
+
+def output_of(model, layer, part, x):
+    """What a model, or a part of one of its layers, gives."""
+    if layer is None:
+        return model.predict(x, verbose=0)
+    hook = Hook(layer, part)
+    return np.array(OutputReader(model, [hook], role="teacher")(x, training=False).layers[hook])
+
+
+# Laws of every loss ------------------------------------------------------------------------------------------
+
+
+def test_equals_its_formula(row):
+    expected = expected_values(row, *row.outputs)
+    each = row.make(dtype="float64", reduction=None)(*row.outputs, **labels_for(row))
+    np.testing.assert_allclose(each, expected, rtol=1e-6)
+    assert float(row.make()(*row.outputs, **labels_for(row))) == pytest.approx(expected.mean(), rel=1e-6)
+
+
+def test_gradient_equals_the_formulas_derivative(row):
+    teacher, student = row.outputs
+    numeric = numeric_gradient(lambda student: expected_values(row, teacher, student), student)
+    _, gradient = values_and_gradient(row.make(dtype="float64"), teacher, student, **labels_for(row))
+    np.testing.assert_allclose(gradient, numeric, atol=1e-7)
+    teacher, student = teacher.astype("float32"), student.astype("float32")
+    _, gradient = values_and_gradient(row.make(), teacher, student, **labels_for(row))
+    np.testing.assert_allclose(gradient, numeric, atol=2e-6)
+
+
+def test_has_no_gradient_at_equality_and_is_zero_there(row):
+    teacher, _ = row.outputs
+    loss, gradient = values_and_gradient(row.make(), teacher, teacher, **labels_for(row))
+    if row.least_is_zero:
+        assert loss == pytest.approx(0.0, abs=1e-6)
+        np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
+    else:
+        numeric = numeric_gradient(lambda student: expected_values(row, teacher, student), teacher)
+        np.testing.assert_allclose(gradient, numeric, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e4, -1e4])
+def test_is_finite_with_a_useful_gradient_far_out(row, scale):
+    teacher, student = (output.astype("float32") for output in row.far(scale))
+    loss, gradient = values_and_gradient(row.make(), teacher, student, **labels_for(row, np.array([0])))
+    assert np.isfinite(loss) and loss > 0
+    assert np.all(np.isfinite(gradient))
+    if not row.saturates:
+        assert np.abs(gradient).max() > 0.1
+
+
+def test_is_finite_where_all_logits_are_alike(row):
+    flat = np.zeros_like(row.outputs[0], "float32")
+    loss, gradient = values_and_gradient(row.make(), flat, flat, **labels_for(row))
+    assert np.isfinite(loss) and np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_outputs_are_compared_in_float32(row, dtype):
+    teacher, student = (tf.cast(output, dtype) for output in row.outputs)
+    rounded = (tf.cast(tensor, "float64").numpy() for tensor in (teacher, student))
+    loss = row.make()(teacher, student, **labels_for(row))
+    assert loss.dtype == tf.float32
+    assert float(loss) == pytest.approx(expected_values(row, *rounded).mean(), rel=1e-5)
+
+
+def test_xla_gives_the_same(row):
+    teacher, student = (output.astype("float32") for output in row.outputs)
+    loss, gradient = values_and_gradient(row.make(), teacher, student, **labels_for(row))
+    xla_loss, xla_gradient = values_and_gradient(row.make(), teacher, student, jit_compile=True, **labels_for(row))
+    assert xla_loss == pytest.approx(loss, rel=1e-6)
+    np.testing.assert_allclose(xla_gradient, gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_sample_weights_weigh_samples(row):
+    values = expected_values(row, *row.outputs)
+    weights = np.array([0.0, 1.0, 2.0, 0.5]).reshape(4, *[1] * (values.ndim - 1))
+    loss = row.make()(*row.outputs, weights, **labels_for(row))
+    assert float(loss) == pytest.approx(np.mean(values * weights), rel=1e-6)  # divided by the count, not the weights
+
+
+def test_masked_tokens_of_sequences_are_left_out(row):
+    teacher, student = (np.stack([logits, logits[::-1] * 0.5]) for logits in (TEACHER, STUDENT))
+    labels = np.stack([LABELS, LABELS[::-1]])
+    mask = np.array([[True, True, False, False], [True, True, True, False]])
+    masked = keras_kd._keras_private.set_mask(tf.constant(student), tf.constant(mask))
+    if not row.of_sequences:
+        with pytest.raises(ValueError, match=row.refusal):
+            row.make()(teacher, masked)
+        return
+    kept = mask[..., None]  # of no consequence where a token's value is its own
+    expected = expected_values(row, teacher * kept, student * kept, labels)[mask].mean()
+    assert float(row.make()(teacher, masked, **labels_for(row, labels))) == pytest.approx(expected, rel=1e-6)
+
+
+def test_survives_serialization_with_the_current_hyperparameters(row):
+    distillation_loss = row.make(weight=0.25, name="mine")
+    for variable in distillation_loss.hyperparameters().values():
+        variable.assign(float(variable) + 1.0)
+    restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(distillation_loss))
+    assert type(restored) is type(distillation_loss)
+    assert restored.get_config() == distillation_loss.get_config()
+    assert float(restored.weight) == 1.25
+    values = [float(one(*row.outputs, **labels_for(row))) for one in (restored, distillation_loss)]
+    assert values[0] == values[1]
+
+
+def test_is_named_after_its_class_unless_given_a_name(row):
+    snake_case = next(name for name, other in LOSSES.items() if other is row).split(" ")[0]
+    assert row.make().name == snake_case
+    assert row.make(name="mine").name == "mine"
+
+
+@pytest.mark.parametrize("weight", [-0.1, float("nan"), float("inf")])
+def test_refuses_a_weight_out_of_range(row, weight):
+    with pytest.raises(ValueError, match=r"weight must be >= 0.*got"):
+        row.make(weight=weight)
+
+
+def test_refuses_shapes_that_do_not_fit(row):
+    for shapes in row.refused:
+        with pytest.raises(ValueError, match=".*".join(re.escape(str(shape)) for shape in shapes)):
+            row.make()(*map(np.ones, shapes), **labels_for(row))
+
+
+def test_trains_inside_a_distiller_on_its_own_value(row):
+    """The value that `fit` logs before the first update is the formula's on the models' outputs."""
+    teacher, student = row.model(16), row.model(6)
+    distillation_loss = row.make(name="mine")
+    x = np.random.default_rng(0).normal(size=(12, 8)).astype("float32")
+    y = np.arange(12) % 5
+    layers = distillation_loss.teacher_layer, distillation_loss.student_layer
+    sides = zip((teacher, student), layers, strict=True)
+    outputs = (output_of(model, layer, row.part, x).astype("float64") for model, layer in sides)
+    expected = expected_values(row, *outputs, y).mean()
+    distiller = keras_kd.Distiller(teacher, student, distillation_loss)
+    distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    history = distiller.fit(x, y, batch_size=12, epochs=20, verbose=0).history["mine"]
+    assert history[0] == pytest.approx(expected, rel=1e-4)
+    assert history[-1] < history[0]
+
+
+# Published values -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", PUBLISHED)
+def test_equals_published_code(source):
+    """Values that published code gives in float64 on these logits and labels."""
+    make, expected = PUBLISHED[source]
+    distillation_loss, labels = make(), {"labels": LABELS} if make().needs_labels else {}
+    teacher, student = TEACHER.astype("float32"), STUDENT.astype("float32")
+    assert float(distillation_loss(teacher, student, **labels)) == pytest.approx(expected, rel=1e-6)
+
+
+def test_published_values_are_those_of_the_reference_file():
+    path = pathlib.Path(__file__).parents[2] / "shared" / "reference" / "losses.json"
+    if not path.exists():
+        pytest.skip("the file of reference values is not beside this checkout")
+
+    def numbers(node):
+        if isinstance(node, float):
+            yield node
+        elif isinstance(node, (dict, list)):
+            for child in node.values() if isinstance(node, dict) else node:
+                yield from numbers(child)
+
+    known = set(numbers(json.loads(path.read_text())["values"]))
+    assert {expected for _, expected in PUBLISHED.values()} <= known
+
+
+# SoftLabels -------------------------------------------------------------------------------------------------------
+
+
+def test_soft_labels_gradient_is_t_times_the_difference_of_the_distributions():
+    """∂L/∂student = T (q − p) / batch, by hand; float64 NumPy."""
+    temperature = 4.0
+    softmax = [np.exp(z / temperature) / np.exp(z / temperature).sum(-1, keepdims=True) for z in (TEACHER, STUDENT)]
+    _, gradient = values_and_gradient(keras_kd.losses.SoftLabels(temperature, dtype="float64"), TEACHER, STUDENT)
+    np.testing.assert_allclose(gradient, temperature * (softmax[1] - softmax[0]) / 4, atol=1e-12)
+
+
+def test_soft_labels_do_not_change_when_a_constant_is_added_to_the_logits():
+    distillation_loss = keras_kd.losses.SoftLabels(2.0)
+    shifted = distillation_loss(TEACHER + 7.0 * ROWS, STUDENT - 3.0 * ROWS)
+    assert float(shifted) == pytest.approx(float(distillation_loss(TEACHER, STUDENT)), rel=1e-5)
+
+
+def test_soft_labels_gradient_keeps_its_scale_when_the_temperature_changes():
+    """At high T the gradient tends to (student − teacher, centred) / (classes · batch): Hinton et al., equation 4."""
+    _, gradient = values_and_gradient(keras_kd.losses.SoftLabels(1e3, dtype="float64"), TEACHER, STUDENT)
+    centred = [z - z.mean(-1, keepdims=True) for z in (TEACHER, STUDENT)]
+    np.testing.assert_allclose(gradient, (centred[1] - centred[0]) / (5 * 4), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("temperature", [0, -1.0, float("nan"), float("inf")])
+def test_soft_labels_refuse_a_temperature_out_of_range(temperature):
+    with pytest.raises(ValueError, match=r"temperature must be > 0.*got .*2 to 8 is usual"):
+        keras_kd.losses.SoftLabels(temperature)
+
+
+@pytest.mark.parametrize("temperature", ["4", None, True, [4.0]])
+def test_soft_labels_refuse_a_temperature_that_is_no_number(temperature):
+    with pytest.raises(TypeError, match=r"temperature must be > 0 \(a number\), got"):
+        keras_kd.losses.SoftLabels(temperature)
+
+
+def test_soft_labels_refuse_a_single_class():
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        keras_kd.losses.SoftLabels()(TEACHER[:, :1], STUDENT[:, :1])
+
+
+@pytest.mark.parametrize("standardize", ["yes", 1, None])
+def test_soft_labels_refuse_a_standardize_that_is_no_bool(standardize):
+    with pytest.raises(TypeError, match="standardize must be True or False, got"):
+        keras_kd.losses.SoftLabels(standardize=standardize)
+
+
+# The others ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: keras_kd.losses.JensenShannon(beta=1.2), r"beta must be >= 0 and <= 1, got 1.2"),
+        (lambda: keras_kd.losses.SkewKL(alpha=-0.1), r"alpha must be >= 0 and <= 1, got -0.1"),
+        (lambda: keras_kd.losses.SkewReverseKL(alpha=2), r"alpha must be >= 0 and <= 1, got 2"),
+        (lambda: keras_kd.losses.DecoupledKD(beta=-1.0), r"beta must be >= 0, got -1.0"),
+        (lambda: keras_kd.losses.NormalizedKD(gamma=float("nan")), r"gamma must be >= 0, got nan"),
+        (lambda: keras_kd.losses.DIST(gamma=-0.5), r"gamma must be >= 0, got -0.5"),
+        (lambda: keras_kd.losses.BinarySoftLabels(temperature=0.0), r"temperature must be > 0, got 0.0"),
+        (lambda: keras_kd.losses.AttentionTransfer(p=0.5), r"p must be >= 1, got 0.5\. 2 is usual"),
+        (lambda: keras_kd.losses.RelationalKD(distance=-1), r"distance must be >= 0, got -1"),
+        (lambda: keras_kd.losses.RelationalKD(angle=float("nan")), r"angle must be >= 0, got nan"),
+        (lambda: keras_kd.losses.CorrelationCongruence(gamma=0.0), r"gamma must be > 0, got 0.0\. 0.4 is usual"),
+        (lambda: keras_kd.losses.CorrelationCongruence(order=0), r"order must be >= 1, got 0"),
+        (
+            lambda: keras_kd.losses.ContrastiveKD(temperature=0.0),
+            r"temperature must be > 0, got 0.0\. 0.05 to 0.5 is usual",
+        ),
+    ],
+)
+def test_arguments_out_of_range_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_skewed_divergences_end_where_they_should():
+    """α = 0: the plain divergence. α = 1: a distribution against itself."""
+    reverse = float(keras_kd.losses.ReverseKL()(TEACHER, STUDENT))
+    assert float(keras_kd.losses.SkewKL(alpha=0.0)(TEACHER, STUDENT)) == float(
+        keras_kd.losses.SoftLabels(1.0)(TEACHER, STUDENT)
+    )
+    assert float(keras_kd.losses.SkewReverseKL(alpha=0.0)(TEACHER, STUDENT)) == reverse
+    assert float(keras_kd.losses.SkewKL(alpha=1.0)(TEACHER, STUDENT)) == 0.0
+
+
+def test_skewed_divergence_is_bounded_by_minus_log_alpha():
+    far = np.array([[1e4, 0.0, -1e4]])
+    assert float(keras_kd.losses.SkewKL(alpha=0.1)(far, -far)) == pytest.approx(-np.log(0.1), rel=1e-6)
+
+
+@pytest.mark.parametrize("make", [keras_kd.losses.DecoupledKD, keras_kd.losses.NormalizedKD])
+def test_labels_may_be_integers_columns_or_one_hot(make):
+    values = {float(make()(TEACHER, STUDENT, labels=y)) for y in (LABELS, LABELS[:, None], np.eye(5)[LABELS])}
+    assert len(values) == 1
+
+
+@pytest.mark.parametrize("make", [keras_kd.losses.DecoupledKD, keras_kd.losses.NormalizedKD])
+def test_unlabelled_examples_are_passed_over(make):
+    labels = np.where(np.arange(4) == 2, -1, LABELS)
+    values = np.array(make(reduction=None)(TEACHER, STUDENT, labels=LABELS))
+    partly = np.array(make(reduction=None)(TEACHER, STUDENT, labels=labels))
+    np.testing.assert_array_equal(partly, np.where(np.arange(4) == 2, 0.0, values))
+
+
+@pytest.mark.parametrize("make", [keras_kd.losses.DecoupledKD, keras_kd.losses.NormalizedKD])
+def test_missing_labels_are_refused(make):
+    with pytest.raises(ValueError, match=r"needs labels, got none\. Pass labels="):
+        make()(TEACHER, STUDENT)
+    distiller = keras_kd.Distiller(dense_model(16, 5), dense_model(6, 5), make())
+    distiller.compile("sgd", None)
+    with pytest.raises(ValueError, match="needs labels, got none"):
+        distiller.fit(np.zeros((4, 8), "float32"), verbose=0)
+
+
+def headed(activation, width):
+    """A model whose output is `activation` of its logits, and a model of the logits."""
+    inputs = keras.Input((8,))
+    logits = keras.layers.Dense(3)(keras.layers.Dense(width, "relu")(inputs))
+    return keras.Model(inputs, keras.layers.Activation(activation)(logits)), keras.Model(inputs, logits)
+
+
+def test_binary_soft_labels_take_a_sigmoid_ending_for_what_it_is():
+    x = np.random.default_rng(0).normal(size=(12, 8)).astype("float32")
+    (teacher, teacher_logits), (student, student_logits) = headed("sigmoid", 16), headed("sigmoid", 4)
+    expected = binary_soft_labels(*(m.predict(x, verbose=0) for m in (teacher_logits, student_logits)), 2.0).mean()
+    distiller = keras_kd.Distiller(teacher, student, keras_kd.losses.BinarySoftLabels(temperature=2.0))
+    distiller.compile("sgd", "binary_crossentropy")
+    logs = distiller.fit(x, np.zeros((12, 3)), batch_size=12, verbose=0).history
+    assert logs["binary_soft_labels"][0] == pytest.approx(expected, rel=1e-4)
+
+
+def test_binary_soft_labels_refuse_a_softmax_ending():
+    with pytest.raises(ValueError, match=r"compares independent probabilities.*the teacher ends in softmax"):
+        keras_kd.Distiller(headed("softmax", 16)[0], headed("linear", 4)[0], keras_kd.losses.BinarySoftLabels())
+
+
+def test_logits_mse_serves_regression_heads_of_one_unit():
+    x = np.random.default_rng(0).normal(size=(12, 8)).astype("float32")
+    teacher, student = dense_model(16, 1), dense_model(4, 1)
+    expected = np.mean((teacher.predict(x, verbose=0) - student.predict(x, verbose=0)) ** 2)
+    distiller = keras_kd.Distiller(teacher, student, keras_kd.losses.LogitsMSE())
+    distiller.compile("sgd", "mse")
+    logs = distiller.fit(x, np.zeros((12, 1)), batch_size=12, verbose=0).history
+    assert logs["logits_mse"][0] == pytest.approx(expected, rel=1e-5)
