@@ -1,20 +1,29 @@
 """Distiller: one teacher pass, one student pass, one sum."""
 
+import contextlib
 import functools
+import zipfile
+import zlib
 
 import keras
 
-from keras_kd._checks import require_choice, require_model, require_number
+from keras_kd._checks import require_choice, require_model
+from keras_kd._hyperparameters import Hyperparameter, scalar_value
 from keras_kd._keras_private import functional_graph, random_states, symbolic_result
 from keras_kd.balancing import Balance
 from keras_kd.cache.fitting import cached
-from keras_kd.losses.base import scalar_value, scalar_variable
+from keras_kd.large_vocabulary.fusion import Fusion
 from keras_kd.losses.keras_losses import loss_list
 from keras_kd.outputs.pairing import Pairing
 from keras_kd.outputs.precomputed import PrecomputedBatch, PrecomputedTeacher, precomputed_spec
 from keras_kd.outputs.reader import output_names
 from keras_kd.steps import Step, data_checks
+from keras_kd.steps.loss_terms import Connection
 from keras_kd.steps.observers import Observers
+
+
+# What the steps are traced with.
+_FIXED = {"student", "distillation_losses", "balance", "fuse_logits", "projections"}
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -84,6 +93,9 @@ class Distiller(Step, keras.Model):
     (https://arxiv.org/abs/1503.02531).
     """
 
+    soft_weight = Hyperparameter(at_least=0.0)
+    hard_weight = Hyperparameter(at_least=0.0)
+
     def __init__(
         self,
         teacher,
@@ -98,21 +110,20 @@ class Distiller(Step, keras.Model):
     ):
         require_model(student, "student")
         super().__init__(name=name, dtype=student.dtype_policy, autocast=False)  # the student casts its own inputs
-        self.distillation_losses = loss_list(distillation_losses)
-        self.soft_weight = scalar_variable(require_number(soft_weight, "soft_weight", at_least=0.0), "soft_weight")
-        self.hard_weight = scalar_variable(require_number(hard_weight, "hard_weight", at_least=0.0), "hard_weight")
+        self.distillation_losses = tuple(loss_list(distillation_losses))
+        self.soft_weight = soft_weight
+        self.hard_weight = hard_weight
         self.balance = _built_balance(balance, self.distillation_losses)
         self.fuse_logits = require_choice(fuse_logits, "fuse_logits", [True, False, None])
-        self._loss_variables = [v for o in self.distillation_losses for v in o.hyperparameters().values()]
         self.projections = {}
         if teacher is not None:
-            _require_built_teacher(teacher)
+            require_built_teacher(teacher)
         _build_student(student, teacher)
         self.require_in_scope(student)
         self.student = student
         self.output_names = output_names(student) or None
-        self._live_pairing = Pairing(self.distillation_losses, student)
-        self._precomputed_pairing = None
+        self._live = Connection(Pairing(self.distillation_losses, student))
+        self._precomputed = None
         self._logged_hyperparameters = {"soft_weight": None}
         self._observers = Observers()
         self.hard_loss_tracker = keras.metrics.Mean(name="hard_loss")
@@ -120,61 +131,75 @@ class Distiller(Step, keras.Model):
         self.built = student.built
         if teacher is not None:
             self.teacher = teacher
+        for loss in self.distillation_losses:
+            loss.mark_in_use()
+        self._is_made = True
 
     # The teacher -------------------------------------------------------------------------------------------------
 
     @property
     def teacher(self):
         """The teacher, or None. Assign it after loading a saved distiller; it is checked against the student."""
-        return self._live_pairing.teacher
+        return self._live.pairing.teacher
 
     @teacher.setter
     def teacher(self, teacher):
-        _require_built_teacher(teacher)
-        self._live_pairing = self._checked_pairing(teacher)
+        require_built_teacher(teacher)
+        self._live = self._connected(teacher)
         self.train_function = self.test_function = None
 
     @property
     def learns_from_precomputed_outputs(self):
-        """Whether the data of the last `fit` brought the teacher's outputs along."""
-        return self._precomputed_pairing is not None
+        """Whether the data of the last `fit` held precomputed teacher outputs."""
+        return self._precomputed is not None
 
-    def pairing_of(self, x):
-        """The outputs of a batch, or of a spec of one: the live teacher's, or those that the batch brings along."""
-        if isinstance(x, PrecomputedBatch) and self._precomputed_pairing is None:
-            return self._pairing(PrecomputedTeacher(x))
-        precomputed = isinstance(x, PrecomputedBatch) or (
-            self.teacher is None and self._precomputed_pairing is not None
-        )
-        return self._precomputed_pairing if precomputed else self._live_pairing
+    def connection_of(self, x):
+        """The `Connection` for a batch, or for a spec of one: of precomputed outputs or of the live teacher."""
+        if isinstance(x, PrecomputedBatch) and self._precomputed is None:
+            return self._connected(PrecomputedTeacher(x))
+        is_precomputed = isinstance(x, PrecomputedBatch) or (self.teacher is None and self._precomputed is not None)
+        return self._precomputed if is_precomputed else self._live
 
-    def _pairing(self, teacher):
-        return Pairing(self.distillation_losses, self.student, teacher, fuse_logits=self.fuse_logits)
-
-    def _checked_pairing(self, teacher):
-        """The outputs of a teacher and of the student; makes the projections that the losses ask for."""
-        pairing = self._pairing(teacher)
-        widths = {}
+    def _connected(self, teacher):
+        """The `Connection` of a teacher and the student; makes the projections that the losses need."""
+        fusion = Fusion.wanted(self.fuse_logits, self.distillation_losses, self.student, teacher)
+        hooks = None if fusion is None else fusion.hooks()
+        pairing = Pairing(self.distillation_losses, self.student, teacher, hooks=hooks)
+        projections, widths = dict(self.projections), {}
         for loss, pair in pairing.symbolic_pairs():
-            self._fit_projection(loss, pair, widths)
-            loss.check_shapes(tuple(pair.teacher.shape), tuple(self.project(pair).shape))
-        return pairing
+            _fit_projection(loss, pair, projections, widths)
+            loss.check_shapes(tuple(pair.teacher.shape), tuple(_projected(pair, projections).shape))
+        if len(projections) > len(self.projections):
+            self._set_projections(projections)
+        connection = Connection(pairing, fusion)
+        if self.compiled:
+            self._choose_terms(connection)
+        return connection
 
     def __setattr__(self, name, value):
-        # Keras tracks, and so trains and saves, every layer that is set on a model: the teacher goes round it.
+        if name in _FIXED and self.__dict__.get("_is_made"):
+            raise AttributeError(
+                f"{name} of a distiller cannot be replaced, since its steps are traced with it. Make a new Distiller; "
+                f"what can be assigned is teacher, {', '.join(self.hyperparameters)}."
+            )
         if name == "teacher":
+            # Keras tracks, and so trains and saves, every layer that is set on a model: the teacher bypasses that.
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
 
+    def _set_projections(self, projections):
+        """Track them in the order of their names: the optimizer's state must not depend on the order of the losses."""
+        super().__setattr__("projections", dict(sorted(projections.items())))
+
     def __dir__(self):
-        # Keras saves what it finds in dir(model): the teacher is not ours to save.
-        return [name for name in super().__dir__() if name != "teacher"]
+        # Keras saves the layers that it finds in dir(model): no teacher, and the projections by name (see below).
+        return [name for name in super().__dir__() if name not in ("teacher", "projections")]
 
     # The student's face ------------------------------------------------------------------------------------------
 
     def call(self, inputs, training=None):
-        return self.student(self._live_pairing.inputs_of_student(inputs), training=training)
+        return self.student(self._live.pairing.inputs_of_student(inputs), training=training)
 
     def fit(self, x=None, y=None, *args, cache=None, **kwargs):
         """Train the student, as `keras.Model.fit` trains a model.
@@ -192,17 +217,31 @@ class Distiller(Step, keras.Model):
         Returns:
             The `History`.
         """
-        data_checks.require_batches(x)
-        data_checks.require_labels_in_range(self, y)
+        data_checks.require_usable(self, x, y, **kwargs)
         if cache is not None:
             x = cached(x, cache, self.teacher, self.student, self.distillation_losses)
         spec = precomputed_spec(x)
         if spec is None:
-            self._live_pairing.require_teacher()
-            self._precomputed_pairing = None
-        elif self._precomputed_pairing is None or self._precomputed_pairing.teacher.spec != spec:
-            self._precomputed_pairing = self._checked_pairing(PrecomputedTeacher(spec))
+            self._live.pairing.require_teacher()
+            self._precomputed = None
+        elif self._precomputed is None or self._precomputed.pairing.teacher.spec != spec:
+            self._precomputed = self._connected(PrecomputedTeacher(spec))
         return super().fit(x, y, *args, **kwargs)
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        data_checks.require_usable(self, x, y, **kwargs)
+        return super().evaluate(x, y, *args, **kwargs)
+
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(self, x, y=None, *args, **kwargs):
+        data_checks.require_usable(self, x, y, **kwargs)
+        return super().train_on_batch(x, y, *args, **kwargs)
+
+    @functools.wraps(keras.Model.test_on_batch)
+    def test_on_batch(self, x, y=None, *args, **kwargs):
+        data_checks.require_usable(self, x, y, **kwargs)
+        return super().test_on_batch(x, y, *args, **kwargs)
 
     @functools.wraps(keras.Model.export)
     def export(self, *args, **kwargs):
@@ -227,9 +266,8 @@ class Distiller(Step, keras.Model):
         return hyperparameters
 
     def project(self, pair):
-        """A pair's student output, behind its projection where it has one."""
-        projection = self.projections.get(pair.projection)
-        return pair.student if projection is None else projection(pair.student)
+        """A pair's student output, after its projection where it has one."""
+        return _projected(pair, self.projections)
 
     def log_hyperparameter(self, name):
         """Show a hyperparameter in the logs of each epoch, beside `soft_weight`, which is always there."""
@@ -247,27 +285,6 @@ class Distiller(Step, keras.Model):
         factors = keras.ops.convert_to_numpy(self.balance.current())
         return logs | {f"{n}_balance": float(f) for n, f in zip(self.balance.loss_names, factors, strict=True)}
 
-    def _fit_projection(self, loss, pair, widths):
-        """Make the projection that a loss asks for, unless there is one already.
-
-        Args:
-            widths: `{name of a projection: (features of the teacher, of the student)}`, of the pairs so far.
-        """
-        teacher_shape, student_shape = tuple(pair.teacher.shape), tuple(pair.student.shape)
-        if pair.projection not in self.projections:
-            projection = loss.make_projection(teacher_shape, student_shape)
-            if projection is None:
-                return
-            projection.build(student_shape)
-            self.projections[pair.projection] = projection
-        made_for = widths.setdefault(pair.projection, (teacher_shape[-1], student_shape[-1]))
-        if made_for != (teacher_shape[-1], student_shape[-1]):
-            raise ValueError(
-                f"{loss.name} has one projection, from {made_for[1]} features to {made_for[0]}, but one of its "
-                f"pairs has {student_shape} in the student and {teacher_shape} in the teacher. Take one loss for "
-                "each width, each with its own name=."
-            )
-
     # Saving ------------------------------------------------------------------------------------------------------
 
     def get_config(self):
@@ -279,23 +296,46 @@ class Distiller(Step, keras.Model):
             "hard_weight": scalar_value(self.hard_weight),
             "balance": self.balance and keras.saving.serialize_keras_object(self.balance),
             "fuse_logits": self.fuse_logits,
-            "teaches_itself": self._live_pairing.of_itself,
+            "teaches_itself": self._live.pairing.is_self_taught,
             "projections": {
                 name: keras.saving.serialize_keras_object(layer) for name, layer in self.projections.items()
             },
         }
 
     def save_own_variables(self, store):
-        for index, variable in enumerate(self._own_state()):
-            store[str(index)] = variable.numpy()
+        for name, variable in self._own_state().items():
+            store[name] = variable.numpy()
 
     def load_own_variables(self, store):
-        for index, variable in enumerate(self._own_state()):
-            variable.assign(store[str(index)])
+        state, stored = self._own_state(), set(store.keys())
+        if set(state) != stored:
+            raise ValueError(
+                "the file was saved by a distiller with other losses, projections or random layers: only the file has "
+                f"{sorted(stored - set(state))}, only this distiller has {sorted(set(state) - stored)}. Make the "
+                "distiller as the saved one was, or load it with keras_kd.load_distiller."
+            )
+        for name, variable in state.items():
+            variable.assign(store[name])
 
     def _own_state(self):
-        """What is saved beside the student, the optimizer and the projections: the hyperparameters, and where Dropout stands."""
-        return [*self.hyperparameters.values(), *random_states(self.student)]
+        """What is saved besides student and optimizer, by name: hyperparameters, projections, Dropout's random states."""
+        projections = {
+            f"projection.{name}.{variable.name}": variable
+            for name, layer in self.projections.items()
+            for variable in layer.weights
+        }
+        states = {f"random_state.{index}": state for index, state in enumerate(random_states(self.student))}
+        return self.hyperparameters | projections | states
+
+    def save(self, filepath, *args, **kwargs):
+        """Save the distiller, without its teacher, as a `.keras` file: see `load_distiller`."""
+        data_checks.require_keras_file(filepath)
+        return super().save(filepath, *args, **kwargs)
+
+    def load_weights(self, filepath, *args, **kwargs):
+        """Load weights that `save_weights` or a backup wrote; a damaged file is named."""
+        with naming_damaged_file(filepath):
+            return super().load_weights(filepath, *args, **kwargs)
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
@@ -307,7 +347,7 @@ class Distiller(Step, keras.Model):
         distillation_losses = [deserialize(o, custom_objects=custom_objects) for o in config.pop("losses")]
         config["balance"] = config["balance"] and deserialize(config["balance"], custom_objects=custom_objects)
         distiller = cls(student if teaches_itself else None, student, distillation_losses, **config)
-        distiller.projections = {name: deserialize(layer) for name, layer in projections.items()}
+        distiller._set_projections({name: deserialize(layer) for name, layer in projections.items()})
         return distiller
 
 
@@ -326,7 +366,8 @@ def load_distiller(path, teacher=None, *, custom_objects=None):
         TypeError: The file holds another kind of model.
         ValueError: The teacher does not fit the student.
     """
-    distiller = keras.saving.load_model(path, custom_objects=custom_objects)
+    with naming_damaged_file(path):
+        distiller = keras.saving.load_model(path, custom_objects=custom_objects)
     if not isinstance(distiller, Distiller):
         raise TypeError(f"path must hold a saved Distiller, but {path} holds a {type(distiller).__name__}.")
     if teacher is not None:
@@ -345,12 +386,55 @@ def _built_balance(balance, distillation_losses):
     return balance
 
 
-def _require_built_teacher(teacher):
+def _fit_projection(loss, pair, projections, widths):
+    """Add the projection that a loss needs to `projections`, unless it is there already.
+
+    Args:
+        widths: `{name of a projection: (features of the teacher, of the student)}`, of the pairs so far.
+    """
+    teacher_shape, student_shape = tuple(pair.teacher.shape), tuple(pair.student.shape)
+    if pair.projection not in projections:
+        projection = loss.make_projection(teacher_shape, student_shape)
+        if projection is None:
+            return
+        projection.build(student_shape)
+        projections[pair.projection] = projection
+    made_for = widths.setdefault(pair.projection, (teacher_shape[-1], student_shape[-1]))
+    if made_for != (teacher_shape[-1], student_shape[-1]):
+        raise ValueError(
+            f"{loss.name} has one projection, from {made_for[1]} features to {made_for[0]}, but one of its pairs has "
+            f"{student_shape} in the student and {teacher_shape} in the teacher. Use one loss for each width, each with "
+            "its own name=."
+        )
+
+
+def _projected(pair, projections):
+    projection = projections.get(pair.projection)
+    return pair.student if projection is None else projection(pair.student)
+
+
+def require_built_teacher(teacher):
+    """Return `teacher` if it is a built `keras.Model`, else raise."""
     if not require_model(teacher, "teacher").built:
         raise ValueError(
             f"teacher {teacher.name!r} is not built, so it holds no trained weights. Call it once on a batch, or give "
             "it a keras.Input, and load its weights first."
         )
+    return teacher
+
+
+@contextlib.contextmanager
+def naming_damaged_file(path):
+    """Raise ValueError that names the file where what is read from it is no archive or no HDF5."""
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, OSError, KeyError, EOFError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(
+            f"{str(path)!r} is damaged or is no such file ({type(error).__name__}: {error}). Save it again, or restore "
+            "an earlier copy."
+        ) from error
 
 
 def _build_student(student, teacher):

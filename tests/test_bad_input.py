@@ -157,7 +157,7 @@ def test_a_missing_teacher_is_refused_and_can_still_be_handed_in(data):
     distiller.compile("adam", crossentropy())
     assert distiller.evaluate(*data, verbose=0) > 0
     with pytest.raises(
-        ValueError, match=r"the distiller has no teacher. Hand it in before fit, distiller.teacher = te"
+        ValueError, match=r"the distiller has no teacher. Assign it before fit, distiller.teacher = te"
     ):
         distiller.fit(*data, verbose=0)
     distiller.teacher = dense_model(9, 3)

@@ -276,8 +276,8 @@ def hyperparameters():
 
     distiller = distiller_of(dense_model(32, 3), dense_model(8, 3))
     traces = []
-    reader = distiller._live_pairing.read_student
-    distiller._live_pairing.read_student = lambda *args, **options: traces.append(1) or reader(*args, **options)
+    reader = distiller._live.pairing.read_student
+    distiller._live.pairing.read_student = lambda *args, **options: traces.append(1) or reader(*args, **options)
     x, y = examples(32)
     logs = distiller.fit(x, y, batch_size=16, epochs=3, verbose=0, callbacks=[Turn()]).history
     return {"traces": len(traces), "soft_weight": logs["soft_weight"], "loss": logs["loss"]}
@@ -420,8 +420,8 @@ def evaluation():
     """How often the teacher runs in `evaluate`, and what `predict` gives beside the student's own."""
     distiller = distiller_of(dense_model(32, 3), dense_model(8, 3))
     runs = []
-    reader = distiller._live_pairing.read_teacher
-    distiller._live_pairing.read_teacher = lambda x: runs.append(1) or reader(x)
+    reader = distiller._live.pairing.read_teacher
+    distiller._live.pairing.read_teacher = lambda x: runs.append(1) or reader(x)
     x, y = examples()
     distiller.evaluate(x, y, verbose=0)
     difference = distiller.predict(x, verbose=0) - distiller.student.predict(x, verbose=0)

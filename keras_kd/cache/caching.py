@@ -11,7 +11,8 @@ from keras_kd.cache.keys import Key
 from keras_kd.cache.progress_bar import shown_progress
 from keras_kd.cache.sources import ArraySource, TeacherSource
 from keras_kd.cache.stored import TeacherCache, plain, require_batches, teacher_setting
-from keras_kd.losses.base import TemperatureLoss, scalar_value
+from keras_kd._hyperparameters import scalar_value
+from keras_kd.losses.base import TemperatureLoss
 
 SHARD_BYTES = 2**26
 

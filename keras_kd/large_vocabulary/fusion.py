@@ -67,10 +67,9 @@ class Fusion:
                 raise ValueError(refusal(error)) from None
             return None
 
-    def hooks(self, side):
-        """The `Hook`s that are read for it on the "teacher" or the "student"."""
-        last = self.student if side == "student" else self.teacher
-        return () if last is None else (last.hook,)
+    def hooks(self):
+        """The `Hook`s on the inputs of the last layers: `{"teacher": (Hook,) or (), "student": (Hook,)}`."""
+        return {"teacher": () if self.teacher is None else (self.teacher.hook,), "student": (self.student.hook,)}
 
     def without_logits(self, outputs, x):
         """The teacher's `ModelOutputs` for a batch, with nothing of the size of its logits."""

@@ -6,7 +6,7 @@ import tensorflow as tf
 
 from keras_kd._checks import require_choice, require_count
 from keras_kd.deploy.runtimes import SavedModelRuntime, open_runtime
-from keras_kd.outputs.reader import logits_of
+from keras_kd.outputs.endings import logits_of
 
 _GIVES = ["logits", "probabilities"]
 _LEAST_SUM, _LARGEST_SUM = 0.99, 1.01  # of probabilities, which may come in half precision

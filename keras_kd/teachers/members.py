@@ -8,7 +8,8 @@ from keras_kd._checks import require_model
 from keras_kd._keras_private import functional_graph
 from keras_kd._quiet import first_line
 from keras_kd.outputs.model_inputs import input_names, input_specs
-from keras_kd.outputs.reader import OutputReader, output_activations, output_names
+from keras_kd.outputs.endings import output_activations
+from keras_kd.outputs.reader import OutputReader, output_names
 
 _MAKE_FUNCTIONAL = "Make it functional: inputs = keras.Input(shape, name=...); keras.Model(inputs, teacher(inputs))."
 
@@ -57,7 +58,7 @@ class Member(keras.layers.Layer):
         tensors = keras.tree.flatten(outputs.prediction)
         endings = self.endings or ["unknown"] * len(tensors)
         undoes = [ending if ending in ("softmax", "sigmoid") else None for ending in endings]
-        undone = [self._reader.outputs(outputs, i, undo=undo)[0] for i, undo in enumerate(undoes)]
+        undone = [self._reader.select(outputs, i, undo=undo)[0] for i, undo in enumerate(undoes)]
         return [ops.cast(tensor, "float32") for tensor in undone]
 
     def get_config(self):

@@ -14,7 +14,7 @@ import tensorflow as tf
 from keras_kd import fingerprint
 from keras_kd._checks import require_model
 from keras_kd.distiller import Distiller
-from keras_kd.losses.base import scalar_value
+from keras_kd._hyperparameters import scalar_value
 from keras_kd.tuning.record import Trial, finite_or_none
 from keras_kd.tuning.space import LEARNING_RATE
 
