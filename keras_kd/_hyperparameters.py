@@ -34,9 +34,6 @@ class Hyperparameter:
 
     def __set__(self, instance, value):
         current = instance.__dict__.get(self._name)
-        if current is None and isinstance(value, keras.Variable):  # shared with a wrapped loss
-            instance.__dict__[self._name] = value
-            return
         if isinstance(value, keras.Variable):
             value = scalar_value(value)
         value = require_number(value, self._name, hint=self._hint, **self._bounds)

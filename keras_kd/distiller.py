@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import os
 import zipfile
 import zlib
 
@@ -426,6 +427,8 @@ def require_built_teacher(teacher):
 @contextlib.contextmanager
 def naming_damaged_file(path):
     """Raise ValueError that names the file where what is read from it is no archive or no HDF5."""
+    if str(path).endswith(".keras") and os.path.isfile(path) and not zipfile.is_zipfile(path):
+        raise ValueError(f"{str(path)!r} is damaged: it is no zip archive. Save it again, or restore an earlier copy.")
     try:
         yield
     except (zipfile.BadZipFile, zlib.error, OSError, KeyError, EOFError) as error:

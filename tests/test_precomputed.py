@@ -125,7 +125,9 @@ def test_outputs_that_do_not_fit_are_refused_before_anything_is_learnt(data):
     distiller = distiller_of(None, student, keras_kd.losses.Hint("hidden_1", "hidden_0"))
     with pytest.raises(ValueError, match=r"teacher_layer='hidden_1' is not among the precomputed outputs"):
         distiller.fit(brought(teacher, x, y, ["hidden_0"]), verbose=0)
-    with pytest.raises(ValueError, match=r"has no teacher. Assign it before fit.* or give fit a dataset with precomputed"):
+    with pytest.raises(
+        ValueError, match=r"has no teacher. Assign it before fit.* or give fit a dataset with precomputed"
+    ):
         distiller_of(None, student).fit(x, y, verbose=0)
 
 

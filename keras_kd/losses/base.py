@@ -78,7 +78,7 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
         self.weight = weight
 
     def __setattr__(self, name, value):
-        if self.__dict__.get("_is_in_use") and name not in self.hyperparameters() and name in self.get_config():
+        if name in self.__dict__.get("_fixed", ()):
             raise AttributeError(
                 f"{name} of {self.name!r} cannot be changed once the loss is part of a distiller, whose steps are traced "
                 f"with it; what can be changed is {sorted(self.hyperparameters())}. Make a new loss and a new distiller."
@@ -87,7 +87,7 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
 
     def mark_in_use(self):
         """From here on only the hyperparameters can be assigned: called by the distiller that the loss is part of."""
-        self._is_in_use = True
+        self._fixed = frozenset(self.get_config()) - set(self.hyperparameters())
 
     # What keras.distillation.Distiller asks of a loss: any loss without labels works there as well.
 
@@ -295,9 +295,24 @@ class DistillationLossWrapper(DistillationLoss):
             dtype=loss.dtype,
         )
         self.loss = loss
-        self.weight = loss.weight
+        self.__dict__["weight"] = loss.weight  # the same variable
         self.undoes, self.parts, self.shares_projection = loss.undoes, loss.parts, loss.shares_projection
         self.needs_labels, self.language_key = loss.needs_labels, loss.language_key
+
+    @property
+    def temperature(self):
+        """The wrapped loss's temperature, which may be assigned; AttributeError if it has none."""
+        return self.loss.temperature
+
+    @temperature.setter
+    def temperature(self, value):
+        if "temperature" not in self.hyperparameters():
+            raise AttributeError(f"{self.name!r} has no temperature: it wraps a {type(self.loss).__name__}.")
+        self.loss.temperature = value
+
+    def mark_in_use(self):
+        self.loss.mark_in_use()
+        super().mark_in_use()
 
     def hyperparameters(self):
         return self.loss.hyperparameters()

@@ -113,6 +113,19 @@ class Pairing:
             return teacher
         return [teacher[names[0].index(name)] for name in names[1]]
 
+    def outputs_of_unknown_ending(self, teacher_outputs, student_outputs):
+        """`(name of the loss, side, tensors)` of the outputs that a loss takes for logits without knowing their ending."""
+        sides = {"teacher": (self._teacher_reader, teacher_outputs), "student": (self._student_reader, student_outputs)}
+        for loss in self.distillation_losses:
+            for side, (reader, outputs) in sides.items():
+                if loss.undoes != "softmax" or loss.layers_of(side) or outputs.prediction is None:
+                    continue
+                activations = reader.activations(outputs, loss.output_of(side))
+                tensors = reader.select(outputs, loss.output_of(side)) if activations else []
+                unknown = [one for one, activation in zip(tensors, activations, strict=True) if activation == "unknown"]
+                if unknown:
+                    yield loss.name, side, unknown
+
     def logits(self, teacher_outputs, student_outputs):
         """The logits of teacher and student, for metrics that compare them."""
         teacher = self._teacher_reader.select(teacher_outputs, undo="softmax")

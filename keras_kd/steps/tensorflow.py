@@ -11,6 +11,7 @@ from keras_kd.outputs.precomputed import without_teacher_outputs
 from keras_kd.steps import data_checks, fused_step, guards, replicas
 from keras_kd.steps.common import Batch, CommonStep
 from keras_kd.steps.loss_terms import LossTerms
+from keras_kd.steps.probability_check import ProbabilityCheck
 
 
 class TensorFlowStep(CommonStep):
@@ -36,6 +37,7 @@ class TensorFlowStep(CommonStep):
         with tf.GradientTape(persistent=self.balance is not None and self.balance.needs_gradients) as tape:
             student = terms.pairing.read_student(batch.x, training=True)
             teacher = student.detached() if teacher is None else teacher
+            self._probability_check.take(terms.pairing, teacher, student)
             batch = batch._replace(y=self._sound_labels(batch.y, student.prediction))
             hard_loss, soft_losses, total = terms.training(teacher, student, batch, tape)
             loss = total + self.regularization(batch.x)
@@ -108,6 +110,8 @@ class TensorFlowStep(CommonStep):
         if self.balance is not None:
             self.balance.require_supported(self.distribute_strategy.num_replicas_in_sync, self.jit_compile)
         self._note = guards.Note()
+        with self.distribute_strategy.scope():
+            self._probability_check = ProbabilityCheck()
         self._first_labels = False
 
     def make_train_function(self, force=False):
@@ -119,9 +123,12 @@ class TensorFlowStep(CommonStep):
             warnings.warn("jit_compile is turned off: XLA cannot compile a layer of the teacher.", stacklevel=2)
             self.jit_compile = False
         super().make_train_function(force=True)
-        self.train_function = guards.raising_value_errors(
-            self.train_function, self._note.explain if self.jit_compile else lambda: None
-        )
+        self.train_function = guards.raising_value_errors(self.train_function, self._after_step)
+
+    def _after_step(self):
+        if self.jit_compile:
+            self._note.explain()
+        self._probability_check.warn()
 
     def make_test_function(self, force=False):
         super().make_test_function(force or self._first_labels)
