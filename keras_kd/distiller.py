@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import inspect
 import os
 import zipfile
 import zlib
@@ -22,63 +23,73 @@ from keras_kd.steps import Step, data_checks
 from keras_kd.steps.loss_terms import Connection
 from keras_kd.steps.observers import Observers
 
-
 # What the steps are traced with.
 _FIXED = {"student", "distillation_losses", "balance", "fuse_logits", "projections"}
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class Distiller(Step, keras.Model):
-    """Trains a student on labels and on what a teacher says: `L = hard_weight · L_raw + soft_weight · Σ wᵢ Lᵢ`.
+    """Trains a student on labels and on its teacher's outputs: `L = hard_weight · L_raw + soft_weight · Σ wᵢ Lᵢ`.
 
-    `L_raw` is the loss given to `compile`, on the labels; each `Lᵢ` is a loss, for instance `SoftLabels`; wᵢ is
-    the loss's weight; `soft_weight` is the λ of the formula. Regularization losses of the student are added.
-    A step runs the teacher once, in inference mode and outside the gradient tape, and the student once.
+    `L_raw` is the loss of `compile`, on the labels; each `Lᵢ` is a distillation loss, `keras_kd.losses.SoftLabels` for
+    instance, and wᵢ its weight; `soft_weight` is the λ of the formula. The student's regularization losses are added.
+    Each step runs the teacher once, in inference mode and outside the gradient tape, and the student once.
 
-    Everything else is the student's: `distiller(x)`, `predict` and `evaluate` give what the student alone gives,
-    `export` exports it, and `evaluate` never runs the teacher. The teacher comes out as it went in: weights,
-    `trainable` flags and BatchNorm statistics. It is no part of the distiller's weights, checkpoints, copies or saved
-    file; after `keras.saving.load_model(path)`, hand it in again: `distiller.teacher = teacher`.
+    Everything else is the student's: `distiller(x)`, `predict`, `evaluate` and `export` are those of the student alone,
+    and `evaluate` does not run the teacher. The teacher is never changed: neither its weights nor its `trainable` flags
+    nor its BatchNormalization statistics. It is no part of the distiller's weights, checkpoints, copies or saved file:
+    see `keras_kd.load_distiller`.
 
-    Works as `keras.Model.fit` does: sample and class weights, masks, several outputs, dict inputs, metrics,
-    `steps_per_execution`, `jit_compile`, gradient accumulation, mixed precision, `tf.distribute` strategies.
-    Unlabelled data: compile with `loss=None`, or leave `y` out; for partly labelled data, give the unlabelled
-    examples label -1 and `loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)`.
+    `fit` works as `keras.Model.fit` does: sample and class weights, masks, several outputs, dict inputs, metrics,
+    `steps_per_execution`, `jit_compile`, gradient accumulation, mixed precision, `tf.distribute` strategies. For
+    unlabelled data, compile with `loss=None` or leave `y` out. For partly labelled data, give unlabelled examples the
+    label -1 and compile with `keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)`.
 
-    The logs of `fit` show `loss` (L), `hard_loss` (L_raw), each loss under its own name (Lᵢ, without its
-    weight) and, at the end of an epoch, `soft_weight`. Those of `evaluate` show `loss`, which is the student's own
+    The logs of `fit` hold `loss` (L), `hard_loss` (L_raw), each distillation loss under its name (Lᵢ, without its
+    weight) and, at the end of an epoch, `soft_weight`. Those of `evaluate` hold `loss`, which is the student's own
     (L_raw and regularization), and the metrics.
 
-    Probabilities taken for logits are the commonest mistake: where an output is known to end in softmax, losses
-    over distributions take its log, which gives the same softened distributions. It is known of functional and
-    sequential models, from the last layer or activation; subclassed models must give logits, and so must a model that
-    hides its softmax in a `Lambda`. An output that ends in sigmoid, or in a softmax over another axis than the last, is
-    refused.
+    Losses over distributions need logits. Where an output is known to end in softmax, they take its log, which gives
+    the same softened distributions. The ending is known for functional and sequential models; a subclassed model, or
+    one that hides its softmax in a `Lambda`, must give logits, and there is a warning if its first batch looks like
+    probabilities. Outputs that end in sigmoid, or in a softmax over another axis than the last, are refused.
+
+    Outputs are paired by name where both models have the same names, else by position. Tokens that are padding stay out
+    of every loss over tokens: by the Keras mask, by an input called `padding_mask`, as KerasHub's models have it, or by
+    the mask that the self-attention got.
+
+    `soft_weight`, `hard_weight` and the weights and temperatures of the losses may be assigned at any time,
+    `distiller.soft_weight = 0.5`, without a new trace. They are no weights of the model, so that early stopping with
+    `restore_best_weights=True` leaves them alone; files and checkpoints hold them.
 
     Args:
-        teacher: A built `keras.Model`, or None to hand it in before `fit`: `distiller.teacher = teacher`. Teacher and
-            student get the same `x`; of a dict, each model reads the entries that have the names of its inputs. The
-            student itself, where an output of it teaches another: see `teacher_output` of `DistillationLoss`.
-        student: A `keras.Model`, the one that is trained. If it is not built yet, it is built for the teacher's input.
-        losses: An `DistillationLoss` or a list of them; `SoftLabels()` if not given. A `keras.losses.Loss` or a
-            `keras.distillation.DistillationLoss` will do as well: see `KerasLoss`.
-        soft_weight: λ ≥ 0, kept in the variable `distiller.soft_weight`, which callbacks may change without retracing.
-        hard_weight: Factor ≥ 0 of `L_raw`, kept in the variable `distiller.hard_weight`.
+        teacher: A built `keras.Model`; `keras_kd.teachers` makes one of other things. None to assign it before `fit`,
+            `distiller.teacher = teacher`, or for data with precomputed outputs. Teacher and student get the same `x`;
+            of a dict, each model reads the entries that have the names of its inputs. The student itself, where one of
+            its outputs teaches another: see `teacher_output` of `keras_kd.losses.DistillationLoss`.
+        student: The `keras.Model` to train. If it is not built yet, it is built for the teacher's input.
+        distillation_losses: A `keras_kd.losses.DistillationLoss` or a list of them; `SoftLabels()` by default. A
+            `keras.losses.Loss` or a `keras.distillation.DistillationLoss` works as well: see
+            `keras_kd.losses.KerasLoss`.
+        soft_weight: λ ≥ 0.
+        hard_weight: Factor ≥ 0 of `L_raw`.
         balance: `UncertaintyBalance()` or `GradientNormBalance()`, which find a further factor for each loss while
-            training; None: no such factors.
-        fuse_logits: Whether soft labels (or what else goes token by token) and the cross-entropy are computed from the
-            last layers' inputs, without the logits, which for a large vocabulary are most of a step's memory. Both
-            models have to be functional, with one output from a `Dense` or a `ReversibleEmbedding`; `compile` has to
-            have no metrics, and the loss `SparseCategoricalCrossentropy(from_logits=True)` or None. True: always, or
-            a ValueError says why not; False: never; None: where it can be had and there are 16,384 classes or more.
+            training; None for no such factors.
+        fuse_logits: Whether losses that go token by token, and the cross-entropy, are computed from the inputs of the
+            last layers, without the logits, which for a large vocabulary are most of a step's memory. Both models must
+            be functional, with one output from a `Dense` or a `ReversibleEmbedding`; `compile` must have no metrics,
+            and the loss `SparseCategoricalCrossentropy(from_logits=True)` or None. True: always, or a ValueError gives
+            the reason; False: never; None: where it is possible and there are 16,384 classes or more.
         name: Name of the model.
 
     Raises:
-        TypeError: teacher or student is not a `keras.Model`, a loss is not an `DistillationLoss`, a weight not a number.
+        TypeError: Teacher or student is no `keras.Model`, a loss no `DistillationLoss`, a weight no number; labels are
+            no numbers.
         ValueError: A model is unbuilt and cannot be built; class counts or other shapes do not fit; an unknown layer;
             a negative weight; a student made outside the active `tf.distribute` scope; two losses of one name.
-            `fit` raises it for an empty dataset, labels out of range, a teacher that shares trainable weights with the
-            student, and a batch on which the teacher gives NaN or infinite values.
+            `fit` raises it for an empty dataset, labels out of range, weights without labels, a list of batches, a
+            teacher that shares trainable weights with the student, and a batch on which the teacher gives NaN or
+            infinite values.
 
     Example:
 
@@ -197,28 +208,27 @@ class Distiller(Step, keras.Model):
         # Keras saves the layers that it finds in dir(model): no teacher, and the projections by name (see below).
         return [name for name in super().__dir__() if name not in ("teacher", "projections")]
 
-    # The student's face ------------------------------------------------------------------------------------------
+    # As the student -------------------------------------------------------------------------------------------
 
     def call(self, inputs, training=None):
-        return self.student(self._live.pairing.inputs_of_student(inputs), training=training)
+        return self.student(self._live.pairing.student_inputs(inputs), training=training)
 
     def fit(self, x=None, y=None, *args, cache=None, **kwargs):
         """Train the student, as `keras.Model.fit` trains a model.
 
         Args:
-            x, y, args, kwargs: As of `keras.Model.fit`. `x` may be a dataset whose batches bring the teacher's outputs
-                along: see `keras_kd.cache_teacher_outputs`.
-            cache: A folder, in which the teacher's outputs are kept for a dataset `x`: the first epoch runs the teacher
-                and stores what it says, later ones, also of later calls, read that. Numbers do not depend on which of
-                the two happens: the step gets what a later epoch will read. Examples go by their content, so augment
-                behind `cache_teacher_outputs` instead, or give ids: `cache={"path": folder, "key": "id", "top_k": 50}`, whose
-                further entries are arguments of `cache_teacher_outputs`. With a finished cache no teacher is needed; those
-                entries are then compared with how it was stored.
+            x, y, args, kwargs: As in `keras.Model.fit`. `x` may also be a dataset of `keras_kd.PrecomputedBatch`es: see
+                `keras_kd.cache_teacher_outputs`.
+            cache: A folder for the teacher's outputs on the dataset `x`. If it holds none yet, the teacher runs over
+                `x` once and stores them; then, and in later calls, the student learns from the folder. Examples are
+                found by their content; give augmented data ids, `cache={"path": folder, "key": "id", "top_k": 50}`,
+                whose further entries are arguments of `keras_kd.cache_teacher_outputs`. With a finished cache no
+                teacher is needed; those entries are then compared with how it was stored.
 
         Returns:
             The `History`.
         """
-        data_checks.require_usable(self, x, y, **kwargs)
+        data_checks.require_usable(self, x, y, _arguments("fit", x, y, args, kwargs))
         if cache is not None:
             x = cached(x, cache, self.teacher, self.student, self.distillation_losses)
         spec = precomputed_spec(x)
@@ -231,17 +241,17 @@ class Distiller(Step, keras.Model):
 
     @functools.wraps(keras.Model.evaluate)
     def evaluate(self, x=None, y=None, *args, **kwargs):
-        data_checks.require_usable(self, x, y, **kwargs)
+        data_checks.require_usable(self, x, y, _arguments("evaluate", x, y, args, kwargs))
         return super().evaluate(x, y, *args, **kwargs)
 
     @functools.wraps(keras.Model.train_on_batch)
     def train_on_batch(self, x, y=None, *args, **kwargs):
-        data_checks.require_usable(self, x, y, **kwargs)
+        data_checks.require_usable(self, x, y, _arguments("train_on_batch", x, y, args, kwargs))
         return super().train_on_batch(x, y, *args, **kwargs)
 
     @functools.wraps(keras.Model.test_on_batch)
     def test_on_batch(self, x, y=None, *args, **kwargs):
-        data_checks.require_usable(self, x, y, **kwargs)
+        data_checks.require_usable(self, x, y, _arguments("test_on_batch", x, y, args, kwargs))
         return super().test_on_batch(x, y, *args, **kwargs)
 
     @functools.wraps(keras.Model.export)
@@ -253,7 +263,7 @@ class Distiller(Step, keras.Model):
             self.student.build(input_shape)
         self.built = True
 
-    # Knobs, outputs and losses -----------------------------------------------------------------------------------
+    # Hyperparameters and projections --------------------------------------------------------------------------------
 
     @property
     def hyperparameters(self):
@@ -274,7 +284,7 @@ class Distiller(Step, keras.Model):
         """Show a hyperparameter in the logs of each epoch, beside `soft_weight`, which is always there."""
         if name not in self.hyperparameters:
             raise ValueError(
-                f"{name!r} is not a hyperparameter of this distiller; its hyperparameters are {sorted(self.hyperparameters)}."
+                f"{name!r} is no hyperparameter of this distiller, which has {sorted(self.hyperparameters)}."
             )
         self._logged_hyperparameters = dict.fromkeys([*self._logged_hyperparameters, name])
 
@@ -292,7 +302,7 @@ class Distiller(Step, keras.Model):
         return {
             "name": self.name,
             "student": keras.saving.serialize_keras_object(self.student),
-            "losses": [keras.saving.serialize_keras_object(loss) for loss in self.distillation_losses],
+            "distillation_losses": [keras.saving.serialize_keras_object(loss) for loss in self.distillation_losses],
             "soft_weight": scalar_value(self.soft_weight),
             "hard_weight": scalar_value(self.hard_weight),
             "balance": self.balance and keras.saving.serialize_keras_object(self.balance),
@@ -319,7 +329,7 @@ class Distiller(Step, keras.Model):
             variable.assign(store[name])
 
     def _own_state(self):
-        """What is saved besides student and optimizer, by name: hyperparameters, projections, Dropout's random states."""
+        """What is saved besides student and optimizer, by name: hyperparameters, projections, random states."""
         projections = {
             f"projection.{name}.{variable.name}": variable
             for name, layer in self.projections.items()
@@ -345,7 +355,7 @@ class Distiller(Step, keras.Model):
         projections, teaches_itself = config.pop("projections"), config.pop("teaches_itself")
         deserialize = keras.saving.deserialize_keras_object
         student = deserialize(config.pop("student"), custom_objects=custom_objects)
-        distillation_losses = [deserialize(o, custom_objects=custom_objects) for o in config.pop("losses")]
+        distillation_losses = [deserialize(o, custom_objects=custom_objects) for o in config.pop("distillation_losses")]
         config["balance"] = config["balance"] and deserialize(config["balance"], custom_objects=custom_objects)
         distiller = cls(student if teaches_itself else None, student, distillation_losses, **config)
         distiller._set_projections({name: deserialize(layer) for name, layer in projections.items()})
@@ -353,19 +363,19 @@ class Distiller(Step, keras.Model):
 
 
 def load_distiller(path, teacher=None, *, custom_objects=None):
-    """Load a distiller that `distiller.save(path)` wrote, and hand it its teacher again.
+    """Load a distiller that `distiller.save(path)` wrote, and give it its teacher again.
 
     `fit` then goes on where it stopped: student, optimizer, λ, temperatures and step are as saved.
 
     Args:
         path: A `.keras` file.
         teacher: The teacher, a built `keras.Model`; the file does not hold it. Leave it out for a model that teaches
-            itself, or to hand it in later: `distiller.teacher = teacher`.
+            itself, or to assign it later: `distiller.teacher = teacher`.
         custom_objects: As in `keras.saving.load_model`, for the student's own classes.
 
     Raises:
         TypeError: The file holds another kind of model.
-        ValueError: The teacher does not fit the student.
+        ValueError: The file is damaged, or the teacher does not fit the student.
     """
     with naming_damaged_file(path):
         distiller = keras.saving.load_model(path, custom_objects=custom_objects)
@@ -374,6 +384,11 @@ def load_distiller(path, teacher=None, *, custom_objects=None):
     if teacher is not None:
         distiller.teacher = teacher
     return distiller
+
+
+def _arguments(method, x, y, args, kwargs):
+    """The arguments of a call of `keras.Model`'s method, by name."""
+    return inspect.signature(getattr(keras.Model, method)).bind(None, x, y, *args, **kwargs).arguments
 
 
 def _built_balance(balance, distillation_losses):
@@ -404,8 +419,8 @@ def _fit_projection(loss, pair, projections, widths):
     if made_for != (teacher_shape[-1], student_shape[-1]):
         raise ValueError(
             f"{loss.name} has one projection, from {made_for[1]} features to {made_for[0]}, but one of its pairs has "
-            f"{student_shape} in the student and {teacher_shape} in the teacher. Use one loss for each width, each with "
-            "its own name=."
+            f"{student_shape} in the student and {teacher_shape} in the teacher. Use one loss for each width, each "
+            "with its own name=."
         )
 
 

@@ -324,7 +324,7 @@ def test_with_metrics_it_has_logits_where_nobody_asked_for_none():
     ],
 )
 def test_where_logits_are_needed_asking_for_none_says_why(changes, message):
-    with pytest.raises(ValueError, match=f"fuse_logits=True cannot be had: .*{message}"):
+    with pytest.raises(ValueError, match=f"fuse_logits=True is not possible: .*{message}"):
         trained(True, **changes)
 
 

@@ -205,7 +205,7 @@ class LayerCapture:
             result = function()
         padding = _Padding(attention, padding_mask)
         layers = {hook: self._output(hook, calls, padding) for hook, calls in captured.items()}
-        return result, layers, padding.of_result()
+        return result, layers, padding.for_result()
 
     def _output(self, hook, calls, padding):
         label, part = self._labels[hook], PARTS[hook.part]
@@ -221,7 +221,7 @@ class LayerCapture:
 
 
 class _Padding:
-    """Which tokens are padding in one forward pass: as the model's input says, else as its attention layers saw it.
+    """Which tokens are padding in one forward pass: from the input of the model, else from its attention layers.
 
     Args:
         attention: `[(calls of call, calls of _compute_attention)]` of each attention layer.
@@ -248,7 +248,7 @@ class _Padding:
         later = [mask for order, mask in self._masks if order > call.order]
         return earlier[-1] if earlier else later[0] if later else None
 
-    def of_result(self):
+    def for_result(self):
         """The mask of the model's outputs; None with cross-attention, where they may be of either sequence."""
         if self._input is not None:
             return self._input
@@ -256,7 +256,7 @@ class _Padding:
 
 
 def with_padding_mask(tensor, mask, token_axis=1):
-    """A tensor of tokens `(batch, length, ...)` with the mask `(batch, length)`, unless it has one or is no such tensor."""
+    """Tokens `(batch, length, ...)` with the mask `(batch, length)`; other tensors, and masked ones, as they are."""
     if mask is None or get_mask(tensor) is not None or len(tensor.shape) < 3:
         return tensor
     lengths = {tensor.shape[token_axis], mask.shape[1]} - {None}

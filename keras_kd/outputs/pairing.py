@@ -9,7 +9,6 @@ from keras_kd.outputs.hooks import Hook
 from keras_kd.outputs.precomputed import PrecomputedTeacher, without_teacher_outputs
 from keras_kd.outputs.reader import OutputReader
 
-
 _SIDES = ("teacher", "student")
 
 
@@ -20,7 +19,7 @@ class Pair(NamedTuple):
         teacher, student: The outputs.
         labels: The labels of the compared output, or None.
         sample_weight: Its sample weights, or None.
-        projection: The name of the projection behind the student's output, if there is one.
+        projection: The name of the projection after the student's output, if there is one.
     """
 
     teacher: object
@@ -50,15 +49,15 @@ class Pairing:
         self.is_self_taught = teacher is student
         if self.is_self_taught:
             _require_two_outputs(distillation_losses)
-        of_side = {side: hooks_of(distillation_losses, side) + (hooks or {}).get(side, ()) for side in _SIDES}
-        student_hooks = of_side["student"] + (of_side["teacher"] if self.is_self_taught else ())
+        by_side = {side: hooks_of(distillation_losses, side) + (hooks or {}).get(side, ()) for side in _SIDES}
+        student_hooks = by_side["student"] + (by_side["teacher"] if self.is_self_taught else ())
         self._student_reader = self._teacher_reader = OutputReader(student, student_hooks, role="student")
         if isinstance(teacher, PrecomputedTeacher) or teacher is None:
             self._teacher_reader = teacher
         elif not self.is_self_taught:
-            self._teacher_reader = OutputReader(teacher, of_side["teacher"], role="teacher")
+            self._teacher_reader = OutputReader(teacher, by_side["teacher"], role="teacher")
 
-    def inputs_of_student(self, x):
+    def student_inputs(self, x):
         """Of a batch, what the student reads."""
         return self._student_reader.own_inputs(without_teacher_outputs(x))
 
@@ -71,8 +70,8 @@ class Pairing:
         """Raise ValueError if there is no teacher."""
         if self._teacher_reader is None:
             raise ValueError(
-                "the distiller has no teacher. Assign it before fit, distiller.teacher = teacher, or give fit a dataset "
-                "with precomputed teacher outputs: see keras_kd.cache_teacher_outputs."
+                "the distiller has no teacher. Assign it before fit, distiller.teacher = teacher, or give fit a "
+                "dataset with precomputed teacher outputs: see keras_kd.cache_teacher_outputs."
             )
 
     def read_student(self, x, training):
@@ -85,7 +84,7 @@ class Pairing:
         Sample weights that differ by output weigh the losses over outputs; those over layers are then not weighted.
         """
         student = _outputs(self._student_reader, student_outputs, loss, "student")
-        teacher = self._in_order_of_student(
+        teacher = self._ordered_as_student(
             _outputs(self._teacher_reader, teacher_outputs, loss, "teacher"), loss, teacher_outputs, student_outputs
         )
         if len(teacher) != len(student):
@@ -94,14 +93,14 @@ class Pairing:
                 f"{len(teacher)} and the student {len(student)}. Name one with output= and teacher_output=."
             )
         if loss.layers_of("student"):
-            labels, weights = ([_of_all_outputs(part)] * len(student) for part in (y, sample_weight))
+            labels, weights = ([_shared_by_all_outputs(part)] * len(student) for part in (y, sample_weight))
         else:
             labels = self._student_reader.labels(student_outputs, y, loss.output)
             weights = self._student_reader.sample_weights(student_outputs, sample_weight, loss.output)
         projections = [_projection_name(loss, index) for index in range(len(student))]
         return [Pair(*parts) for parts in zip(teacher, student, labels, weights, projections, strict=True)]
 
-    def _in_order_of_student(self, teacher, loss, teacher_outputs, student_outputs):
+    def _ordered_as_student(self, teacher, loss, teacher_outputs, student_outputs):
         """All outputs of the teacher, in the order of the student's where both have the same names."""
         if loss.layers_of("teacher") or loss.output_of("teacher") is not None or loss.layers_of("student"):
             return teacher
@@ -114,7 +113,7 @@ class Pairing:
         return [teacher[names[0].index(name)] for name in names[1]]
 
     def outputs_of_unknown_ending(self, teacher_outputs, student_outputs):
-        """`(name of the loss, side, tensors)` of the outputs that a loss takes for logits without knowing their ending."""
+        """`(name of the loss, side, tensors)` of the outputs that a loss takes for logits on trust."""
         sides = {"teacher": (self._teacher_reader, teacher_outputs), "student": (self._student_reader, student_outputs)}
         for loss in self.distillation_losses:
             for side, (reader, outputs) in sides.items():
@@ -193,7 +192,7 @@ def _projection_name(loss, index):
     return loss.name if index == 0 or loss.shares_projection else f"{loss.name}_{index}"
 
 
-def _of_all_outputs(structure):
+def _shared_by_all_outputs(structure):
     """Labels or sample weights that hold for all outputs alike; None where each output has its own."""
     return None if keras.tree.is_nested(structure) else structure
 
@@ -218,8 +217,10 @@ def require_comparable(reader, loss, side):
 
 
 _ENDINGS = {
-    "sigmoid": "distributions over classes, but the {role} ends in sigmoid, one independent probability a unit. End it "
-    "in a linear layer (logits) or a softmax, name another output with output=, or use keras_kd.losses.BinarySoftLabels.",
-    "softmax": "independent probabilities, one a unit, but the {role} ends in softmax, a distribution over classes. "
-    "End it in a linear layer (logits) or a sigmoid, name another output with output=, or use keras_kd.losses.SoftLabels.",
+    "sigmoid": "distributions over classes, but the {role} ends in sigmoid, one independent probability per unit. End "
+    "it in a linear layer (logits) or a softmax, name another output with output=, or use "
+    "keras_kd.losses.BinarySoftLabels.",
+    "softmax": "independent probabilities, one per unit, but the {role} ends in softmax, a distribution over classes. "
+    "End it in a linear layer (logits) or a sigmoid, name another output with output=, or use "
+    "keras_kd.losses.SoftLabels.",
 }

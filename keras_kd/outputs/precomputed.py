@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from keras_kd._keras_private import set_mask
 from keras_kd.outputs.hooks import Hook
-from keras_kd.outputs.reader import ModelOutputs, names_of_outputs, output_positions
+from keras_kd.outputs.reader import ModelOutputs, dict_keys, output_positions
 from keras_kd.outputs.top_classes import in_full
 
 
@@ -97,13 +97,13 @@ class PrecomputedTeacher:
         return self._symbolic
 
     def select(self, outputs, output=None, *, undo=None):
-        """The outputs that `output` (name, dict key, index) names, in a list; None names all of them. They are logits."""
+        """The outputs that `output` (name, dict key, index) names, as logits, in a list; None names all of them."""
         flat = keras.tree.flatten(outputs.prediction)
         return [flat[i] for i in output_positions(outputs, output, self.names(outputs), self.role)]
 
     def names(self, outputs):
         """The names of all outputs, in the order of `keras.tree.flatten`; an empty list where they have none."""
-        return names_of_outputs(outputs) or list(self.spec.output_names)
+        return dict_keys(outputs) or list(self.spec.output_names)
 
     def activations(self, outputs, output=None):
         """Unknown: activations were undone when the outputs were stored."""

@@ -76,7 +76,7 @@ class OutputReader:
                 f"x must hold the {self.role}'s inputs {sorted(names)}, got the entries {sorted(x)}. Name the "
                 "keras.Input after its entry: keras.Input(shape, name=...)."
             )
-        return x  # Keras takes them by position, or says what is missing
+        return x  # Keras takes them by position, or names what is missing
 
     def symbolic(self):
         """The `ModelOutputs` without a batch, as symbolic tensors with static shapes; None for a subclassed model."""
@@ -137,10 +137,10 @@ class OutputReader:
 
     def names(self, outputs):
         """The names of all outputs, in the order of `keras.tree.flatten`; an empty list where they have none."""
-        return names_of_outputs(outputs) or self._names
+        return dict_keys(outputs) or self._names
 
 
-def names_of_outputs(outputs):
+def dict_keys(outputs):
     """The keys of a dict of outputs, in the order of `keras.tree.flatten`; an empty list for other structures."""
     return sorted(outputs.prediction) if isinstance(outputs.prediction, dict) else []
 

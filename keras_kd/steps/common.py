@@ -170,7 +170,7 @@ class CommonStep:
         self._build_optimizer()
 
     def _get_metrics_result_or_logs(self, logs):
-        """The logs of an epoch: each metric over all replicas, and the hyperparameters that a schedule may have turned."""
+        """The logs of an epoch: each metric over all replicas, and the hyperparameters that a schedule may set."""
         if not logs:
             raise ValueError(
                 "x is an empty dataset: it gave no batch. Check its source, filters and batch(drop_remainder)."
@@ -195,7 +195,7 @@ class CommonStep:
         return self._logs(results, {self.hard_loss_tracker.name} if unlabelled else set(), y)
 
     def _logs(self, results, absent, y):
-        absent = absent if y is not None else absent | self._observers.names_of_scores()
+        absent = absent if y is not None else absent | self._observers.score_names()
         return {name: value for name, value in results.items() if name not in absent}
 
 

@@ -1,5 +1,6 @@
 """What is visibly wrong with the data, or with loss and student together, before the first step."""
 
+import collections.abc
 import warnings
 from typing import NamedTuple
 
@@ -13,8 +14,13 @@ from keras_kd.outputs.model_inputs import input_names
 from keras_kd.outputs.reader import by_output
 
 
-def require_usable(distiller, x, y, *, sample_weight=None, class_weight=None, callbacks=None, **options):
+def require_usable(distiller, x, y, arguments):
     """Raise for arguments of `fit` or `evaluate` that Keras would drop, misread or fail on late.
+
+    Args:
+        distiller: The distiller.
+        x, y: The data.
+        arguments: All arguments of the call by name.
 
     Raises:
         TypeError: Labels are no numbers.
@@ -23,10 +29,11 @@ def require_usable(distiller, x, y, *, sample_weight=None, class_weight=None, ca
     """
     _require_batches(x)
     _require_inputs(distiller.student, x)
-    _require_weighable(x, y, sample_weight=sample_weight, class_weight=class_weight)
+    _require_weighable(x, y, arguments)
     _require_numeric_labels(x, y)
     _require_labels_in_range(distiller, y)
-    for callback in callbacks if isinstance(callbacks, (list, tuple)) else []:
+    callbacks = arguments.get("callbacks")
+    for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
         if isinstance(callback, keras.callbacks.ModelCheckpoint) and not callback.save_weights_only:
             require_keras_file(callback.filepath)
 
@@ -57,24 +64,21 @@ def _require_inputs(student, x):
     is_nested = any(isinstance(part, (list, tuple, dict)) for part in x)
     if arrays != inputs or (is_nested and not any(isinstance(part, (list, tuple, dict)) for part in names)):
         raise ValueError(
-            f"x must hold an array for each of the student's {inputs} inputs, got a {type(x).__name__} of {len(x)} parts "
-            f"with {arrays} arrays. Batches (x, y) come in a tf.data.Dataset or keras.utils.PyDataset, not in a list; "
-            "labels are the argument y."
+            f"x must hold an array for each of the student's {inputs} inputs, got a {type(x).__name__} of {len(x)} "
+            f"parts with {arrays} arrays. Batches (x, y) come in a tf.data.Dataset or keras.utils.PyDataset, not in a "
+            "list; labels are the argument y."
         )
 
 
-def _require_weighable(x, y, **weights):
+def _require_weighable(x, y, arguments):
     """Raise ValueError for weights without labels, which Keras drops."""
-    given = [name for name, value in weights.items() if value is not None]
-    if (
-        given
-        and y is None
-        and not isinstance(x, (tf.data.Dataset, keras.utils.PyDataset))
-        and not hasattr(x, "__next__")
-    ):
+    given = [name for name in ("sample_weight", "class_weight") if arguments.get(name) is not None]
+    brings_labels = isinstance(x, (tf.data.Dataset, keras.utils.PyDataset, collections.abc.Iterator))
+    if given and y is None and not brings_labels:
         raise ValueError(
-            f"{given[0]} needs y, got y=None: Keras drops weights that come without labels. For unlabelled examples give "
-            "any y of their number to a distiller compiled with loss=None, or y=-1 and a loss with ignore_class=-1."
+            f"{given[0]} needs y, got y=None: Keras drops weights that come without labels. For unlabelled examples "
+            "give any y of their number to a distiller compiled with loss=None, or y=-1 and a loss with "
+            "ignore_class=-1."
         )
 
 
@@ -89,9 +93,9 @@ def _require_numeric_labels(x, y):
         if kind in ("string", "O", "U", "S"):
             example = np.ravel(labels)[0] if isinstance(labels, np.ndarray) and labels.size else "a string"
             raise TypeError(
-                f"y must hold numbers, got {dtype} such as {example!r}. Encode labels as integers from 0, for instance with "
-                "keras.layers.StringLookup or np.unique(y, return_inverse=True); for unlabelled examples use -1 and "
-                "SparseCategoricalCrossentropy(ignore_class=-1)."
+                f"y must hold numbers, got {dtype} such as {example!r}. Encode labels as integers from 0, for instance "
+                "with keras.layers.StringLookup or np.unique(y, return_inverse=True); for unlabelled examples use -1 "
+                "and SparseCategoricalCrossentropy(ignore_class=-1)."
             )
 
 
@@ -99,8 +103,8 @@ def require_teacher_apart(distiller):
     """Raise ValueError if training the student would train the teacher as well."""
     if distiller.teacher is None or distiller.teacher is distiller.student:
         return
-    of_teacher = {id(variable) for variable in distiller.teacher.variables}
-    shared = [variable.path for variable in distiller.student.trainable_variables if id(variable) in of_teacher]
+    teacher_ids = {id(variable) for variable in distiller.teacher.variables}
+    shared = [variable.path for variable in distiller.student.trainable_variables if id(variable) in teacher_ids]
     if shared:
         raise ValueError(
             f"teacher and student share {len(shared)} trainable weights ({shared[0]!r}, ...): training the student "
@@ -154,8 +158,8 @@ def require_distinct_metrics(distiller, *metrics):
         taken = sorted(names & logged) if name else []
         if taken:
             raise ValueError(
-                f"metrics has one called {taken[0]!r}, under which the distiller already logs a loss or hyperparameter; its "
-                f"own names are {sorted(logged)}. Give the metric or the loss another name=."
+                f"metrics has one called {taken[0]!r}, under which the distiller already logs a loss or "
+                f"hyperparameter; its own names are {sorted(logged)}. Give the metric or the loss another name=."
             )
 
 

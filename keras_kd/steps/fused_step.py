@@ -73,11 +73,11 @@ class FusedLossTerms(LossTerms):
         regularization = self.distiller.regularization(batch.x)
         if labels is None:
             return regularization
-        return hard_mean(head_crossentropy(self.fusion.of_student(student), labels)) + regularization
+        return hard_mean(head_crossentropy(self.fusion.student_head(student), labels)) + regularization
 
     def _fused(self, teacher, student, batch):
         distiller, loss = self.distiller, self.fusion.loss
-        head = self.fusion.of_student(student)
+        head = self.fusion.student_head(student)
         tokens = tf.shape(head.hidden)[:-1]  # the shape of the logits would have them computed
         weight = batch.sample_weight
         soft_mean = TokenMean(
@@ -88,7 +88,7 @@ class FusedLossTerms(LossTerms):
         labels, hard_mean = self._labelled(student, batch)
         fused = fused_loss(
             loss,
-            self.fusion.of_teacher(teacher),
+            self.fusion.teacher_head(teacher),
             head,
             labels,
             soft_weights=distiller.soft_weight * loss.weight * soft_mean.shares(tokens),

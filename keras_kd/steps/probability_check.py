@@ -41,9 +41,9 @@ class ProbabilityCheck:
             side, loss_name = self._pending.popitem()
             if int(ops.convert_to_numpy(self._verdicts[side])) == _PROBABILITIES:
                 warnings.warn(
-                    f"the {side} gives what looks like probabilities (rows of numbers from 0 to 1 that sum to 1), which "
-                    f"{loss_name} takes for logits: its last activation is unknown, as of subclassed models and Lambda "
-                    "layers. End it in a linear layer, or in a Dense or Softmax layer of a functional model.",
+                    f"the {side} gives what looks like probabilities (rows of numbers from 0 to 1 that sum to 1), "
+                    f"which {loss_name} takes for logits: its last activation is unknown, as of subclassed models and "
+                    "Lambda layers. End it in a linear layer, or in a Dense or Softmax layer of a functional model.",
                     stacklevel=4,
                 )
 

@@ -80,7 +80,7 @@ class TensorFlowStep(CommonStep):
         scaled = [None if loss is None else self.optimizer.scale_loss(loss) for loss in losses]
         with tape.stop_recording():
             gradients = [[] if one is None else tape.gradient(one, self.trainable_variables) for one in scaled]
-            return tf.stack([tf.linalg.global_norm(of_one) if of_one else 0.0 for of_one in gradients])
+            return tf.stack([tf.linalg.global_norm(gradient) if gradient else 0.0 for gradient in gradients])
 
     # Checks ------------------------------------------------------------------------------------------------------
 
