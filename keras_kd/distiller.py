@@ -4,7 +4,7 @@ import functools
 
 import keras
 
-from keras_kd._checks import require_choice, require_model, require_number
+from keras_kd._checks import require_choice, require_model, require_number, require_teacher
 from keras_kd._keras_private import functional_graph, random_states, symbolic_result
 from keras_kd.balancing import Balance
 from keras_kd.cache.fitting import cached
@@ -106,7 +106,7 @@ class Distiller(Step, keras.Model):
         self._loss_variables = [v for o in self.distillation_losses for v in o.hyperparameters().values()]
         self.projections = {}
         if teacher is not None:
-            _require_built_teacher(teacher)
+            require_teacher(teacher)
         _build_student(student, teacher)
         self.require_in_scope(student)
         self.student = student
@@ -130,7 +130,7 @@ class Distiller(Step, keras.Model):
 
     @teacher.setter
     def teacher(self, teacher):
-        _require_built_teacher(teacher)
+        require_teacher(teacher)
         self._live_pairing = self._checked_pairing(teacher)
         self.train_function = self.test_function = None
 
@@ -343,14 +343,6 @@ def _built_balance(balance, distillation_losses):
         )
     balance.setup(["hard_loss", *(loss.name for loss in distillation_losses)])
     return balance
-
-
-def _require_built_teacher(teacher):
-    if not require_model(teacher, "teacher").built:
-        raise ValueError(
-            f"teacher {teacher.name!r} is not built, so it holds no trained weights. Call it once on a batch, or give "
-            "it a keras.Input, and load its weights first."
-        )
 
 
 def _build_student(student, teacher):

@@ -16,9 +16,9 @@ class CharacterEncoder(keras.layers.Layer):
     """Map text to ids of its characters: one vocabulary for all scripts, and no tokenizer to train.
 
     `keras.layers.TextVectorization(split="character")` after tensorflow-text has folded case and decomposed Unicode
-    (NFKD; joiners are dropped): "É" counts as "e" and an accent, a Korean syllable as its letters, so that a few hundred characters write
-    most languages. Id 0 is padding and 1 an unknown character; the vocabulary begins at 2, in the order of the code
-    points.
+    (NFKD; joiners are dropped): "É" counts as "e" and an accent, a Korean syllable as its letters, so that a few
+    hundred characters write most languages. Id 0 is padding and 1 an unknown character; the vocabulary begins at 2, in
+    the order of the code points.
 
     It is a layer: call it on strings, map it over a `tf.data.Dataset`, or make it the first layer of a model that takes
     strings. A SavedModel of such a model needs `import tensorflow_text` in the process that loads it. LiteRT has no

@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from keras_kd import fingerprint
-from keras_kd._checks import require_choice, require_count, require_model, require_number
+from keras_kd._checks import require_choice, require_count, require_number, require_teacher
 from keras_kd._extras import needs_extra
 from keras_kd._files import written_whole
 from keras_kd.distiller import Distiller
@@ -309,7 +309,7 @@ class _Recipe:
 
     def check(self):
         """Raise TypeError or ValueError for what is wrong before a student is made."""
-        require_model(self.teacher, "teacher")
+        require_teacher(self.teacher)
         examples = {
             "make_student": "lambda: keras.models.clone_model(student)",
             "distillation_losses": "lambda: [keras_kd.losses.SoftLabels()]",

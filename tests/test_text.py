@@ -109,7 +109,7 @@ def test_line_breaks_and_blanks_survive_a_saved_file(tmp_path):
     ],
 )
 def test_ids_are_those_of_pythons_own_normalization(text):
-    """`unicodedata` instead of tensorflow-text: Unicode's NFKC_Casefold drops joiners, then NFKD; an id per code point."""
+    """`unicodedata` instead of tensorflow-text: NFKC_Casefold (which drops joiners), then NFKD."""
     characters = list(
         unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text.replace("\u200d", "")).casefold())
     )
