@@ -9,7 +9,7 @@ import zlib
 
 import keras
 
-from keras_kd._checks import require_choice, require_model
+from keras_kd._checks import require_choice, require_model, require_teacher
 from keras_kd._hyperparameters import Hyperparameter, scalar_value
 from keras_kd._keras_private import functional_graph, random_states, symbolic_result
 from keras_kd.balancing import Balance
@@ -129,7 +129,7 @@ class Distiller(Step, keras.Model):
         self.fuse_logits = require_choice(fuse_logits, "fuse_logits", [True, False, None])
         self.projections = {}
         if teacher is not None:
-            require_built_teacher(teacher)
+            require_teacher(teacher)
         _build_student(student, teacher)
         self.require_in_scope(student)
         self.student = student
@@ -156,7 +156,7 @@ class Distiller(Step, keras.Model):
 
     @teacher.setter
     def teacher(self, teacher):
-        require_built_teacher(teacher)
+        require_teacher(teacher)
         self._live = self._connected(teacher)
         self.train_function = self.test_function = None
 
@@ -427,16 +427,6 @@ def _fit_projection(loss, pair, projections, widths):
 def _projected(pair, projections):
     projection = projections.get(pair.projection)
     return pair.student if projection is None else projection(pair.student)
-
-
-def require_built_teacher(teacher):
-    """Return `teacher` if it is a built `keras.Model`, else raise."""
-    if not require_model(teacher, "teacher").built:
-        raise ValueError(
-            f"teacher {teacher.name!r} is not built, so it holds no trained weights. Call it once on a batch, or give "
-            "it a keras.Input, and load its weights first."
-        )
-    return teacher
 
 
 @contextlib.contextmanager

@@ -1,10 +1,13 @@
 """Each mistake gets an error that names the argument, what was expected, what came and the way out, before training."""
 
+import pathlib
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import crossentropy, dense_model
+from sklearn.linear_model import LogisticRegression
 
 import keras_kd
 
@@ -30,6 +33,56 @@ def built(model):
 def test_models_must_be_keras_models(teacher, student, argument):
     with pytest.raises(TypeError, match=f"{argument} must be a keras.Model, got (function|str)"):
         keras_kd.Distiller(teacher, student)
+
+
+class TorchModule:
+    """Looks like one to who asks for its package."""
+
+    __module__ = "torch.nn.modules.module"
+
+
+NOT_TEACHERS = {
+    "keras file": (pathlib.Path("bert.keras"), r"keras\.saving\.load_model"),
+    "h5 file": (pathlib.Path("bert.h5"), r"keras\.saving\.load_model"),
+    "weights": (pathlib.Path("bert.weights.h5"), r"model\.load_weights"),
+    "folder": (pathlib.Path("runs/bert"), r"keras_kd\.teachers\.from_saved_model"),
+    "list": ([dense_model(3), dense_model(3)], r"keras_kd\.teachers\.ensemble.*keras_kd\.teachers\.multi_output"),
+    "tuple": ((dense_model(3), dense_model(3)), r"keras_kd\.teachers\.ensemble.*keras_kd\.teachers\.multi_output"),
+    "dict": ({"en": dense_model(3)}, r"keras_kd\.teachers\.route_by_language.*keras_kd\.teachers\.multi_output"),
+    "function": (lambda x: x, r"keras_kd\.teachers\.from_function\(function"),
+    "scikit-learn": (LogisticRegression(), r"keras_kd\.teachers\.from_function\(model\.predict_proba"),
+    "torch": (TorchModule(), r'keras_kd\.teachers\.from_function\(lambda x: model\(torch.*gives="logits"'),
+    "loaded SavedModel": (tf.Module(), r"keras_kd\.teachers\.from_saved_model"),
+    "class": (Subclassed, r"pass a model made with it, Subclassed\("),
+    "layer": (keras.layers.Dense(3), r"keras\.Sequential\(\[keras\.Input"),
+    "number": (3, r"keras_kd\.teachers makes teachers"),
+}
+
+
+@pytest.mark.parametrize("use", ["Distiller", "assigned", "cache", "fit(cache=)", "cast", "tune"])
+@pytest.mark.parametrize("kind", NOT_TEACHERS)
+def test_what_is_no_teacher_is_answered_with_the_function_that_makes_one(kind, use, tmp_path, data):
+    value, way_out = NOT_TEACHERS[kind]
+    batches = tf.data.Dataset.from_tensor_slices(data[0]).batch(8)
+    student = dense_model(4, 3)
+    uses = {
+        "Distiller": lambda: keras_kd.Distiller(value, student),
+        "assigned": lambda: setattr(compiled(), "teacher", value),
+        "cache": lambda: keras_kd.cache_teacher_outputs(value, batches, tmp_path / "cache"),
+        "fit(cache=)": lambda: keras_kd.Distiller(value, student).fit(batches, cache=tmp_path / "cache"),
+        "cast": lambda: keras_kd.teachers.cast(value, "bfloat16"),
+        "tune": lambda: keras_kd.tune(
+            value, lambda: student, *data, search={"soft_weight": [1.0]}, goal="val_loss", directory=tmp_path / "tune"
+        ),
+    }
+    with pytest.raises(TypeError, match=rf"(?s)^teacher must be a keras\.Model, got .*{way_out}"):
+        uses[use]()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_may_be_a_str():
+    with pytest.raises(TypeError, match=r"got str: 'runs/bert'.*keras_kd\.teachers\.from_saved_model"):
+        keras_kd.Distiller("runs/bert", dense_model(4, 3))
 
 
 def test_an_unbuilt_teacher_is_refused():

@@ -4,7 +4,7 @@ import pathlib
 
 import tensorflow as tf
 
-from keras_kd._checks import require_choice, require_count, require_model, require_tensorflow
+from keras_kd._checks import require_choice, require_count, require_teacher, require_tensorflow
 from keras_kd.cache import coding, files
 from keras_kd.cache.building import Writer, build
 from keras_kd.cache.keys import Key
@@ -109,7 +109,7 @@ def cache_teacher_outputs(
     """
     require_count(shard_bytes, "shard_bytes", at_least=1)
     if not isinstance(teacher, str):
-        require_model(teacher, "teacher")
+        require_teacher(teacher)
         _require_finite(dataset)
     source, setting = prepared(
         teacher,
