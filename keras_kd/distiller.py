@@ -7,7 +7,7 @@ import keras
 from keras_kd._checks import require_choice, require_model, require_number
 from keras_kd._keras_private import functional_graph, random_states, symbolic_result
 from keras_kd.balancing import Balance
-from keras_kd.cache.fitting import cached
+from keras_kd.cache.building import cached
 from keras_kd.losses.base import scalar_value, scalar_variable
 from keras_kd.losses.keras_losses import loss_list
 from keras_kd.outputs.pairing import Pairing
@@ -182,12 +182,12 @@ class Distiller(Step, keras.Model):
         Args:
             x, y, args, kwargs: As of `keras.Model.fit`. `x` may be a dataset whose batches bring the teacher's outputs
                 along: see `keras_kd.cache_teacher_outputs`.
-            cache: A folder, in which the teacher's outputs are kept for a dataset `x`: the first epoch runs the teacher
-                and stores what it says, later ones, also of later calls, read that. Numbers do not depend on which of
-                the two happens: the step gets what a later epoch will read. Examples go by their content, so augment
-                behind `cache_teacher_outputs` instead, or give ids: `cache={"path": folder, "key": "id", "top_k": 50}`, whose
-                further entries are arguments of `cache_teacher_outputs`. With a finished cache no teacher is needed; those
-                entries are then compared with how it was stored.
+            cache: A folder for the teacher's outputs of a `tf.data.Dataset` `x`: what is not stored there yet is stored
+                before training, as `keras_kd.cache_teacher_outputs` does it, and the student learns from the stored
+                outputs. Or `{"path": folder, ...}` with the arguments `key`, `padding`, `preprocessing`, `top_k`,
+                `sampled`, `dtype` and `shard_bytes` of `cache_teacher_outputs`. Examples are known by their content:
+                augment the dataset that `cache_teacher_outputs` returns instead, or give ids, `key="id"`. With a
+                finished cache no teacher is needed; the arguments are then compared with how it was stored.
 
         Returns:
             The `History`.
@@ -195,12 +195,12 @@ class Distiller(Step, keras.Model):
         data_checks.require_batches(x)
         data_checks.require_labels_in_range(self, y)
         if cache is not None:
-            x = cached(x, cache, self.teacher, self.student, self.distillation_losses)
+            x = cached(x, cache, self, verbose=kwargs.get("verbose", 1))
         spec = precomputed_spec(x)
         if spec is None:
             self._live_pairing.require_teacher()
             self._precomputed_pairing = None
-        elif self._precomputed_pairing is None or self._precomputed_pairing.teacher.spec != spec:
+        elif self._precomputed_pairing is None or not self._precomputed_pairing.teacher.reads(spec):
             self._precomputed_pairing = self._checked_pairing(PrecomputedTeacher(spec))
         return super().fit(x, y, *args, **kwargs)
 

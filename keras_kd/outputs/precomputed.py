@@ -1,5 +1,7 @@
 """Batches that bring their teacher's outputs along, so that no teacher has to run."""
 
+import dataclasses
+import functools
 from typing import NamedTuple
 
 import keras
@@ -7,8 +9,21 @@ import tensorflow as tf
 
 from keras_kd._keras_private import set_mask
 from keras_kd.outputs.hooks import Hook
-from keras_kd.outputs.reader import ModelOutputs, output_positions
+from keras_kd.outputs.reader import ModelOutputs, logits_of, output_positions
 from keras_kd.outputs.top_classes import in_full
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """How an output of a teacher ends, and in which form it is stored.
+
+    Attributes:
+        activation: As `output_activations` gives it.
+        undone: "softmax" or "sigmoid" where the output is stored as logits without it; None where it is as it was.
+    """
+
+    activation: str = "unknown"
+    undone: str | None = None
 
 
 class PrecomputedBatch(NamedTuple):
@@ -22,12 +37,20 @@ class PrecomputedBatch(NamedTuple):
             `{"path:part": tensor}`.
         masks: The Keras masks of the teacher's outputs, where they had some: `{name: bool (batch, length)}`; an output
             is called "output", one of several "output 0" or "output a", a layer "layer path".
+        endings: `{name: Ending}` of the outputs, where it is known; of the Python class, see `ending_in`.
     """
 
     x: object
     prediction: object
     layers: dict
     masks: dict = {}  # noqa: RUF012, which is for mutable defaults: nobody changes it
+    endings = {}  # noqa: RUF012
+
+    @staticmethod
+    @functools.cache
+    def ending_in(endings):
+        """The Python class of batches whose outputs end so, `((name, Ending), ...)`."""
+        return type("PrecomputedBatch", (PrecomputedBatch,), {"__slots__": (), "endings": dict(endings)})
 
     def outputs(self):
         """The teacher's `ModelOutputs`."""
@@ -67,18 +90,45 @@ class PrecomputedTeacher:
             )
         return batch.outputs()
 
+    def reads(self, spec):
+        """Whether batches of this spec are read as those of its own."""
+        return self.spec == spec and type(self.spec) is type(spec)
+
     def symbolic(self):
         """The `ModelOutputs` without a batch, as symbolic tensors."""
         return self._symbolic
 
     def outputs(self, outputs, output=None, *, undo=None):
-        """The outputs that `output` (dict key, index) names, in a list; None names all of them. They are logits."""
-        keys = sorted(outputs.prediction) if isinstance(outputs.prediction, dict) else []
-        return [keras.tree.flatten(outputs.prediction)[i] for i in output_positions(outputs, output, keys, self.role)]
+        """The outputs that `output` (dict key, index) names, in a list; None names all of them.
+
+        They are logits where the ending `undo`, "softmax" or "sigmoid", is known or was undone when they were stored.
+
+        Raises:
+            ValueError: An output is stored as logits, and is asked for as the teacher gave it.
+        """
+        flat, found = keras.tree.flatten(outputs.prediction), []
+        for position, ending in self._endings(outputs, output):
+            if ending.undone is not None and undo is None:
+                raise ValueError(
+                    f"a loss compares outputs as the teacher gives them, but output {position} of a teacher that ends "
+                    f"in {ending.activation} is stored as logits. Store it for that loss: "
+                    "keras_kd.cache_teacher_outputs(..., outputs=losses) with another path."
+                )
+            stored_as_is = ending.undone is None and undo is not None and ending.activation == undo
+            found.append(logits_of(flat[position], undo) if stored_as_is else flat[position])
+        return found
 
     def activations(self, outputs, output=None):
-        """Unknown: what was undone was undone when the outputs were stored."""
-        return []
+        """The last activations of the named outputs of the teacher; "unknown" where nobody told."""
+        return [ending.activation for _, ending in self._endings(outputs, output)]
+
+    def _endings(self, outputs, output):
+        prediction = outputs.prediction
+        keys = sorted(prediction) if isinstance(prediction, dict) else []
+        positions = output_positions(outputs, output, keys, self.role)
+        names = keys or range(len(keras.tree.flatten(prediction)))
+        names = [f"output {name}" for name in names] if keras.tree.is_nested(prediction) else ["output"]
+        return [(i, self.spec.endings.get(names[i], Ending())) for i in positions]
 
 
 def _symbolic_tensor(spec):
