@@ -455,10 +455,10 @@ def test_a_folder_written_by_hand_in_the_documented_layout_is_read(tmp_path):
         content = (tmp_path / name).read_bytes()
         parts[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     files = {
-        name: {"dtype": array.dtype.str, "shape": list(array.shape[1:]), "a row": "an example"}
+        name: {"dtype": array.dtype.str, "shape": list(array.shape[1:]), "per": "example"}
         for name, array in list(arrays.items())[:5]
     }
-    files["output_1.bin"]["a row"] = "a token"
+    files["output_1.bin"]["per"] = "token"
     layout = {
         "format": "keras_kd.teacher_outputs/3",
         "key": {"of": {"entry": "id"}, "padding": 0},

@@ -1,4 +1,4 @@
-"""Caches that several processes build and read, and what is told of the data's preprocessing."""
+"""Caches that several processes build and read, and the preprocessing that is stored with them."""
 
 import subprocess
 import sys

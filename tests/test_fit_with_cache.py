@@ -239,6 +239,7 @@ def test_other_data_than_a_dataset_is_named_with_a_way_out(tmp_path, x, kind, wa
         (tf.data.Dataset.from_tensor_slices(tf.ragged.constant([[1], [2, 3]])).batch(2), r"x.to_tensor\(\)"),
         (tf.data.Dataset.from_tensors(tf.sparse.from_dense(FEW)), "tf.sparse.to_dense"),
         (tf.data.Dataset.range(3), r"dataset.batch\(32\)"),
+        (tf.data.Dataset.from_tensors(FEW).map(lambda x: tf.numpy_function(abs, [x], tf.float32)), "tf.ensure_shape"),
         (tf.data.Dataset.from_tensors((keras_kd.PrecomputedBatch(FEW, FEW, {}),)), "holds teacher outputs already"),
     ],
 )
@@ -269,7 +270,7 @@ def test_an_example_that_is_missing_says_that_random_augmentation_needs_ids(data
     random = np.random.default_rng(0)
 
     def augment(x, y):
-        return x + tf.numpy_function(lambda: random.normal(), [], tf.float64, stateful=True), y
+        return x + tf.ensure_shape(tf.numpy_function(lambda: np.float32(random.normal()), [], tf.float32), ()), y
 
     augmented = dataset_of(x, y).map(augment)
     message = r"holds no outputs of the example content .*augmented at random needs ids, `key=`"

@@ -47,7 +47,7 @@ setting.outputs             format; key {of: "content" or {"entry": name}, paddi
                             an example}; masked, names; prediction (a name, list or dict of names) and layers {layer:
                             name}, where the outputs go; endings {name: {activation: the output's last, undone:
                             "softmax" or "sigmoid" if it is stored as logits without it, else null}}, {} if not known;
-                            files {file: dtype, shape of a row, what a row is of}
+                            files {file: dtype, shape of a row, per: "example" or "token"}
 examples                    how many
 sequences                   {output by token: names of the entries of x as long as it, or null if x was not known}
 shards                      what was written at once: examples; sequences; files {file: bytes, sha256 of this part}

@@ -1,10 +1,9 @@
 """`cache_teacher_outputs`: stores the outputs of a teacher that runs once; a stopped build resumes by key."""
 
 import concurrent.futures
-import contextlib
 import pathlib
-import time
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -88,7 +87,7 @@ def cache_teacher_outputs(
             few bytes, for losses of temperature 1: see `keras_kd.cache.codings.Sampled`.
         dtype: "float16" or "float32", or "int8" for layers (outputs are then in float16).
         shard_bytes: How many bytes are written at once, and so what a killed build loses at most.
-        verbose: 0 shows nothing, 1 a bar with rate and time left.
+        verbose: 0 shows nothing, 1 a progress bar.
 
     Returns:
         `dataset` with a `keras_kd.PrecomputedBatch` in the place of `x`; for arrays, the `TeacherCache`.
@@ -134,8 +133,7 @@ def cache_teacher_outputs(
         cache.require(setting)
     else:
         _require_finite(dataset)
-        with _progress(verbose, source.batches) as advance:
-            _build(Writer(folder, setting, source.layout, shard_bytes), source, advance)
+        _build(Writer(folder, setting, source.layout, shard_bytes), source, verbose)
         cache = TeacherCache([folder], verify=False)
     return cache if isinstance(teacher, str) else cache.attach(dataset)
 
@@ -358,11 +356,12 @@ def _two_examples(key):
     )
 
 
-def _build(writer, source, advance):
-    """Store the examples of a source that are not stored yet; call `advance(examples)` after each batch."""
+def _build(writer, source, verbose):
+    """Store the examples of a source that are not stored yet."""
     with_ids = CONTENT in writer.layout.columns
     stored = np.asarray(writer.stored(KEY))
     known = _Keys(stored, np.asarray(writer.stored(CONTENT)) if with_ids else stored)
+    bar = keras.utils.Progbar(source.batches, verbose=1 if verbose else 0, unit_name="batch")
     with concurrent.futures.ThreadPoolExecutor(1) as beside:  # hashes and writes while the teacher runs on
         writing = beside.submit(bool)
         for element in source:
@@ -375,37 +374,7 @@ def _build(writer, source, advance):
                     encoded.rows[CONTENT] = content[new]
                 writing.result()
                 writing = beside.submit(writer.add, encoded)
-            advance(len(keys))
+            if verbose:
+                bar.add(1)
         writing.result()
     writer.finish()
-
-
-@contextlib.contextmanager
-def _progress(verbose, batches):
-    """Show a bar with rate and time left on a terminal, a line at the end; yield `advance(examples)`.
-
-    Args:
-        verbose: 0 shows nothing.
-        batches: How many batches there are; None: that is not known.
-    """
-    import rich.console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = rich.console.Console(quiet=not verbose)
-    columns = [TextColumn("teacher outputs"), BarColumn(), MofNCompleteColumn(), TextColumn("batches")]
-    columns += [TextColumn("{task.fields[rate]}"), TimeRemainingColumn()]
-    start, examples = time.perf_counter(), 0
-
-    def rate():
-        return f"{examples / max(time.perf_counter() - start, 1e-9):,.0f} examples/s"
-
-    with Progress(*columns, console=console, transient=True, disable=not (verbose and console.is_terminal)) as bar:
-        task = bar.add_task("teacher outputs", total=batches, rate="")
-
-        def advance(count):
-            nonlocal examples
-            examples += count
-            bar.update(task, advance=1, rate=rate())
-
-        yield advance
-    console.print(f"teacher outputs of {examples:,} examples, {rate()}", highlight=False)

@@ -113,7 +113,7 @@ class Layout:
             "layers": self.layers,
             "endings": {name: dataclasses.asdict(ending) for name, ending in self.endings.items()},
             "files": {
-                file: {"dtype": dtype, "shape": list(shape), "a row": "a token" if by_token else "an example"}
+                file: {"dtype": dtype, "shape": list(shape), "per": "token" if by_token else "example"}
                 for file, (dtype, shape, by_token) in self.columns.items()
             },
         }

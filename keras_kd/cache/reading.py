@@ -152,7 +152,7 @@ def require_batches(dataset, argument):
     x = spec[0] if isinstance(spec, tuple) else spec
     leaves = tf.nest.flatten(x)
     sound = not isinstance(spec, tuple) or (len(spec) in (1, 2, 3) and not isinstance(x, PrecomputedBatch))
-    if sound and leaves and all(isinstance(leaf, tf.TensorSpec) and leaf.shape.rank != 0 for leaf in leaves):
+    if sound and leaves and all(isinstance(leaf, tf.TensorSpec) and leaf.shape.rank for leaf in leaves):
         return
     way_out = "Batch it first: dataset.batch(32)."
     if any(isinstance(leaf, (tf.RaggedTensorSpec, tf.SparseTensorSpec)) for leaf in leaves):
@@ -160,6 +160,8 @@ def require_batches(dataset, argument):
             "Make its tensors dense first: dataset.map(lambda x, y: (x.to_tensor(), y)), tf.sparse.to_dense for sparse "
             "ones; or pad texts as they are batched, dataset.padded_batch(32)."
         )
+    elif any(leaf.shape.rank is None for leaf in leaves):
+        way_out = "Give its tensors a known rank: dataset.map(lambda x, y: (tf.ensure_shape(x, (None, 8)), y))."
     elif isinstance(x, PrecomputedBatch):
         way_out = "It holds teacher outputs already: train on it as it is, or give the dataset they were added to."
     raise TypeError(
