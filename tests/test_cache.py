@@ -780,6 +780,22 @@ def test_a_build_may_go_on_with_other_data_of_the_same_teacher(data, tmp_path, r
     assert len(logits_by_example(keras_kd.open_teacher_cache(folder).attach(batches_of(x)))) == 37
 
 
+def test_arrays_of_other_programs_resume_by_key_as_well(data, tmp_path):
+    x, folder = data[0], tmp_path / "cache"
+    batches = [(part, part[:, :3]) for part in np.array_split(x, 9)]
+
+    def stopped():
+        yield from batches[:5]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stored("scores", stopped(), folder)
+    cache = stored("scores", iter(batches[::-1]), folder)
+    assert cache.examples == 37
+    for example, output in logits_by_example(cache.attach(batches_of(x))).items():
+        np.testing.assert_allclose(output, np.frombuffer(example, "float32")[:3], rtol=1e-3)
+
+
 def test_ids_are_looked_up_in_what_was_stored_before(data, tmp_path, monkeypatch):
     """Keys that were moved from the dict to the sorted arrays, or come from an earlier run, are known as well."""
     monkeypatch.setattr("keras_kd.cache.building._RECENT_KEYS", 6)

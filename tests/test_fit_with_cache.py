@@ -129,6 +129,16 @@ def test_a_finished_cache_without_a_teacher_is_compared_with_what_is_asked_for(d
         student.fit(dataset_of(*data), cache=stored | options)
 
 
+@pytest.mark.parametrize("options", [{}, {"sampled": 4}])
+def test_a_finished_cache_of_samples_is_for_losses_of_temperature_one(data, tmp_path, options):
+    stored = {"path": tmp_path / "outputs", "sampled": 4}
+    distiller_of(dense_model(16, 3), keras_kd.losses.SoftLabels(1.0)).fit(dataset_of(*data), cache=stored, verbose=0)
+    cache = {"path": tmp_path / "outputs", **options}
+    distiller_of(None, keras_kd.losses.SoftLabels(1.0)).fit(dataset_of(*data), cache=cache, verbose=0)
+    with pytest.raises(ValueError, match=r"sampled is for losses of temperature 1, got 2\.0 of soft_labels"):
+        distiller_of(None, keras_kd.losses.SoftLabels(2.0)).fit(dataset_of(*data), cache=cache, verbose=0)
+
+
 def test_hidden_states_that_losses_ask_for_are_kept(data, tmp_path):
     distillation_losses = [
         keras_kd.losses.Hint(teacher_layer="hidden_0", student_layer="hidden_0"),

@@ -1,6 +1,7 @@
 """`cache_teacher_outputs`: stores the outputs of a teacher that runs once; a stopped build resumes by key."""
 
 import concurrent.futures
+import os
 import pathlib
 
 import keras
@@ -148,21 +149,23 @@ def cached(dataset, cache, distiller, verbose):
     if "path" not in options:
         raise ValueError(f"fit(cache=...) must have the entry 'path', a folder, got {cache!r}.")
     folder = options.pop("path")
-    if not isinstance(folder, (str, pathlib.Path)):
+    if not isinstance(folder, (str, os.PathLike)):
         raise TypeError(f"fit(cache=...) must be a folder or {{'path': folder, ...}}, got {folder!r}.")
     if distiller.teacher is distiller.student:
         raise ValueError(
             "fit(cache=...) stores a teacher's outputs once, but the teacher is the student, which changes while it "
             "learns. Leave cache= out."
         )
+    losses = distiller.distillation_losses
     if distiller.teacher is not None:
-        losses = distiller.distillation_losses
         return cache_teacher_outputs(distiller.teacher, dataset, folder, outputs=losses, verbose=verbose, **options)
     finished = open_teacher_cache(folder)
     require_count(options.pop("shard_bytes", SHARD_BYTES), "shard_bytes", at_least=1)
     if options:
         key, coded, preprocessing = _checked_options(**options)
         finished.require({"preprocessing": preprocessing, "outputs": finished.layout.coded(key, **coded).config()})
+    if any(isinstance(coding, codings.Sampled) for coding in finished.layout.codings.values()):
+        _require_temperature_one(losses)
     return finished.attach(dataset)
 
 
@@ -361,10 +364,11 @@ def _build(writer, source, verbose):
     with_ids = CONTENT in writer.layout.columns
     stored = np.asarray(writer.stored(KEY))
     known = _Keys(stored, np.asarray(writer.stored(CONTENT)) if with_ids else stored)
-    bar = keras.utils.Progbar(source.batches, verbose=1 if verbose else 0, unit_name="batch")
+    bar = keras.utils.Progbar(source.batches, unit_name="batch of teacher outputs")
+    number = 0
     with concurrent.futures.ThreadPoolExecutor(1) as beside:  # hashes and writes while the teacher runs on
         writing = beside.submit(bool)
-        for element in source:
+        for number, element in enumerate(source, start=1):
             keys, content = source.keys(element)
             new = known.new(keys, content)
             if new.any():
@@ -375,6 +379,8 @@ def _build(writer, source, verbose):
                 writing.result()
                 writing = beside.submit(writer.add, encoded)
             if verbose:
-                bar.add(1)
+                bar.update(number)
         writing.result()
+    if verbose and source.batches is None:
+        bar.update(number, finalize=True)
     writer.finish()

@@ -4,10 +4,12 @@ Keys are looked up with NumPy inside a dataset's `map`, in files that are mapped
 `tf.data` would fold them when it makes an iterator, and so read the whole files into memory.)
 """
 
+import collections.abc
 import functools
 import json
 import pathlib
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -180,13 +182,13 @@ def _dataset_of(data):
             "Make arrays of lists of numbers or texts: tf.data.Dataset.from_tensor_slices((np.array(x), y)).batch(32); "
             "of models with several inputs, a dict or tuple of arrays: ((x1, x2), y)."
         )
-    if isinstance(data, (np.ndarray, tf.Tensor, dict)) or hasattr(data, "__array__"):
-        return "Make one of the arrays: tf.data.Dataset.from_tensor_slices((x, y)).batch(32)."
-    return (
-        "Make one of a generator or keras.utils.PyDataset: tf.data.Dataset.from_generator(function, "
-        "output_signature=...), where function() gives all batches anew each time, such as "
-        "lambda: (data[i] for i in range(len(data)))."
-    )
+    if isinstance(data, (collections.abc.Iterator, keras.utils.PyDataset)):
+        return (
+            "Make one of the generator or keras.utils.PyDataset: tf.data.Dataset.from_generator(function, "
+            "output_signature=...), where function() gives all batches anew each time, such as "
+            "lambda: (data[i] for i in range(len(data)))."
+        )
+    return "Make one of the arrays: tf.data.Dataset.from_tensor_slices((x, y)).batch(32)."
 
 
 def require_same(stored, requested, folder):
