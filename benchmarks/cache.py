@@ -6,9 +6,9 @@ Two pairs of teacher and student: MLPs (784-1024-1024-10 and 784-64-10, batches 
 text transformers (4 blocks 256 wide and 1 block 64 wide, 1,000 classes, batches of 32 of 1,280 made-up texts of 64
 characters). Nothing is trained before; the teachers' heads are scaled so that logits have a standard deviation of 4.
 What is compared runs in turn, `--rounds` times, in one process; ratios are to the first row. An epoch is a call of
-`fit`. "in memory" has the outputs as arrays beside x: what a cache could reach at best; "through NumPy" has them behind
-a function in NumPy that does nothing, as any look-up in Python has to; "hashed" behind the hash of x. Keys are hashes
-of the content where it does not say "by id". Processor seconds tell more than the clock where other programs run as
+`fit`. "in memory" has the outputs as arrays beside x: what a cache could reach at best; "through NumPy" adds a
+function in NumPy that does nothing, as any look-up in Python needs; "hashed" adds the hash of x. Keys are hashes of the
+content where it does not say "by id". Processor seconds are more exact than the clock where other programs run as
 well.
 
 Then texts of 4 to 64 characters, short ones the most: the same text teacher gives logits of each character, padded to
@@ -195,7 +195,7 @@ def through_numpy(precomputed, y):
 
 
 def hashed(precomputed, y):
-    """The same, behind what a key of `taught.x` costs."""
+    """The same, with what a key of `x` costs."""
     with tf.control_dependencies(
         [tf.raw_ops.Assert(condition=tf.shape(fingerprint(precomputed.x, 0))[0] > 0, data=["x"])]
     ):
@@ -203,7 +203,7 @@ def hashed(precomputed, y):
 
 
 def errors(case, folder):
-    """KL(teacher ‖ what comes back) in nats, same class in %, bytes an example on disk, of each coding."""
+    """KL(teacher ‖ what comes back) in nats, same class in %, bytes per example on disk, of each coding."""
     log_p = log_softmax(case.teacher.predict(case.x, batch_size=case.batch, verbose=0))
     rows = {}
     for name, options in case.codings.items():
@@ -211,7 +211,7 @@ def errors(case, folder):
         log_q = log_softmax(np.concatenate([batch.outputs().prediction.numpy() for batch, _ in precomputed]))
         on_disk = sum(file.stat().st_size for file in (folder / name).iterdir())
         rows[name] = {
-            "bytes an example": on_disk / len(case.x),
+            "bytes per example": on_disk / len(case.x),
             "KL, nats": float((np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean()),
             "same class, %": 100 * float(np.mean(log_p.argmax(-1) == log_q.argmax(-1))),
         }

@@ -9,15 +9,16 @@ alone, no labels, from the live teacher and from each coding; or with labels and
 states. All students of a seed begin with the same weights and see the same batches; the sd is over five seeds.
 
 Then what 50 classes of 250,002 take: bytes, and processor seconds to encode and decode, of logits that follow Zipf's
-law with noise. And what the ids of 50 words take, if the code uses that some are more common than others: of the
-likeliest after a word of a test text, by counts of pairs of words in all texts of --data.
+law with noise.
 """
 
 import argparse
 import collections
+import gzip
 import json
 import os
 import pathlib
+import re
 import tempfile
 import time
 from typing import NamedTuple
@@ -27,11 +28,10 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import keras
 import numpy as np
 import tensorflow as tf
-from frequencies import ids_by_frequency, words_of
 from reporting import machine, markdown, mean_and_spread, timed
 
 import keras_kd
-from keras_kd.cache.coding import GradedTopK, PackedTopK, Sampled, TopK
+from keras_kd.cache.codings import Sampled, TopK
 from keras_kd.outputs.top_classes import TopClasses
 
 WORDS, LENGTH, WINDOWS, BATCH = 2048, 16, 1500, 32
@@ -42,23 +42,26 @@ CODINGS = {
     "float32": {"dtype": "float32"},
     "float16": {},
     "top 8": {"top_k": 8},
-    "top 8, packed": {"top_k": 8, "packed": True},
     "top 50": {"top_k": 50},
-    "top 50, packed": {"top_k": 50, "packed": True},
-    "top 50 in 64 bytes": {"top_k": 50, "packed": 64},
     "sampled 12": {"sampled": 12},
     "sampled 50": {"sampled": 50},
 }
 HIDDEN_CODINGS = {"labels, hidden states: float16": {}, "labels, hidden states: int8": {"dtype": "int8"}}
 HINT = keras_kd.losses.Hint("hidden_1", "hidden_0", weight=10.0)
-WITHOUT_STUDENT = ("float32", "top 8, packed")  # of float32, it would be that of the live teacher
+WITHOUT_STUDENT = ("float32",)  # it would be that of the live teacher
 
 
 class Windows(NamedTuple):
-    """Ids of words `(windows, LENGTH)`, and of the words behind them."""
+    """Ids of words `(windows, LENGTH)`, and of the words after them."""
 
     x: np.ndarray
     y: np.ndarray
+
+
+def words_of(path):
+    """The words and signs of a file of captions, each line ended by one of its own."""
+    lines = gzip.decompress(path.read_bytes()).decode("utf-8").lower().split("\n")
+    return [word for line in lines if line for word in [*re.findall(r"\w+|[^\w\s]", line), "\n"]]
 
 
 def captions(folder):
@@ -147,7 +150,7 @@ def add_students(scores, seed, train, test, teacher, folder):
 
 
 def losses(train, teacher, folder):
-    """Bytes a token on disk, KL(teacher ‖ what comes back), and half the sum of |p − what comes back|, of each coding.
+    """Bytes per token on disk, KL(teacher ‖ decoded), and half the sum of |p − decoded|, of each coding.
 
     A sample gives no KL: a class that was not drawn has no probability. Of hidden states, the norm of what is lost over
     their own.
@@ -158,11 +161,11 @@ def losses(train, teacher, folder):
     rows = {}
     for name, options in CODINGS.items():
         precomputed = keras_kd.cache_teacher_outputs(teacher, dataset, folder / name, verbose=0, **options)
-        came = next(iter(precomputed))[0].prediction
-        log_q = log_softmax((came.dense() if isinstance(came, TopClasses) else came).numpy())
+        decoded = next(iter(precomputed))[0].prediction
+        log_q = log_softmax((decoded.dense() if isinstance(decoded, TopClasses) else decoded).numpy())
         kl = (np.exp(log_p) * (log_p - log_q)).sum(axis=-1).mean()
         rows[name] = {
-            "bytes a token": bytes_of(folder / name) / train.x.size,
+            "bytes per token": bytes_of(folder / name) / train.x.size,
             "KL, nats": None if "sampled" in options else float(kl),
             "total variation": float(0.5 * np.abs(np.exp(log_p) - np.exp(log_q)).sum(axis=-1).mean()),
             "lost of the norm": None,
@@ -172,12 +175,12 @@ def losses(train, teacher, folder):
         precomputed = keras_kd.cache_teacher_outputs(
             teacher, dataset, folder / name, outputs=HINT, verbose=0, **options
         )
-        came = next(iter(next(iter(precomputed))[0].layers.values())).numpy()
+        decoded = next(iter(next(iter(precomputed))[0].layers.values())).numpy()
         rows[name] = {
-            "bytes a token": bytes_of(folder / name) / train.x.size,
+            "bytes per token": bytes_of(folder / name) / train.x.size,
             "KL, nats": None,
             "total variation": None,
-            "lost of the norm": float(np.linalg.norm(came - hidden) / np.linalg.norm(hidden)),
+            "lost of the norm": float(np.linalg.norm(decoded - hidden) / np.linalg.norm(hidden)),
         }
     return rows
 
@@ -191,14 +194,12 @@ def bytes_of(folder):
 
 
 def large_vocabulary(tokens=64, rounds=5):
-    """Bytes a token, and processor microseconds to encode and decode one, of 250,002 classes."""
+    """Bytes per token, and processor microseconds to encode and decode one, of 250,002 classes."""
     rng = np.random.default_rng(0)
     zipf = -np.log(np.arange(1.0, VOCABULARY + 1))
     logits = tf.constant((zipf + rng.normal(scale=2.0, size=(tokens, VOCABULARY))).astype("float32"))
     keys, shape = tf.range(tokens, dtype=tf.int64), (VOCABULARY,)
-    codings = {"top 50": TopK(shape, 50, "float16"), "top 50, packed": PackedTopK(shape, 50)}
-    codings["top 50 in 96 bytes"] = GradedTopK(shape, 50, token_bytes=96)
-    codings |= {f"sampled {draws}": Sampled(shape, draws) for draws in (12, 50)}
+    codings = {"top 50": TopK(shape, 50, "float16")} | {f"sampled {draws}": Sampled(shape, draws) for draws in (12, 50)}
     rows = {}
     for name, coding in codings.items():
         encode, decode = tf.function(coding.encode), tf.function(coding.decode)
@@ -209,7 +210,7 @@ def large_vocabulary(tokens=64, rounds=5):
         decoding = min(timed(lambda: decode(many)).cpu for _ in range(rounds))  # noqa: B023
         made_dense = min(timed(lambda: decode(parts).dense()).cpu for _ in range(rounds))  # noqa: B023
         rows[name] = {
-            "bytes a token": sum(np.dtype(dtype).itemsize * np.prod(of) for dtype, of in coding.fields().values()),
+            "bytes per token": sum(np.dtype(dtype).itemsize * np.prod(of) for dtype, of in coding.fields().values()),
             "encode, µs": 1e6 * encoding / tokens,
             "decode, µs": 1e6 * decoding / tokens / 64,
             "decode and make dense, µs": 1e6 * made_dense / tokens,
@@ -218,7 +219,7 @@ def large_vocabulary(tokens=64, rounds=5):
 
 
 def table_of_students(scores, lost):
-    measures = ["bytes a token", "KL, nats", "total variation", "lost of the norm"]
+    measures = ["bytes per token", "KL, nats", "total variation", "lost of the norm"]
     rows = ["| | " + " | ".join([*measures, "perplexity", "next word, %"]) + " |", "|---" * (len(measures) + 3) + "|"]
     for row in dict.fromkeys(["teacher", LABELS, LIVE, *CODINGS, LIVE_HIDDEN, *HIDDEN_CODINGS]):
         recorded, of_row = lost.get(row, {}), scores.get(row)
@@ -235,8 +236,7 @@ def write(output, results):
     of_teacher = {name: [value] for name, value in results["teacher"].items()}
     table = table_of_students({"teacher": of_teacher, **results["students"]}, results["codings"])
     tables = [table, markdown(f"of {VOCABULARY:,} classes", results["large vocabulary"], digits=3)]
-    tables += [f"ids by frequency: {json.dumps(results['ids by frequency'])}", json.dumps(measured_on)]
-    (output / "tables.md").write_text("\n\n".join(tables) + "\n")
+    (output / "tables.md").write_text("\n\n".join([*tables, json.dumps(measured_on)]) + "\n")
     print(table, flush=True)
 
 
@@ -247,7 +247,7 @@ def main():
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/codings"))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
-    results = {"large vocabulary": large_vocabulary(), "ids by frequency": ids_by_frequency(options.data)}
+    results = {"large vocabulary": large_vocabulary()}
     train, test = captions(options.data)
     teacher = trained_teacher(train)
     results["teacher"] = quality(teacher, test)

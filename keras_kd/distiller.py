@@ -13,7 +13,7 @@ from keras_kd._checks import require_choice, require_model, require_teacher
 from keras_kd._hyperparameters import Hyperparameter, scalar_value
 from keras_kd._keras_private import functional_graph, random_states, symbolic_result
 from keras_kd.balancing import Balance
-from keras_kd.cache.fitting import cached
+from keras_kd.cache.building import cached
 from keras_kd.large_vocabulary.fusion import Fusion
 from keras_kd.losses.keras_losses import loss_list
 from keras_kd.outputs.pairing import Pairing
@@ -230,12 +230,12 @@ class Distiller(Step, keras.Model):
         """
         data_checks.require_usable(self, x, y, _arguments("fit", x, y, args, kwargs))
         if cache is not None:
-            x = cached(x, cache, self.teacher, self.student, self.distillation_losses)
+            x = cached(x, cache, self, verbose=kwargs.get("verbose", 1))
         spec = precomputed_spec(x)
         if spec is None:
             self._live.pairing.require_teacher()
             self._precomputed = None
-        elif self._precomputed is None or self._precomputed.pairing.teacher.spec != spec:
+        elif self._precomputed is None or not self._precomputed.pairing.teacher.reads(spec):
             self._precomputed = self._connected(PrecomputedTeacher(spec))
         return super().fit(x, y, *args, **kwargs)
 

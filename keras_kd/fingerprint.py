@@ -1,4 +1,4 @@
-"""What makes two runs the same one: models, data and settings, as small as JSON can hold them."""
+"""Fingerprints of models, data and settings, as JSON, by which two runs are known to be the same."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ def of_model(model):
 
 
 def of_object(value):
-    """A loss, an optimizer or a loss: its class and its configuration."""
+    """The class and configuration of a loss, a metric or an optimizer."""
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, dict):
@@ -37,7 +37,7 @@ def of_object(value):
 
 
 def of_data(data):
-    """Arrays by their content; datasets, which may be endless or shuffled, by the kind and number of their elements."""
+    """Arrays by content; datasets, which may be endless or shuffled, by the spec and number of their elements."""
     if data is None or isinstance(data, (str, bool, int, float)):
         return data
     if isinstance(data, dict):
@@ -54,7 +54,7 @@ def of_data(data):
 
 
 def differences(there, asked, name=""):
-    """A line for each part of two settings, down to the leaves of their dicts, that is not the same."""
+    """A line for each leaf of two nested dicts of settings that differs."""
     if isinstance(there, dict) and isinstance(asked, dict):
         for key in dict.fromkeys([*asked, *there]):
             yield from differences(there.get(key), asked.get(key), f"{name} {key}")
@@ -68,7 +68,7 @@ def _bytes(array):
 
 
 def _config_hash(value):
-    """A hash of the configuration, or None of what cannot tell it."""
+    """A hash of the configuration, or None where there is none."""
     try:
         config = keras.saving.serialize_keras_object(value)
         config.pop("compile_config", None)

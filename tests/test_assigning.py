@@ -158,13 +158,17 @@ def test_outputs_of_the_same_names_are_compared_by_name(data, dicts):
     assert distiller.fit(x, verbose=0).history["logits_mse"] == [pytest.approx(0.0, abs=1e-10)]
 
 
-def test_precomputed_outputs_of_the_same_names_are_compared_by_name(data):
+@pytest.mark.parametrize("stored", [False, True])
+def test_precomputed_outputs_of_the_same_names_are_compared_by_name(data, tmp_path, stored):
     x, _ = data
     teacher, student = two_heads(["a", "b"]), two_heads(["b", "a"])
     for head in ("a", "b"):
         student.get_layer(head).set_weights(teacher.get_layer(head).get_weights())
-    batch = keras_kd.PrecomputedBatch.with_output_names(("a", "b"))
-    dataset = tf.data.Dataset.from_tensor_slices((batch(x, tuple(teacher.predict(x, verbose=0)), {}),)).batch(8)
+    predictions = dict(zip("ab", teacher.predict(x, verbose=0), strict=True))
+    by_hand = tf.data.Dataset.from_tensor_slices((keras_kd.PrecomputedBatch(x, predictions, {}),)).batch(8)
+    plain = tf.data.Dataset.from_tensor_slices(x).batch(8)
+    cached = keras_kd.cache_teacher_outputs(teacher, plain, tmp_path / "cache", dtype="float32", verbose=0)
+    dataset = cached if stored else by_hand
     distiller = keras_kd.Distiller(None, student, losses.LogitsMSE())
     distiller.compile(keras.optimizers.SGD(0.0), None)
     assert distiller.fit(dataset, verbose=0).history["logits_mse"] == [pytest.approx(0.0, abs=1e-10)]

@@ -5,6 +5,7 @@ import hashlib
 import json
 import pathlib
 import random
+import re
 import subprocess
 import sys
 
@@ -95,7 +96,7 @@ def test_the_teacher_comes_out_as_it_went_in_and_is_not_run_again(data, tmp_path
     before = teacher.get_weights()
     stored(teacher, batches_of(*data), tmp_path / "cache")
     files = content_of(tmp_path / "cache")
-    monkeypatch.setattr("keras_kd.cache.caching.Writer", None)  # would fail if it were built again
+    monkeypatch.setattr("keras_kd.cache.building.Writer", None)  # would fail if it were built again
     stored(teacher, batches_of(*data), tmp_path / "cache")
     assert content_of(tmp_path / "cache") == files
     assert not teacher.trainable
@@ -177,7 +178,7 @@ def test_equal_examples_are_one_and_one_id_for_two_examples_is_refused(data, tmp
     attached = stored(dense_model(3), batches_of(twice), tmp_path / "content")
     assert len(logits_by_example(attached.repeat(2))) == 37
     manifest = json.loads((tmp_path / "content" / "manifest.json").read_text())
-    assert (manifest["examples"], manifest["distinct"]) == (62, 37)
+    assert manifest["examples"] == 37
     ids = np.arange(37) % 30
     pixels = keras.Input((8,), name="pixels")
     teacher = keras.Model(pixels, keras.layers.Dense(3)(pixels))
@@ -278,6 +279,76 @@ def test_outputs_that_losses_want_in_two_ways_are_refused(data, tmp_path):
     with pytest.raises(ValueError, match=r"soft_labels compares distributions.*ends in sigmoid"):
         stored(dense_model(3, last="sigmoid"), batches_of(x), tmp_path / "cache", outputs=keras_kd.losses.SoftLabels())
     assert not (tmp_path / "cache").exists()
+
+
+AS_IT_IS = keras_kd.losses.KerasLoss(keras.losses.MeanSquaredError(), name="as_it_is")
+SOFT, BINARY = keras_kd.losses.SoftLabels(2.0), keras_kd.losses.BinarySoftLabels(2.0)
+
+
+@pytest.mark.parametrize("outputs", [None, "as trained"])
+@pytest.mark.parametrize("last", ["softmax", "sigmoid", "linear"])
+@pytest.mark.parametrize("loss", [SOFT, BINARY, AS_IT_IS], ids=lambda loss: loss.name)
+@pytest.mark.parametrize("kind", ["one", "list", "dict"])
+def test_a_loss_gets_from_a_cache_what_the_live_teacher_gives_it_or_is_refused(
+    data, tmp_path, last, loss, outputs, kind
+):
+    """Whatever loss the outputs were stored for: with its teacher's ending it is refused, or computes the same."""
+    x, _ = data
+    pixels = keras.Input((8,))
+    dense = keras.layers.Dense(3, activation=last, kernel_initializer=keras.initializers.RandomNormal(seed=1))
+    ends = {"one": lambda output: output, "list": lambda output: [output], "dict": lambda output: {"a": output}}[kind]
+    teacher = keras.Model(pixels, ends(dense(pixels)))
+    stored_for = [None] if outputs is None else [SOFT, BINARY, AS_IT_IS]
+    for number, one in enumerate(stored_for):
+        folder = tmp_path / f"cache {number}"
+        try:
+            dataset = stored(teacher, batches_of(x), folder, outputs=one, dtype="float32")
+        except ValueError:
+            assert (one, last) in [(SOFT, "sigmoid"), (BINARY, "softmax")]
+            continue
+        outcomes = [outcome_of(teacher, loss, batches_of(x), ends), outcome_of(None, loss, dataset, ends)]
+        if isinstance(outcomes[1], str) and not isinstance(outcomes[0], str):
+            assert "is stored as logits" in outcomes[1]
+            assert loss is AS_IT_IS
+            assert last != "linear"
+        elif isinstance(outcomes[0], str):
+            assert outcomes[0] == outcomes[1]
+        else:
+            assert outcomes[1] == pytest.approx(outcomes[0], rel=1e-4)
+
+
+def outcome_of(teacher, loss, dataset, ends):
+    """The value of a loss over a dataset, or the message that refuses it."""
+    pixels = keras.Input((8,))
+    initializer = keras.initializers.RandomNormal(seed=2)
+    student = keras.Model(pixels, ends(keras.layers.Dense(3, kernel_initializer=initializer)(pixels)))
+    try:
+        distiller = keras_kd.Distiller(teacher, student, loss)
+        distiller.compile(keras.optimizers.SGD(0.0), loss=None)
+        return distiller.fit(dataset.map(lambda *element: (element[0],)), verbose=0).history[loss.name][0]
+    except ValueError as error:
+        return str(error)
+
+
+@pytest.mark.parametrize("options", [{"top_k": 2}, {"sampled": 2}])
+def test_a_part_is_stored_of_distributions_only(data, tmp_path, options):
+    with pytest.raises(ValueError, match="logits of distributions over classes, but 'output' ends in sigmoid"):
+        stored(dense_model(3, last="sigmoid"), batches_of(data[0]), tmp_path / "cache", **options)
+    with pytest.raises(ValueError, match="'output' ends in softmax and is stored as it is"):
+        stored(dense_model(3, last="softmax"), batches_of(data[0]), tmp_path / "cache", outputs=AS_IT_IS, **options)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_one_distiller_reads_caches_of_other_endings_one_after_the_other(data, tmp_path):
+    x, _ = data
+    distiller = keras_kd.Distiller(None, dense_model(3), SOFT)
+    distiller.compile("sgd", loss=None)
+    for last, outputs in (("softmax", AS_IT_IS), ("softmax", SOFT), ("linear", SOFT)):
+        dataset = stored(dense_model(3, last=last), batches_of(x), tmp_path / f"{last} {outputs.name}", outputs=outputs)
+        distiller.fit(dataset, shuffle=False, verbose=0)
+    dataset = stored(dense_model(3, last="sigmoid"), batches_of(x), tmp_path / "sigmoid")
+    with pytest.raises(ValueError, match=r"soft_labels compares distributions.*teacher ends in sigmoid"):
+        distiller.fit(dataset, shuffle=False, verbose=0)
 
 
 def test_only_a_layer_may_be_stored(data, tmp_path):
@@ -384,12 +455,12 @@ def test_a_folder_written_by_hand_in_the_documented_layout_is_read(tmp_path):
         content = (tmp_path / name).read_bytes()
         parts[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     files = {
-        name: {"dtype": array.dtype.str, "shape": list(array.shape[1:]), "a row": "an example"}
+        name: {"dtype": array.dtype.str, "shape": list(array.shape[1:]), "per": "example"}
         for name, array in list(arrays.items())[:5]
     }
-    files["output_1.bin"]["a row"] = "a token"
+    files["output_1.bin"]["per"] = "token"
     layout = {
-        "format": "keras_kd.outputs/2",
+        "format": "keras_kd.teacher_outputs/3",
         "key": {"of": {"entry": "id"}, "padding": 0},
         "outputs": {
             "output": {"coding": "Full", "shape": [2], "dtype": "float32"},
@@ -398,14 +469,14 @@ def test_a_folder_written_by_hand_in_the_documented_layout_is_read(tmp_path):
         "masked": [],
         "prediction": "output",
         "layers": {"block": "layer block"},
+        "endings": {},
         "files": files,
     }
     manifest = {
         "setting": {"teacher": "by hand", "preprocessing": None, "outputs": layout},
         "examples": 3,
-        "distinct": 3,
         "sequences": {"layer block": None},
-        "shards": [{"examples": 3, "files": {name: parts[name] for name in files}}],
+        "shards": [{"examples": 3, "sequences": {"layer block": None}, "files": {name: parts[name] for name in files}}],
         "index": {name: parts[name] for name in ("index.key.bin", "index.position.bin")},
     }
     text = json.dumps(manifest, sort_keys=True)
@@ -475,15 +546,70 @@ def test_shards_and_files_that_changed_places_are_noticed(cache):
         keras_kd.open_teacher_cache(cache)
 
 
+def signed(folder, manifest):
+    """Write a manifest with the checksum it should have, as whoever changes it on purpose would."""
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    text = json.dumps(content, sort_keys=True)
+    content["sha256"] = hashlib.sha256(text.encode()).hexdigest()
+    (folder / "manifest.json").write_text(json.dumps(content))
+
+
 def test_a_cache_of_another_version_is_refused(cache):
     manifest = json.loads((cache / "manifest.json").read_text())
-    del manifest["sha256"]
-    manifest["setting"]["outputs"]["format"] = "keras_kd.outputs/9"
-    text = json.dumps(manifest, sort_keys=True)
-    manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    (cache / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(ValueError, match=r"format 'keras_kd.outputs/9'; this version reads 'keras_kd.outputs/2'"):
+    manifest["setting"]["outputs"]["format"] = "keras_kd.teacher_outputs/9"
+    signed(cache, manifest)
+    with pytest.raises(ValueError, match=r"format is 'keras_kd.teacher_outputs/9'; this version reads '.*/3'"):
         keras_kd.open_teacher_cache(cache)
+
+
+def changes(value, path=()):
+    """`(path, changed)` of each field of a JSON value: another value of its kind, another kind, and without it."""
+    if isinstance(value, dict):
+        for name, part in value.items():
+            yield (*path, name), {other: one for other, one in value.items() if other != name}
+            for deeper, changed in changes(part, (*path, name)):
+                yield deeper, {**value, name: changed}
+    elif isinstance(value, list):
+        yield path, value[:-1] if value else ["more"]
+        for i, part in enumerate(value):
+            for deeper, changed in changes(part, (*path, i)):
+                yield deeper, [*value[:i], changed, *value[i + 1 :]]
+    others = {str: ["other", 3], int: [None, "x", -1], bool: [3], type(None): ["other"], dict: [[]], list: [{}]}
+    for other in [*others[type(value)], *([value + 1] if type(value) is int else [])]:
+        yield path, other
+
+
+def test_a_manifest_that_was_changed_and_signed_again_is_refused_whatever_field_it_is(tmp_path):
+    tokens = keras.Input((None,), dtype="int32", name="ids")
+    hidden = keras.layers.Embedding(9, 4, mask_zero=True, name="hidden")(tokens)
+    teacher = keras.Model(tokens, keras.layers.Dense(3, activation="softmax", name="logits")(hidden))
+    x = {"ids": np.random.default_rng(0).integers(1, 9, (12, 5)), "id": np.arange(12)}
+    folder = tmp_path / "cache"
+    options = {"key": "id", "preprocessing": {"words": "abc"}, "outputs": ["logits", "hidden"]}
+    stored(teacher, batches_of(x), folder, **options)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["sha256"]
+    tried = 0
+    for path, changed in changes(manifest):
+        if not path or changed == manifest:
+            continue
+        signed(folder, changed)
+        with pytest.raises(ValueError) as error:
+            keras_kd.open_teacher_cache(folder, teacher=teacher, preprocessing=options["preprocessing"])
+            if path[:3] in FREE:  # what only whoever asks for it can know
+                stored(teacher, batches_of(x), folder, **options)
+        fields = [str(part) for part in path if isinstance(part, str)]
+        assert str(folder) in str(error.value), path
+        assert re.search(r"manifest\.json|\.bin", str(error.value)) or any(
+            name in str(error.value) for name in fields
+        ), path
+        tried += 1
+    assert tried > 200
+    signed(folder, manifest)
+    keras_kd.open_teacher_cache(folder, teacher=teacher)
+
+
+FREE = [("setting", "outputs", "key"), ("setting", "outputs", "endings")]
 
 
 def test_another_teacher_or_other_settings_are_refused(data, tmp_path):
@@ -561,30 +687,37 @@ def test_a_full_disk_is_told_and_the_build_goes_on_when_there_is_space(data, tmp
     assert content_of(tmp_path / "cache") == content_of(tmp_path / "whole")
 
 
-def interrupted(teacher, dataset, folder, batches):
-    """A build that fails behind so many batches."""
+def interrupted(teacher, dataset, folder, batches, **options):
+    """A build that fails after so many batches."""
 
     def fail(number, element):
         tf.debugging.assert_less(number, tf.constant(batches, tf.int64))
         return element
 
     with pytest.raises(tf.errors.InvalidArgumentError):
-        stored(teacher, dataset.enumerate().map(fail), folder)
+        stored(teacher, dataset.enumerate().map(fail), folder, **options)
 
 
-def test_an_interrupted_build_goes_on_only_with_the_same_data_teacher_and_files(data, tmp_path, monkeypatch):
+@pytest.fixture
+def runs(monkeypatch):
+    """How many examples each batch had that a teacher ran on."""
+    runs, encoded = [], TeacherSource.encoded
+    monkeypatch.setattr(
+        TeacherSource, "encoded", lambda source, x, keys: runs.append(len(keys)) or encoded(source, x, keys)
+    )
+    return runs
+
+
+def test_an_interrupted_build_resumes_with_the_same_teacher_and_files_only(data, tmp_path, runs):
     teacher, folder = dense_model(3), tmp_path / "cache"
-    x = data[0]
-    dataset = batches_of(x, batch=4)
+    dataset = batches_of(data[0], batch=4)
     interrupted(teacher, dataset, folder, 6)
     names = sorted(content_of(folder))
     assert names == ["building.json", "key.bin", "output_0.bin"]
-    assert 0 < len(json.loads((folder / "building.json").read_text())["shards"]) < 6
+    finished = len(json.loads((folder / "building.json").read_text())["shards"])
+    assert 0 < finished < 6
     with pytest.raises(ValueError, match=r"only half built. Call cache_teacher_outputs again"):
         keras_kd.open_teacher_cache(folder)
-    for other in (batches_of(x[::-1], batch=4), batches_of(x, batch=5), batches_of(x[:5], batch=4)):
-        with pytest.raises(ValueError, match="other examples, another order or another batch size"):
-            stored(teacher, other, folder)
     with pytest.raises(ValueError, match="another teacher or of other settings"):
         stored(dense_model(3), dataset, folder)
     for name in names:
@@ -596,17 +729,96 @@ def test_an_interrupted_build_goes_on_only_with_the_same_data_teacher_and_files(
     (folder / ".building.0123456789abcdef.json").write_bytes(b"half")  # as a kill leaves it
     with (folder / "output_0.bin").open("ab") as file:
         file.write(b"half")
-    runs, encoded = [], TeacherSource.encoded
-    with monkeypatch.context() as patched:
-        patched.setattr(TeacherSource, "encoded", lambda source, x: runs.append(1) or encoded(source, x))
-        stored(teacher, dataset, folder)
-    assert 0 < len(runs) < 10  # of ten batches, those that were stored are not run again
+    runs.clear()
+    stored(teacher, dataset, folder)
+    before = json.loads((folder / "manifest.json").read_text())["shards"][:finished]
+    assert sum(runs) == 37 - sum(shard["examples"] for shard in before)  # the stored batches are not run again
     stored(teacher, dataset, tmp_path / "whole")
     assert content_of(folder) == content_of(tmp_path / "whole")
 
 
+def test_a_build_resumes_by_key_in_any_order(data, tmp_path, runs):
+    x = data[0]
+    teacher, folder = dense_model(16, 3), tmp_path / "cache"
+    interrupted(teacher, batches_of(x, batch=4), folder, 6)
+    done = sum(shard["examples"] for shard in json.loads((folder / "building.json").read_text())["shards"])
+    more = np.concatenate([x, x[:9] + 1.0])  # an example that is new is stored as well
+    flat = tf.data.Dataset.from_tensor_slices(more)
+    runs.clear()
+    found = logits_by_example(stored(teacher, flat.shuffle(46, seed=3).batch(1), folder, dtype="float16"))
+    assert len(runs) == 46 - done  # batches of stored examples are not run
+    whole = logits_by_example(stored(teacher, batches_of(more, batch=4), tmp_path / "whole"))
+    assert found.keys() == whole.keys()
+    for example, output in found.items():
+        np.testing.assert_allclose(output, whole[example], rtol=2e-3, atol=1e-3)
+    assert keras_kd.open_teacher_cache(folder).examples == 46
+    keys = np.fromfile(folder / "key.bin", "<i8")
+    assert len(np.unique(keys)) == 46
+
+
+def test_mixed_batches_run_whole_and_store_what_is_missing(data, tmp_path, runs):
+    x = data[0]
+    teacher, folder = dense_model(16, 3), tmp_path / "cache"
+    interrupted(teacher, batches_of(x, batch=4), folder, 6)
+    runs.clear()
+    found = logits_by_example(stored(teacher, batches_of(x[::-1], batch=37), folder))
+    assert runs == [37]
+    assert len(found) == 37
+    assert keras_kd.open_teacher_cache(folder).examples == 37
+
+
+def test_a_build_may_go_on_with_other_data_of_the_same_teacher(data, tmp_path, runs):
+    """Outputs belong to keys, so what was stored of other examples stays right; the data may have been mended."""
+    x = data[0]
+    teacher, folder = dense_model(3), tmp_path / "cache"
+    interrupted(teacher, batches_of(x, batch=4), folder, 6)
+    begun = sum(shard["examples"] for shard in json.loads((folder / "building.json").read_text())["shards"])
+    runs.clear()
+    found = logits_by_example(stored(teacher, batches_of(x[8:], batch=4), folder))
+    assert found.keys() == {row.tobytes() for row in x[8:]}
+    assert sum(runs) == 37 - begun
+    assert len(logits_by_example(keras_kd.open_teacher_cache(folder).attach(batches_of(x)))) == 37
+
+
+def test_arrays_of_other_programs_resume_by_key_as_well(data, tmp_path):
+    x, folder = data[0], tmp_path / "cache"
+    batches = [(part, part[:, :3]) for part in np.array_split(x, 9)]
+
+    def stopped():
+        yield from batches[:5]
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stored("scores", stopped(), folder)
+    cache = stored("scores", iter(batches[::-1]), folder)
+    assert cache.examples == 37
+    for example, output in logits_by_example(cache.attach(batches_of(x))).items():
+        np.testing.assert_allclose(output, np.frombuffer(example, "float32")[:3], rtol=1e-3)
+
+
+def test_ids_are_looked_up_in_what_was_stored_before(data, tmp_path, monkeypatch):
+    """Keys that were moved from the dict to the sorted arrays, or come from an earlier run, are known as well."""
+    monkeypatch.setattr("keras_kd.cache.building._RECENT_KEYS", 6)
+    x, ids = data[0], np.arange(37)
+    pixels = keras.Input((8,), name="pixels")
+    teacher = keras.Model(pixels, keras.layers.Dense(3)(pixels))
+    twice = {"pixels": np.concatenate([x, x[::-1]]), "id": np.concatenate([ids, ids[::-1]])}
+    stored(teacher, batches_of(twice, batch=4), tmp_path / "twice", key="id")
+    assert keras_kd.open_teacher_cache(tmp_path / "twice").examples == 37
+    for place in (1, 20, 36):
+        wrong = {"pixels": np.concatenate([x, x[:1] + 1.0]), "id": np.append(ids, place)}
+        with pytest.raises(ValueError, match=f"two different examples have the key {place}\\."):
+            stored(teacher, batches_of(wrong, batch=4), tmp_path / str(place), key="id")
+        interrupted_with = batches_of({"pixels": x, "id": ids}, batch=4)
+        folder = tmp_path / f"resumed {place}"
+        interrupted(teacher, interrupted_with, folder, 6, key="id")
+        swapped = {"pixels": x[::-1], "id": ids}
+        with pytest.raises(ValueError, match="two different examples have the key"):
+            stored(teacher, batches_of(swapped, batch=4), folder, key="id")
+
+
 KILLED = """
-import os, pathlib, random, output, sys, time
+import os, pathlib, random, signal, sys, time
 import keras, numpy as np, tensorflow as tf
 import keras_kd
 folder = pathlib.Path(sys.argv[1])

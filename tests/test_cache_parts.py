@@ -1,4 +1,4 @@
-"""Caches that several processes build and read, and what is told of the data's preprocessing."""
+"""Caches that several processes build and read, and the preprocessing that is stored with them."""
 
 import subprocess
 import sys
@@ -26,8 +26,8 @@ while not all((folder / f"built {one}").exists() for one in range(2)):
     pass
 cache = keras_kd.open_teacher_cache([folder / "part 0", folder / "part 1"], teacher=teacher)
 others = tf.data.Dataset.from_tensor_slices((x,)).shuffle(37, seed=index).shard(2, index).batch(4)
-for (taught,) in cache.attach(others):
-    np.testing.assert_allclose(taught.prediction, teacher(taught.x), rtol=1e-5, atol=1e-6)
+for (batch,) in cache.attach(others):
+    np.testing.assert_allclose(batch.prediction, teacher(batch.x), rtol=1e-5, atol=1e-6)
 print(cache.examples)
 """
 

@@ -22,7 +22,7 @@ def anonymous():
 def total(folder, examples):
     dataset = tf.data.Dataset.from_tensor_slices({"id": np.arange(examples)}).batch(64)
     attached = keras_kd.open_teacher_cache(folder, verify=False).attach(dataset)
-    return sum(float(tf.reduce_sum(taught.prediction[:, 0])) for (taught,) in attached)
+    return sum(float(tf.reduce_sum(batch.prediction[:, 0])) for (batch,) in attached)
 
 total(sys.argv[1], 64)  # TensorFlow's threads and kernels
 before = anonymous()

@@ -1,6 +1,5 @@
 """What each coding keeps of an output, in how many bytes, and what it loses."""
 
-import itertools
 import json
 import math
 import pathlib
@@ -13,107 +12,11 @@ from formulas import log_softmax
 
 import keras_kd
 from keras_kd.cache import TopLogProbs
-from keras_kd.cache.coding import Full, GradedTopK, Int8, PackedTopK, Sampled, TopK, coding_of, config_of
-from keras_kd.cache.packing import Ascending, Fixed, Graded
-from keras_kd.cache.sampled import systematic_draws
+from keras_kd.cache.codings import Full, Int8, Sampled, TopK, coding_from, config_of, systematic_draws
 from keras_kd.outputs.top_classes import TopClasses
 
 REFERENCE = pathlib.Path(__file__).parents[2] / "shared" / "reference" / "losses.json"
 VOCABULARY = 250_002
-
-
-# Numbers in few bytes ----------------------------------------------------------------------------------------------
-
-
-def test_numbers_of_fixed_width_lie_one_behind_the_other():
-    """By hand: 1, 5, 7, 2 with 3 bits each are 001 101 111 010, lowest bits first, so 0b11_101_001 and 0b0000_010_1."""
-    coded = Fixed(4, 3).encode(tf.constant([[1, 5, 7, 2]]))
-    assert coded.numpy().tolist() == [[0b11_101_001, 0b0000_010_1]]
-
-
-def test_ascending_numbers_are_coded_as_elias_and_fano_have_it():
-    """By hand: 3, 4, 13, 15 below 16, two low bits (11, 00, 01, 11); high parts 0, 1, 3, 3, so ones at 0, 2, 5, 6."""
-    code = Ascending(4, 16)
-    assert code.encode(tf.constant([[3, 4, 13, 15]])).numpy().tolist() == [[0b01100101, 0b11_01_00_11]]
-    assert code.bytes == 2
-
-
-@pytest.mark.parametrize("width", [1, 3, 5, 8, 13, 17, 24])
-def test_numbers_of_any_width_come_back(width):
-    numbers = np.random.default_rng(width).integers(0, 2**width, (2, 3, 11)).astype("int32")
-    numbers[0, 0] = 2**width - 1
-    code = Fixed(11, width)
-    coded = code.encode(tf.constant(numbers))
-    assert coded.shape == (2, 3, code.bytes) == (2, 3, math.ceil(11 * width / 8))
-    np.testing.assert_array_equal(code.decode(coded), numbers)
-
-
-@pytest.mark.parametrize(("count", "limit"), [(50, VOCABULARY), (12, VOCABULARY), (8, 100), (1, 2), (9, 3), (50, 51)])
-def test_ascending_numbers_come_back(count, limit):
-    rng = np.random.default_rng(count)
-    numbers = np.sort(rng.integers(0, limit, (4, 5, count)), axis=-1).astype("int32")
-    numbers[0, 0], numbers[0, 1] = 0, limit - 1  # equal ones, as far as they go
-    code = Ascending(count, limit)
-    coded = code.encode(tf.constant(numbers))
-    assert coded.shape == (4, 5, code.bytes)
-    np.testing.assert_array_equal(code.decode(coded), numbers)
-    decode = tf.function(code.decode, input_signature=[tf.TensorSpec((None, None, code.bytes), tf.uint8)])
-    np.testing.assert_array_equal(decode(coded), numbers)
-
-
-def test_fifty_of_250002_take_three_bytes_more_than_any_code_must():
-    """log2 of the number of sets of 50 out of 250,002: 686 bits, 86 bytes."""
-    sets = (math.lgamma(VOCABULARY + 1) - math.lgamma(51) - math.lgamma(VOCABULARY - 49)) / math.log(2.0)
-    assert (Ascending(50, VOCABULARY).bytes, math.ceil(sets / 8)) == (89, 86)
-
-
-def test_graded_numbers_are_coded_in_buckets_that_widen():
-    """By hand: buckets at 0, 1, … 7 (w = 0), 8, 10, 12, 14 (w = 1), so ones at 2 + 0, 8 + 1, 11 + 2; then 1, 1."""
-    code = Graded(3, 16, 3)  # 3 + 12 bits, two bytes, and the low bits
-    coded = code.encode(tf.constant([[2, 9, 15]]), tf.constant([3]))
-    assert coded.numpy().tolist() == [[0b0000_0100, 0b0010_0010, 0b11]]
-    np.testing.assert_array_equal(code.decode(coded)[0], [[2, 9, 15]])
-
-
-@pytest.mark.parametrize(
-    ("count", "limit", "size"), [(50, VOCABULARY, 75), (50, VOCABULARY, 28), (9, 40, 9), (2, 2, 1)]
-)
-def test_of_graded_numbers_the_first_come_back_that_fit(count, limit, size):
-    rng = np.random.default_rng(0)
-    likeliest_first = [rng.permutation(min(limit, 10 ** rng.integers(2, 7)))[-count:] for _ in range(60)]
-    likeliest_first += [np.arange(limit)[-count:], np.arange(count)]
-    numbers = np.array(likeliest_first, "int32").reshape(2, 31, count)
-    code = Graded(count, limit, size)
-    fitting = code.fitting(tf.constant(numbers)).numpy()
-    assert fitting.min() >= 1
-    assert fitting[-1, -1] == count
-    if count == 50:  # by hand: 119 bits in 15 bytes, and what the numbers take, log2(number / 4) rounded down
-        widths = np.maximum(np.floor(np.log2(np.maximum(numbers, 1) / 4)), 0)
-        by_hand = (np.cumsum(widths, axis=-1) <= 8 * (size - 15)).sum(axis=-1)
-        assert np.abs(fitting - by_hand).max() <= 1  # buckets begin a little behind powers of two
-        assert fitting.min() < 50
-    kept = np.arange(count) < fitting[..., None]
-    ascending = np.sort(np.where(kept, numbers, limit), axis=-1)
-    coded = code.encode(tf.constant(ascending.astype("int32")), tf.constant(fitting))
-    assert coded.shape == (2, 31, size)
-    decoded, found = (tensor.numpy() for tensor in code.decode(coded))
-    np.testing.assert_array_equal(found, fitting)
-    np.testing.assert_array_equal(decoded[kept], ascending[kept])
-    last = np.take_along_axis(ascending, fitting[..., None] - 1, -1)
-    np.testing.assert_array_equal(decoded, np.where(kept, ascending, last))
-
-
-def test_bytes_that_were_never_encoded_stay_in_range():
-    """Padding of examples of other lengths is zeros."""
-    for code, byte in itertools.product((Ascending(50, VOCABULARY), Graded(50, VOCABULARY, 75)), (0, 255)):
-        decoded = code.decode(tf.fill((3, code.bytes), tf.constant(byte, tf.uint8)))
-        numbers = (decoded[0] if isinstance(code, Graded) else decoded).numpy()
-        assert numbers.min() >= 0
-        assert numbers.max() < VOCABULARY
-    graded = GradedTopK((5,), 2, token_bytes=9)
-    for coding in (TopK((5,), 2, "float16"), PackedTopK((5,), 2), graded, Sampled((5,), 2)):
-        zeros = {name: tf.zeros((3, *shape), np.dtype(dtype)) for name, (dtype, shape) in coding.fields().items()}
-        assert np.isfinite(coding.decode(zeros).dense()).all()
 
 
 # The likeliest classes ---------------------------------------------------------------------------------------------
@@ -125,94 +28,24 @@ def record_bytes(coding):
 
 def test_a_token_takes_as_many_bytes_as_the_docstrings_say():
     """127 is DistillKit's figure for 50 of 250,002."""
-    codings = [TopK((VOCABULARY,), 50, "float16"), TopK((2**16,), 50, "float16"), PackedTopK((VOCABULARY,), 50)]
-    codings += [GradedTopK((VOCABULARY,), 50, token_bytes=96), Sampled((VOCABULARY,), 50), Sampled((VOCABULARY,), 12)]
-    assert list(map(record_bytes, codings)) == [304, 204, 125, 96, 89, 25]
+    codings = [TopK((VOCABULARY,), 50, "float16"), TopK((2**16,), 50, "float16")]
+    codings += [Sampled((VOCABULARY,), 12), Sampled((2**16,), 12)]
+    assert list(map(record_bytes, codings)) == [304, 204, 48, 24]
+
+
+def test_padding_of_zeros_decodes_to_finite_numbers():
+    for coding in (TopK((5,), 2, "float16"), Sampled((5,), 2)):
+        zeros = {name: tf.zeros((3, *shape), np.dtype(dtype)) for name, (dtype, shape) in coding.fields().items()}
+        assert np.isfinite(coding.decode(zeros).dense()).all()
 
 
 def test_top_classes_are_never_spread_over_the_vocabulary():
     output = np.random.default_rng(0).normal(size=(2, 3, VOCABULARY)).astype("float32")
-    for coding in (TopK((3, VOCABULARY), 50, "float16"), PackedTopK((3, VOCABULARY), 50), Sampled((3, VOCABULARY), 50)):
+    for coding in (TopK((3, VOCABULARY), 50, "float16"), Sampled((3, VOCABULARY), 50)):
         decoded = stored(coding, output)
         assert isinstance(decoded, TopClasses)
         assert decoded.classes.shape == decoded.log_p.shape == (2, 3, 50)
         assert (decoded.log_each.shape, decoded.count) == ((2, 3), VOCABULARY)
-
-
-@pytest.mark.parametrize("shape", [(40, 300), (8, 5, 300)])
-def test_packed_classes_are_those_of_top_k_and_their_logs_are_off_by_half_a_step(shape):
-    logits = np.random.default_rng(0).normal(scale=3.0, size=shape).astype("float32")
-    exact = log_softmax(logits.astype("float64"))
-    order = np.argsort(-exact, axis=-1)[..., :20]
-    kept = np.take_along_axis(exact, order, -1)
-    rest = np.log1p(-np.exp(kept).sum(axis=-1))
-    decoded = stored(PackedTopK(shape[1:], 20), logits)
-    np.testing.assert_array_equal(decoded.classes, np.sort(order, axis=-1))
-    packed = np.take_along_axis(decoded.dense().numpy(), order, -1)
-    differences = (packed - packed[..., :1]) - (kept - kept[..., :1])  # to the likeliest, which step 0 stands for
-    half_a_step = (kept[..., :1] - kept[..., -1:]) / 31 / 2
-    assert np.all(np.abs(differences) <= half_a_step * 1.02)  # float16 of the depth
-    assert np.abs(differences / half_a_step).max() > 0.9
-    off = packed[..., 0] - (np.asarray(decoded.log_each) + np.log(280.0)) - (kept[..., 0] - rest)
-    assert np.abs(off).max() < 5e-3
-    np.testing.assert_allclose(np.exp(decoded.dense().numpy().astype("float64")).sum(axis=-1), 1.0, rtol=1e-5)
-
-
-def test_what_does_not_fit_into_the_bytes_goes_to_the_others():
-    """Ids of even frequency: few of 20 fit. What is left is the top-k of as many."""
-    logits = np.random.default_rng(0).normal(scale=3.0, size=(8, 3, 3000)).astype("float32")
-    coding = GradedTopK((3, 3000), 20, token_bytes=32)
-    decoded = stored(coding, logits)
-    kept = [[len(np.unique(classes)) for classes in row] for row in decoded.classes.numpy()]
-    assert 5 < np.min(kept) < np.max(kept) < 20
-    log_p = decoded.dense().numpy().astype("float64")
-    np.testing.assert_allclose(np.exp(log_p).sum(axis=-1), 1.0, rtol=1e-5)
-    for row, place in np.ndindex(8, 3):
-        exact = through(TopK((3000,), kept[row][place], "float32"), logits[row, place][None])[0]
-        half_a_step = (exact.max() - np.sort(exact)[-20]) / 31 / 2
-        assert np.abs(log_p[row, place] - exact).max() < half_a_step * 1.05 + 1e-2
-
-
-def test_where_all_fit_it_is_what_packing_gives():
-    logits = (np.random.default_rng(0).normal(size=(40, 3000)) - 2 * np.log(np.arange(1, 3001))).astype("float32")
-    packed, graded = (stored(kind, logits) for kind in (PackedTopK((3000,), 20), GradedTopK((3000,), 20, 5, 60)))
-    np.testing.assert_array_equal(graded.classes, packed.classes)
-    np.testing.assert_allclose(graded.dense(), packed.dense(), atol=2e-2)  # the rest is rounded to float16 again
-
-
-def test_packing_loses_little_beside_what_top_k_leaves_out():
-    """Zipf's law over 5,000 words, each logit moved by a normal number of standard deviation 2."""
-    rng = np.random.default_rng(0)
-    logits = (rng.normal(scale=2.0, size=(200, 5000)) - np.log(np.arange(1, 5001))).astype("float32")
-    log_p = log_softmax(logits.astype("float64"))
-    top, packed = (
-        (np.exp(log_p) * (log_p - through(coding, logits))).sum(axis=-1).mean()
-        for coding in (TopK((5000,), 50, "float32"), PackedTopK((5000,), 50))
-    )
-    assert 0.1 < top < 2.0
-    assert 0.0 < packed - top < 2e-3
-
-
-def test_packing_takes_extreme_and_masked_logits():
-    logits = np.zeros((4, 8), "float32")
-    logits[0, :3] = [1e4, 0.0, -1e4]
-    logits[1, 2:] = -np.inf  # two classes are left
-    logits[2, 3:] = -1e9
-    decoded = np.exp(through(PackedTopK((8,), 4), logits))
-    np.testing.assert_allclose(decoded[0], np.eye(8)[0], atol=1e-6)
-    np.testing.assert_allclose(decoded[1], [0.5] * 2 + [0.0] * 6, atol=1e-6)
-    np.testing.assert_allclose(decoded[2], [1 / 3] * 3 + [0.0] * 5, atol=1e-6)
-    np.testing.assert_allclose(decoded[3], np.full(8, 0.125), rtol=1e-3)
-
-
-def test_classes_an_api_returned_can_be_packed(tmp_path):
-    log_p = np.log(np.array([[0.6, 0.3], [0.5, 0.25]], "float32"))
-    answers = TopLogProbs(np.array([[7, 2], [0, 9]]), log_p, of=10)
-    cache = keras_kd.cache_teacher_outputs("api", [(np.arange(2), answers)], tmp_path, key="id", packed=True, verbose=0)
-    (precomputed,) = next(iter(cache.attach(tf.data.Dataset.from_tensor_slices({"id": np.arange(2)}).batch(2))))
-    expected = np.full((2, 10), [[0.1 / 8], [0.25 / 8]])
-    expected[0, [7, 2]], expected[1, [0, 9]] = [0.6, 0.3], [0.5, 0.25]
-    np.testing.assert_allclose(np.exp(precomputed.prediction.dense()), expected, rtol=2e-3)
 
 
 def stored(coding, output, keys=None):
@@ -289,21 +122,18 @@ def test_int8_is_off_by_half_a_step_at_most():
 
 
 def test_the_likeliest_of_an_api_are_kept_in_whatever_order_it_gives_them():
-    least = GradedTopK((10**6,), 2).least_bytes
-    coding = GradedTopK((10**6,), 2, token_bytes=least)  # room for one of ids as high as these
+    coding = TopK((10**6,), 2, "float16")
     answers = TopLogProbs(tf.constant([[900_001, 900_002]]), tf.constant(np.log([[0.2, 0.7]]), tf.float32), of=10**6)
     decoded = coding.decode(coding.encode(answers))
-    np.testing.assert_array_equal(decoded.classes, [[900_002, 900_002]])
-    np.testing.assert_allclose(np.exp(decoded.log_p), [[0.7, 0.7]], rtol=1e-3)
+    np.testing.assert_array_equal(decoded.classes, [[900_002, 900_001]])
+    np.testing.assert_allclose(np.exp(decoded.log_p), [[0.7, 0.2]], rtol=1e-3)
 
 
 @pytest.mark.parametrize("wrong", [-1, 10])
 def test_classes_that_there_are_not_are_refused(tmp_path, wrong):
     answers = TopLogProbs(np.array([[7, wrong]]), np.log(np.array([[0.6, 0.3]])), of=10)
-    for packed in (False, True):
-        with pytest.raises(tf.errors.InvalidArgumentError, match="classes must be >= 0 and below of=10"):
-            folder = tmp_path / str(packed)
-            keras_kd.cache_teacher_outputs("api", [(np.arange(1), answers)], folder, key="id", packed=packed, verbose=0)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="classes must be >= 0 and below of=10"):
+        keras_kd.cache_teacher_outputs("api", [(np.arange(1), answers)], tmp_path, key="id", verbose=0)
 
 
 # Samples -----------------------------------------------------------------------------------------------------------
@@ -392,7 +222,7 @@ def test_what_is_drawn_depends_on_the_key_and_the_place_alone():
 def test_many_classes_are_drawn_in_parts(monkeypatch):
     logits = np.random.default_rng(0).normal(size=(9, 50)).astype("float32")
     whole = through(Sampled((50,), 6), logits)
-    monkeypatch.setattr("keras_kd.cache.sampled._NUMBERS_AT_ONCE", 100)
+    monkeypatch.setattr("keras_kd.cache.codings._NUMBERS_AT_ONCE", 100)
     np.testing.assert_array_equal(through(Sampled((50,), 6), logits), whole)
 
 
@@ -410,9 +240,7 @@ def test_masked_classes_are_never_drawn_and_nan_is_refused():
 # All the way ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "options", [{"top_k": 2}, {"top_k": 2, "packed": True}, {"top_k": 2, "packed": 7}, {"sampled": 9}]
-)
+@pytest.mark.parametrize("options", [{"top_k": 2}, {"sampled": 9}])
 def test_a_student_learns_from_it_and_building_again_gives_the_same_bytes(data, tmp_path, options):
     teacher, student = dense_model(16, 3), dense_model(3)
     dataset = tf.data.Dataset.from_tensor_slices(data).batch(8)
@@ -433,26 +261,20 @@ def test_a_student_learns_from_it_and_building_again_gives_the_same_bytes(data, 
         Full((3,), "float16"),
         Int8((3,)),
         TopK((9,), 2, "float32"),
-        PackedTopK((4, 9), 2),
+        TopK((4, 9), 2, "float16"),
         Sampled((9,), 5),
-        GradedTopK((9,), 2, 5, 12),
     ],
 )
 def test_the_manifest_names_the_coding(coding):
-    assert coding_of(json.loads(json.dumps(config_of(coding)))) == coding
+    assert coding_from(json.loads(json.dumps(config_of(coding)))) == coding
 
 
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
         ({"top_k": 2, "sampled": 3}, ValueError, "top_k and sampled are two ways to store a part, got 2 and 3"),
-        ({"packed": True}, ValueError, "packed=True packs the likeliest classes, but all of 'output' are stored"),
-        ({"sampled": 3, "packed": True}, ValueError, "packed=True packs the likeliest classes"),
-        ({"top_k": 2, "packed": "yes"}, TypeError, "packed must be a whole number >= 1, got 'yes'"),
-        ({"top_k": 2, "packed": 6}, ValueError, "packed must be >= 7 bytes for top_k=2 of 'output', got 6"),
         ({"sampled": 0}, ValueError, "sampled must be >= 1"),
         ({"sampled": 2.5}, TypeError, "sampled must be a whole number"),
-        ({"top_k": 3, "packed": True}, ValueError, "top_k must be less than the number of classes, got 3"),
     ],
 )
 def test_bad_arguments_are_named(data, tmp_path, options, error, message):

@@ -1,12 +1,199 @@
-"""Builds a cache shard by shard, so that a killed build goes on where it stopped and ends with the same bytes."""
+"""`cache_teacher_outputs`: stores the outputs of a teacher that runs once; a stopped build resumes by key."""
 
 import concurrent.futures
+import os
+import pathlib
 
+import keras
 import numpy as np
+import tensorflow as tf
 
-from keras_kd.cache import files
+from keras_kd._checks import require_choice, require_count, require_model, require_tensorflow
+from keras_kd.cache import codings, storage
+from keras_kd.cache.keys import Key
 from keras_kd.cache.layout import CONTENT, KEY
-from keras_kd.fingerprint import differences
+from keras_kd.cache.reading import (
+    TeacherCache,
+    common_sequences,
+    open_teacher_cache,
+    parts_of,
+    plain,
+    require_batches,
+    require_same,
+    teacher_setting,
+)
+from keras_kd.cache.sources import ArraySource, TeacherSource
+from keras_kd.losses.base import TemperatureLoss, scalar_value
+
+SHARD_BYTES = 2**26
+_RECENT_KEYS = 2**17  # that are looked up in a dict, which takes ten times the memory of sorted keys
+_FIT_OPTIONS = ["path", "key", "padding", "preprocessing", "top_k", "sampled", "dtype", "shard_bytes"]
+
+
+def cache_teacher_outputs(
+    teacher,
+    dataset,
+    path,
+    *,
+    outputs=None,
+    key=None,
+    padding=0,
+    preprocessing=None,
+    top_k=None,
+    sampled=None,
+    dtype="float16",
+    shard_bytes=SHARD_BYTES,
+    verbose=1,
+):
+    """Run a teacher once over a dataset, store its outputs, and return the dataset with them beside each example.
+
+    `distiller.fit` takes that dataset with no teacher in memory: `Distiller(None, student, losses)`. Outputs belong
+    to an example's key, never to its position: shuffle, repeat, batch and shard the dataset freely. Examples that are
+    randomly augmented need ids (`key=`), or are augmented after this: see `TeacherCache.attach`.
+
+    If `path` holds these outputs already, the teacher is not run. A build that was stopped (killed, or by a full disk)
+    resumes when it is called again: the teacher runs only on batches with examples that are not stored yet, in
+    whatever order they come; what was stored of examples that do not come again stays. In the order of the first run
+    it ends with the same bytes. Until it is finished, the folder cannot be opened. Its layout: `help(keras_kd.cache)`.
+
+    Outputs of sequences may have any number of tokens, `(batch, None, ...)`; padding is not stored. Batches of texts of
+    about one length, `dataset.bucket_by_sequence_length`, are padded less, so the teacher takes less time.
+
+    Several workers store a part each, `cache_teacher_outputs(teacher, dataset.shard(workers, i), f"outputs/{i}")`, and
+    `open_teacher_cache([...])` reads all of them.
+
+    Args:
+        teacher: A built `keras.Model`. Or a str, the name of the source of the outputs, if `dataset` brings them.
+        dataset: A batched, finite `tf.data.Dataset` of `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`. Or, with a str
+            as the teacher, an iterable of batches of NumPy arrays `(x, prediction)` or `(x, prediction, layers)`:
+            logits `(examples, ..., classes)` (log-probabilities are logits), a list or dict of them, or a
+            `keras_kd.cache.TopLogProbs`; layers `{name: array}`. With `key`, `x` may be an array of ids. Outputs with
+            another number of tokens in each example are a `tf.RaggedTensor`.
+        path: The folder: new, empty, or of this cache.
+        outputs: What is stored: the losses that will learn from it, names of outputs, names of layers ("block_6",
+            "block_6:query"; the name of an output stands for the output), or a list of these; None: all outputs.
+            Losses get outputs as the live teacher would give them; named outputs that are known to end in softmax
+            or sigmoid are stored as logits. Layers are stored as they are.
+        key: The entry of a dict `x` with each example's id, integers or strings; None: a 64-bit hash of its content,
+            under which examples of equal content are one.
+        padding: The number that fills up short sequences in integer entries `(batch, length)` of `x`, or
+            `{entry: number}`, or None: there is no padding. At the end of a sequence it is no content, so keys do
+            not depend on how far a batch was padded: give None where it is a token like any other. It also
+            determines the length of an output without a Keras mask.
+        preprocessing: How the data was preprocessed, as JSON: a tokenizer's name and the hash of its vocabulary, for
+            instance. With another one, the cache is refused.
+        top_k: How many of the likeliest classes are stored, 1 ≤ k < classes, with the mass of the others, which is
+            spread equally over them; None: all. For distributions over classes only.
+        sampled: Instead of `top_k`, how many classes are drawn from each distribution: an unbiased estimate of it in
+            few bytes, for losses of temperature 1: see `keras_kd.cache.codings.Sampled`.
+        dtype: "float16" or "float32", or "int8" for layers (outputs are then in float16).
+        shard_bytes: How many bytes are written at once, and so what a killed build loses at most.
+        verbose: 0 shows nothing, 1 a progress bar.
+
+    Returns:
+        `dataset` with a `keras_kd.PrecomputedBatch` in the place of `x`; for arrays, the `TeacherCache`.
+
+    Raises:
+        RuntimeError: Keras runs on another backend than tensorflow.
+        TypeError: An argument is of the wrong kind.
+        ValueError: The folder holds outputs of another teacher or other settings, damaged files, or something else; an
+            endless or empty dataset; NaN, or numbers that the dtype cannot hold; one id for two examples; an unknown
+            layer; outputs that vary in another axis than that of tokens.
+        OSError: The disk is full; the finished shards stay good.
+
+    Example:
+
+    >>> x, y = np.random.rand(64, 8).astype("float32"), np.random.randint(0, 3, 64)
+    >>> teacher = keras.Sequential([keras.Input((8,)), keras.layers.Dense(64, "relu"), keras.layers.Dense(3)])
+    >>> student = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+    >>> train = tf.data.Dataset.from_tensor_slices((x, y)).batch(16)
+    >>> cached = keras_kd.cache_teacher_outputs(teacher, train, "outputs", verbose=0)
+    >>> distiller = keras_kd.Distiller(None, student, keras_kd.losses.SoftLabels(temperature=4.0))
+    >>> distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    >>> history = distiller.fit(cached, epochs=2, shuffle=False, verbose=0)
+    >>> keras_kd.open_teacher_cache("outputs")
+    TeacherCache('outputs', 64 examples, outputs ['output'])
+    """
+    require_count(shard_bytes, "shard_bytes", at_least=1)
+    key, coded, preprocessing = _checked_options(key, padding, preprocessing, top_k, sampled, dtype)
+    if sampled is not None:
+        _require_temperature_one(outputs if isinstance(outputs, (list, tuple)) else [outputs])
+    if isinstance(teacher, str):
+        if outputs is not None:
+            raise ValueError("outputs are what the arrays hold; leave outputs= out where the teacher is a name.")
+        source = ArraySource(dataset, key, coded)
+    else:
+        require_model(teacher, "teacher")
+        require_batches(dataset, "dataset")
+        require_tensorflow("A teacher whose outputs are stored")
+        source = TeacherSource(teacher, dataset, key, outputs, coded)
+    setting = {"teacher": teacher_setting(teacher), "preprocessing": preprocessing, "outputs": source.layout.config()}
+    folder = pathlib.Path(path)
+    if (folder / storage.MANIFEST).exists():
+        cache = TeacherCache([folder], verify=True)
+        cache.require(setting)
+    else:
+        _require_finite(dataset)
+        _build(Writer(folder, setting, source.layout, shard_bytes), source, verbose)
+        cache = TeacherCache([folder], verify=False)
+    return cache if isinstance(teacher, str) else cache.attach(dataset)
+
+
+def cached(dataset, cache, distiller, verbose):
+    """The dataset that `distiller.fit(dataset, cache=cache)` trains on: with the teacher's outputs, stored before."""
+    require_batches(dataset, "x (with cache=)")
+    options = dict(cache) if isinstance(cache, dict) else {"path": cache}
+    unknown = [name for name in options if name not in _FIT_OPTIONS]
+    if unknown:
+        raise TypeError(f"fit(cache=...) has no entry {unknown[0]!r}; its entries are {_FIT_OPTIONS}.")
+    if "path" not in options:
+        raise ValueError(f"fit(cache=...) must have the entry 'path', a folder, got {cache!r}.")
+    folder = options.pop("path")
+    if not isinstance(folder, (str, os.PathLike)):
+        raise TypeError(f"fit(cache=...) must be a folder or {{'path': folder, ...}}, got {folder!r}.")
+    if distiller.teacher is distiller.student:
+        raise ValueError(
+            "fit(cache=...) stores a teacher's outputs once, but the teacher is the student, which changes while it "
+            "learns. Leave cache= out."
+        )
+    losses = distiller.distillation_losses
+    if distiller.teacher is not None:
+        return cache_teacher_outputs(distiller.teacher, dataset, folder, outputs=losses, verbose=verbose, **options)
+    finished = open_teacher_cache(folder)
+    require_count(options.pop("shard_bytes", SHARD_BYTES), "shard_bytes", at_least=1)
+    if options:
+        key, coded, preprocessing = _checked_options(**options)
+        finished.require({"preprocessing": preprocessing, "outputs": finished.layout.coded(key, **coded).config()})
+    if any(isinstance(coding, codings.Sampled) for coding in finished.layout.codings.values()):
+        _require_temperature_one(losses)
+    return finished.attach(dataset)
+
+
+def _checked_options(key=None, padding=0, preprocessing=None, top_k=None, sampled=None, dtype="float16"):
+    """The `Key`, the coding and the preprocessing of these arguments of `cache_teacher_outputs`."""
+    require_choice(dtype, "dtype", codings.DTYPES)
+    return Key(key, padding), {"dtype": dtype, **codings.sparse_options(top_k, sampled)}, plain(preprocessing)
+
+
+def _require_temperature_one(outputs):
+    """Raise ValueError if a loss would soften a sample: of p^(1/T) that is no unbiased estimate."""
+    softened = [loss for loss in outputs if isinstance(loss, TemperatureLoss) and scalar_value(loss.temperature) != 1.0]
+    if softened:
+        raise ValueError(
+            f"sampled is for losses of temperature 1, got {scalar_value(softened[0].temperature)} of "
+            f"{softened[0].name}. Give it temperature=1.0, or store top_k= classes or all of them."
+        )
+
+
+def _require_finite(dataset):
+    if isinstance(dataset, tf.data.Dataset) and int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
+        raise ValueError(
+            "dataset must end, got an endless one. Give cache_teacher_outputs the dataset before .repeat(), and repeat "
+            "what it returns: outputs go by key."
+        )
+
+
+# Building ----------------------------------------------------------------------------------------------------------
 
 
 class Writer:
@@ -16,120 +203,101 @@ class Writer:
 
     Args:
         folder: A `pathlib.Path`.
-        setting: What makes the cache what it is: the teacher and the layout, as JSON holds them.
-        layout: The `Layout` of its files.
-        shard_bytes: A shard is closed behind the batch that makes it as large as this.
-
-    Attributes:
-        shards: What `building.json` says of the finished shards.
+        setting: The teacher, the preprocessing and the layout, as JSON holds them.
+        layout: The `Layout` of the files.
+        shard_bytes: A shard is closed after the batch that makes it as large as this.
 
     Raises:
         ValueError: The folder holds another cache that was begun, a damaged one, or other files.
     """
 
     def __init__(self, folder, setting, layout, shard_bytes):
-        self._folder, self._setting, self.layout, self._shard_bytes = folder, setting, layout, shard_bytes
-        files.remove_halves(folder)
-        self.shards = self._begun()
+        self.folder, self._setting, self.layout, self._shard_bytes = folder, setting, layout, shard_bytes
+        storage.remove_halves(folder)
+        self._shards = self._begun()
         self._sizes = {}
         for name in layout.columns:
-            parts = parts_of(self.shards, name)
-            files.require_parts(folder, name, parts, verify=True, longer=True)
+            parts = parts_of(self._shards, name)
+            storage.require_parts(folder, name, parts, verify=True, longer=True)
             self._sizes[name] = sum(part["bytes"] for part in parts)
-            files.cut(folder, name, self._sizes[name])  # what a killed run wrote behind its last finished shard
-        self._tokens = {name: self._tokens_stored(name) for name in layout.by_token}
-        self._forget()
-
-    @property
-    def examples(self):
-        """How many examples lie in finished shards."""
-        return sum(shard["examples"] for shard in self.shards)
+            storage.cut(folder, name, self._sizes[name])  # what a killed run wrote after its last finished shard
+        self._tokens = {name: int(self.stored(layout.end_of(name))[-1:].sum()) for name in layout.by_token}
+        self._batches, self._buffered = [], 0
 
     def stored(self, name):
         """A file of the finished shards, mapped into memory."""
-        return files.opened(self._folder, name, *self.layout.columns[name][:2])
+        return storage.opened(self.folder, name, *self.layout.columns[name][:2])
 
     def add(self, encoded):
-        """Take a batch, an `Encoded`; close the shard if it is large enough, and say whether it was."""
+        """Take a batch, an `Encoded` with its keys; close the shard if it is large enough."""
         for name, values in encoded.rows.items():
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise ValueError(self._not_finite(name, values, encoded))
         self._batches.append(encoded)
         self._buffered += sum(values.nbytes for values in encoded.rows.values())
         if self._buffered >= self._shard_bytes:
-            self.close_shard()
-        return not self._batches
+            self._close_shard()
 
-    def close_shard(self):
-        """Write what was added since the last shard was closed."""
+    def finish(self):
+        """Write the index and, last, the manifest, which makes the folder a cache."""
+        self._close_shard()
+        if not self._shards:
+            raise ValueError("dataset must hold at least one example, got none.")
+        keys = np.asarray(self.stored(KEY))
+        positions = np.argsort(keys, kind="stable")
+        index = zip(storage.INDEX, (keys[positions], positions.astype("<i8")), strict=True)
+        manifest = {
+            "setting": self._setting,
+            "examples": len(keys),
+            "sequences": common_sequences(shard["sequences"] for shard in self._shards),
+            "shards": self._shards,
+            "index": {name: storage.write(self.folder, name, array) for name, array in index},
+        }
+        storage.write_json(self.folder, storage.MANIFEST, manifest)
+        (self.folder / storage.BEGUN).unlink()
+
+    def _begun(self):
+        """The finished shards of an earlier run."""
+        if (self.folder / storage.BEGUN).exists():
+            begun = storage.read_json(self.folder, storage.BEGUN)
+            require_same(begun["setting"], self._setting, self.folder)
+            return begun["shards"]
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise ValueError(f"path must be a new or empty folder, or a cache, got {str(self.folder)!r} with files.")
+        self._note([])
+        return []
+
+    def _note(self, shards):
+        storage.write_json(self.folder, storage.BEGUN, {"setting": self._setting, "shards": shards})
+
+    def _close_shard(self):
         if not self._batches:
             return
         rows = {name: np.concatenate([one.rows[name] for one in self._batches]) for name in self._batches[0].rows}
-        first_of_each(rows[KEY], rows.get(CONTENT))  # ids that stand for two examples are best told early
         tokens = dict(self._tokens)
         for name in self.layout.by_token:
             ends = tokens[name] + np.cumsum(np.concatenate([one.lengths[name] for one in self._batches]))
             rows[self.layout.end_of(name)], tokens[name] = ends, int(ends[-1])
         shard = {
             "examples": len(rows[KEY]),
-            "sequences": alike(one.sequences for one in self._batches),
-            "files": {name: self._append(name, rows[name], tokens) for name in self.layout.columns},
+            "sequences": common_sequences(one.sequences for one in self._batches),
+            "files": self._append(rows),
         }
-        shards = [*self.shards, shard]
-        self._note(shards)
-        self.shards, self._tokens = shards, tokens
+        self._note([*self._shards, shard])
+        self._shards, self._tokens = [*self._shards, shard], tokens
         for name, part in shard["files"].items():
             self._sizes[name] += part["bytes"]
-        self._forget()
-
-    def finish(self):
-        """Write the index and, last, the manifest: from then on the cache is one."""
-        self.close_shard()
-        if not self.shards:
-            raise ValueError("dataset must hold at least one example, got none.")
-        keys = np.asarray(self.stored(KEY))
-        content = self.stored(CONTENT) if CONTENT in self.layout.columns else None
-        positions = first_of_each(keys, content)
-        index = zip(files.INDEX, (keys[positions], positions.astype("<i8")), strict=True)
-        manifest = {
-            "setting": self._setting,
-            "examples": len(keys),
-            "distinct": len(positions),
-            "sequences": alike(shard["sequences"] for shard in self.shards),
-            "shards": self.shards,
-            "index": {name: files.write(self._folder, name, array) for name, array in index},
-        }
-        files.write_json(self._folder, files.MANIFEST, manifest)
-        (self._folder / files.BEGUN).unlink()
-
-    def _begun(self):
-        """The finished shards of an earlier run."""
-        if (self._folder / files.BEGUN).exists():
-            begun = files.read_json(self._folder, files.BEGUN)
-            require_same(begun["setting"], self._setting, self._folder)
-            return begun["shards"]
-        if self._folder.exists() and any(self._folder.iterdir()):
-            raise ValueError(f"path must be a new or empty folder, or a cache, got {str(self._folder)!r} with files.")
-        self._note([])
-        return []
-
-    def _note(self, shards):
-        files.write_json(self._folder, files.BEGUN, {"setting": self._setting, "shards": shards})
-
-    def _tokens_stored(self, name):
-        ends = self.stored(self.layout.end_of(name))
-        return int(ends[-1]) if len(ends) else 0
-
-    def _append(self, name, rows, tokens):
-        try:
-            return files.append(self._folder, name, rows, self._sizes[name])
-        except OSError:
-            for other, size in self._sizes.items():
-                files.cut(self._folder, other, size)
-            raise
-
-    def _forget(self):
         self._batches, self._buffered = [], 0
+
+    def _append(self, rows):
+        try:
+            return {
+                name: storage.append(self.folder, name, rows[name], self._sizes[name]) for name in self.layout.columns
+            }
+        except OSError:
+            for name, size in self._sizes.items():
+                storage.cut(self.folder, name, size)
+            raise
 
     def _not_finite(self, file, values, encoded):
         layout = self.layout
@@ -144,83 +312,75 @@ class Writer:
         )
 
 
-def build(writer, folder, source, advance):
-    """Store what is missing of a source; `advance(examples)` is called behind each batch."""
-    done, position = writer.examples, 0
+class _Keys:
+    """The keys that are stored or about to be, each with the hash of its example's content.
+
+    Args:
+        keys, content: int64 `(examples,)`, what an earlier run stored.
+    """
+
+    def __init__(self, keys, content):
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._content = keys[order], content[order]
+        self._recent = {}
+
+    def new(self, keys, content):
+        """Which examples of a batch are to be stored, bool `(batch,)`; ValueError if one key has two contents."""
+        at = np.searchsorted(self._keys, keys)
+        known = np.zeros(len(keys), bool)
+        within = at < len(self._keys)
+        known[within] = self._keys[at[within]] == keys[within]
+        at = at[known]
+        for key in keys[known][self._content[at] != content[known]]:
+            raise _two_examples(key)
+        new = np.zeros(len(keys), bool)
+        for i in np.flatnonzero(~known).tolist():
+            key, one = int(keys[i]), int(content[i])
+            new[i] = key not in self._recent
+            if self._recent.setdefault(key, one) != one:
+                raise _two_examples(key)
+        if len(self._recent) >= _RECENT_KEYS:
+            self._merge()
+        return new
+
+    def _merge(self):
+        """Move the recent keys to the sorted ones, which take less memory."""
+        keys, content = (np.array([*part], np.int64) for part in (self._recent, self._recent.values()))
+        order = np.argsort(keys)
+        at = np.searchsorted(self._keys, keys[order])
+        self._keys, self._content = np.insert(self._keys, at, keys[order]), np.insert(self._content, at, content[order])
+        self._recent = {}
+
+
+def _two_examples(key):
+    return ValueError(
+        f"key must name one example each, but two different examples have the key {key}. Number the examples anew; "
+        "store a dataset before it is augmented or repeated."
+    )
+
+
+def _build(writer, source, verbose):
+    """Store the examples of a source that are not stored yet."""
+    with_ids = CONTENT in writer.layout.columns
+    stored = np.asarray(writer.stored(KEY))
+    known = _Keys(stored, np.asarray(writer.stored(CONTENT)) if with_ids else stored)
+    bar = keras.utils.Progbar(source.batches, unit_name="batch of teacher outputs")
+    number = 0
     with concurrent.futures.ThreadPoolExecutor(1) as beside:  # hashes and writes while the teacher runs on
         writing = beside.submit(bool)
-        for element in source:
-            if position < done:
-                count = _require_as_stored(writer, *source.keys(element), position, folder)
-            else:
-                encoded = source.encoded(element)
-                count = len(encoded.rows[KEY])
+        for number, element in enumerate(source, start=1):
+            keys, content = source.keys(element)
+            new = known.new(keys, content)
+            if new.any():
+                encoded = source.encoded(element, keys).of_examples(new, writer.layout)
+                encoded.rows[KEY] = keys[new]
+                if with_ids:
+                    encoded.rows[CONTENT] = content[new]
                 writing.result()
-                writing = beside.submit(writer.add, encoded) if count else writing
-            position += count
-            advance(count)
+                writing = beside.submit(writer.add, encoded)
+            if verbose:
+                bar.update(number)
         writing.result()
-    if position < done:
-        raise ValueError(_OTHER_EXAMPLES.format(folder=str(folder)))
+    if verbose and source.batches is None:
+        bar.update(number, finalize=True)
     writer.finish()
-
-
-def parts_of(shards, name):
-    """The parts of a file."""
-    return [shard["files"][name] for shard in shards]
-
-
-def first_of_each(keys, content=None):
-    """Positions of the first record of each key, ordered by key.
-
-    Raises:
-        ValueError: Two records of one key differ in content.
-    """
-    order = np.argsort(keys, kind="stable")
-    keys = keys[order]
-    first = np.concatenate([[True], keys[1:] != keys[:-1]])
-    if content is not None:
-        content = content[order]
-        differ = ~first[1:] & (content[1:] != content[:-1])
-        if differ.any():
-            raise ValueError(
-                f"key must name one example each, but two different examples have the key {keys[1:][differ][0]}. "
-                "Number the examples anew; store a dataset before it is augmented or repeated."
-            )
-    return order[first]
-
-
-def require_same(there, asked, folder):
-    """Raise ValueError, with the differences, if the folder holds another cache than the one asked for."""
-    differing = list(differences(there, asked))
-    if differing:
-        raise ValueError(
-            f"path {str(folder)!r} holds outputs of another teacher or of other settings. It differs in\n"
-            + "\n".join(differing)
-            + "\nGive another path, or remove that folder."
-        )
-
-
-def _require_as_stored(writer, keys, content, position, folder):
-    """How many examples a batch has; ValueError if it is not the one that was stored at this position."""
-    there = slice(position, position + len(keys))
-    same = np.array_equal(writer.stored(KEY)[there], keys)
-    if not same or (CONTENT in writer.layout.columns and not np.array_equal(writer.stored(CONTENT)[there], content)):
-        raise ValueError(_OTHER_EXAMPLES.format(folder=str(folder)))
-    return len(keys)
-
-
-def alike(sequences):
-    """Of `{output: names, or None}`, the names that are in all."""
-    sequences = list(sequences)
-    return {
-        output: None if names is None else [name for name in names if all(name in one[output] for one in sequences)]
-        for output, names in sequences[0].items()
-    }
-
-
-_OTHER_EXAMPLES = (
-    "dataset gives other examples, another order or another batch size than when the build in {folder!r} was begun. "
-    "Give it as it was then (shuffle afterwards: outputs go by key), or remove that folder."
-)
-"""What a build says that does not find the examples again."""

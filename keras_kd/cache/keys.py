@@ -1,4 +1,4 @@
-"""What an example is known by: an entry of `x`, or a fingerprint of its content. Never its position."""
+"""The key of an example: an entry of `x`, or a fingerprint of its content. Never its position."""
 
 import numbers
 
@@ -15,8 +15,8 @@ class Key:
     Args:
         entry: The entry of a dict `x` that holds each example's id, integers or strings `(batch,)` or `(batch, 1)`;
             None: the key is the fingerprint of all of `x`.
-        padding: What fills up short sequences of integers `(batch, length)`: an integer, or `{entry of x: integer}`;
-            None: they are never filled up. See `fingerprint`.
+        padding: The number that fills up short integer sequences `(batch, length)`, or `{entry of x: number}`; None:
+            there is no padding. See `fingerprint`.
     """
 
     def __init__(self, entry=None, padding=0):
@@ -29,7 +29,7 @@ class Key:
         self.padding = {name: _plain(value) for name, value in given.items()} if given is padding else _plain(padding)
 
     def config(self):
-        """What the manifest says of it."""
+        """The key as the manifest holds it."""
         return {"of": "content" if self.entry is None else {"entry": self.entry}, "padding": self.padding}
 
     @classmethod
@@ -37,7 +37,7 @@ class Key:
         return cls(None if config["of"] == "content" else config["of"]["entry"], config["padding"])
 
     def of(self, x):
-        """`(keys, names)` of a batch: int64 `(batch,)`, and what the examples are called in messages."""
+        """`(keys, names)` of a batch: int64 `(batch,)`, and the names of the examples in messages."""
         # (batch, ...) -> (batch,) x2
         if self.entry is None:
             keys = fingerprint(x, self.padding)
@@ -46,7 +46,7 @@ class Key:
         return (fingerprint(ids) if ids.dtype == tf.string else tf.cast(ids, tf.int64)), ids
 
     def content(self, x):
-        """The fingerprint `(batch,)` of `x` without its ids: two examples of one id give themselves away by it."""
+        """The fingerprint `(batch,)` of `x` without its ids, by which two examples of one id are told apart."""
         if self.entry is None:
             return fingerprint(x, self.padding)
         others = {name: value for name, value in x.items() if name != self.entry} if isinstance(x, dict) else {}
@@ -57,14 +57,14 @@ class Key:
         return {name: leaf for name, leaf in named_leaves(x).items() if leaf.shape.rank > 1 and name != self.entry}
 
     def lengths(self, x):
-        """`[(padded length, (batch,) int64)]`: of the entries that may be padded, how far they are not."""
+        """`[(padded length, (batch,) int64)]` of the entries that may be padded: how long they are without padding."""
         found = []
         for name, leaf in self.sequences(x).items():
             padding = _padding_of(self.padding, name, leaf)
             if padding is not None:
                 count = tf.shape(leaf, tf.int64)[1]
-                places = tf.where(leaf != tf.cast(padding, leaf.dtype), tf.range(1, count + 1), 0)
-                found.append((count, tf.reduce_max(tf.pad(places, [[0, 0], [1, 0]]), axis=1)))
+                ends = tf.where(leaf != tf.cast(padding, leaf.dtype), tf.range(1, count + 1), 0)
+                found.append((count, tf.reduce_max(tf.pad(ends, [[0, 0], [1, 0]]), axis=1)))
         return found
 
     def without_strings(self, x):
@@ -98,7 +98,7 @@ def fingerprint(x, padding=None):
     """FarmHash64 of each example, int64 `(batch,)`: of its bytes, or, of several entries, of their fingerprints.
 
     Entries go by their sorted names; arrays are row-major and little-endian; of strings, which have no fixed length,
-    each is first replaced by its own fingerprint, unless there is one an example.
+    each is first replaced by its own fingerprint, unless there is one per example.
 
     Args:
         x: A tensor with the examples first, or a structure of them.
@@ -109,11 +109,11 @@ def fingerprint(x, padding=None):
     """
     parts = []
     for name, leaf in named_leaves(x).items():
-        filled_up_with = _padding_of(padding, name, leaf)
-        if filled_up_with is None:
+        number = _padding_of(padding, name, leaf)
+        if number is None:
             parts.append(tf.bitcast(tf.fingerprint(leaf), tf.int64))
         else:
-            parts.append(_of_blocks(leaf, filled_up_with))
+            parts.append(_block_hash(leaf, number))
     return parts[0] if len(parts) == 1 else tf.bitcast(tf.fingerprint(tf.stack(parts, axis=-1)), tf.int64)
 
 
@@ -127,7 +127,7 @@ def named_leaves(x):
     return leaves
 
 
-def _of_blocks(tokens, padding):
+def _block_hash(tokens, padding):
     # (batch, length) -> (batch,) int64
     count = tokens.shape[1] if tokens.shape[1] is not None else tf.shape(tokens)[1]
     blocks = -(-count // _BLOCK)
@@ -136,13 +136,13 @@ def _of_blocks(tokens, padding):
         tokens = tf.pad(tokens, [[0, 0], [0, -count % _BLOCK]], constant_values=padding)
     hashes = tf.bitcast(tf.fingerprint(tf.reshape(tokens, [-1, _BLOCK])), tf.int64)
     with tf.init_scope():
-        of_padding = tf.bitcast(tf.fingerprint(tf.fill([1, _BLOCK], tf.constant(padding, tf.int64))), tf.int64)
-    hashes = tf.reshape(hashes - of_padding, [tf.shape(tokens)[0], blocks])
+        padding_hash = tf.bitcast(tf.fingerprint(tf.fill([1, _BLOCK], tf.constant(padding, tf.int64))), tf.int64)
+    hashes = tf.reshape(hashes - padding_hash, [tf.shape(tokens)[0], blocks])
     return tf.reduce_sum(hashes * (2 * tf.range(tf.cast(blocks, tf.int64)) + 1), axis=1)
 
 
 def _padding_of(padding, name, leaf):
-    """What an entry is filled up with; None if it never is."""
+    """The number that pads an entry; None if it has no padding."""
     if leaf.shape.rank != 2 or not (leaf.dtype.is_integer or leaf.dtype == tf.bool):
         return None
     value = padding.get(name) if isinstance(padding, dict) else padding

@@ -1,16 +1,17 @@
-"""What a cache holds of each example: its outputs by name, how each is coded, and where they go when they come back."""
+"""What a cache holds of each example: its outputs by name, the coding of each, and where they go when they are read."""
 
+import dataclasses
 from typing import NamedTuple
 
 import keras
 import tensorflow as tf
 
-from keras_kd.cache import coding
+from keras_kd.cache import codings
 from keras_kd.cache.keys import Key
-from keras_kd.outputs.precomputed import PrecomputedBatch
+from keras_kd.outputs.precomputed import Ending, PrecomputedBatch
 from keras_kd.outputs.top_classes import TopClasses
 
-FORMAT = "keras_kd.outputs/2"
+FORMAT = "keras_kd.teacher_outputs/3"
 KEY, CONTENT = "key.bin", "content.bin"
 
 
@@ -20,7 +21,7 @@ class Column(NamedTuple):
     Attributes:
         dtype: As NumPy writes it: "<f2".
         shape: Of a row.
-        by_token: Whether there is a row for each token, not for each example.
+        by_token: Whether there is a row per token instead of per example.
     """
 
     dtype: str
@@ -33,39 +34,40 @@ class Layout:
 
     Args:
         key: The `Key` of the examples.
-        codings: `{output name: coding}`; where the first axis of its shape is None, it is that of tokens, of which
+        codings: `{output name: coding}`; where the first axis of its shape is None, it is the axis of tokens, of which
             examples may have any number.
         masked: Names of the outputs by token that come with a Keras mask.
         prediction: Names of outputs in the structure of the teacher's outputs: a name, a list of them, or a dict.
         layers: `{"layer" or "layer:part": output name}`.
+        endings: `{output name: Ending}` of the outputs in `prediction`, where they are known.
 
     Attributes:
         columns: `{file: Column}`.
-        files_by_token: `{output by token: the files that have a row for each of its tokens}`.
+        files_by_token: `{output by token: the files that have a row per token of it}`.
     """
 
-    def __init__(self, key, codings, masked, prediction, layers):
+    def __init__(self, key, codings, masked, prediction, layers, endings):
         self.key, self.codings, self.masked = key, codings, masked
-        self.prediction, self.layers = prediction, layers
-        self.by_token = [name for name, kept in codings.items() if kept.shape[:1] == (None,)]
+        self.prediction, self.layers, self.endings = prediction, layers, endings
+        self.by_token = [name for name, coding in codings.items() if coding.shape[:1] == (None,)]
         self._files = {name: f"output_{number}" for number, name in enumerate(codings)}
         self.columns = {KEY: Column("<i8", ())}
         if key.entry is not None:
             self.columns[CONTENT] = Column("<i8", ())
-        for name, kept in codings.items():
+        for name, coding in codings.items():
             by_token = name in self.by_token
             if by_token:
                 self.columns[self.end_of(name)] = Column("<i8", ())
             if name in masked:
                 self.columns[self.mask_of(name)] = Column("|u1", (), by_token=True)
-            for part, (dtype, shape) in kept.fields().items():
+            for part, (dtype, shape) in coding.fields().items():
                 self.columns[self._file(name, part)] = Column(dtype, tuple(shape[1:] if by_token else shape), by_token)
         self.files_by_token = {
             name: [*self.files_of(name), *([self.mask_of(name)] if name in masked else [])] for name in self.by_token
         }
 
     @classmethod
-    def of(cls, prediction, layers, *, key, masked, dtype, ragged=(), **sparse):
+    def of(cls, prediction, layers, *, key, masked, dtype, endings=None, ragged=(), **sparse):
         """The layout for outputs of these shapes.
 
         Args:
@@ -74,58 +76,72 @@ class Layout:
             ragged: Names of those that have another number of tokens in each example.
         """
         structure, outputs = named_outputs(prediction)
-        names = {name: _layer_name(name) for name in layers}
-        varying = {*masked, *ragged}
-        codings = {}
+        names = {layer: _layer_name(layer) for layer in layers}
+        endings, varying = endings or {}, {*masked, *ragged}
+        kept = {}
         for name, output in outputs.items():
             shape = _shape(output, name, name in varying)
-            if shape == (None,) and any(sparse.values()):
-                raise ValueError(f"top_k and sampled are for distributions over classes, but {name!r} has none.")
-            codings[name] = coding.coding_of_output(output, shape, name, dtype=dtype, **sparse)
+            if any(sparse.values()):
+                _require_distribution(name, shape, endings.get(name, Ending()))
+            kept[name] = codings.coding_of_output(output, shape, name, dtype=dtype, **sparse)
         for layer, tensor in layers.items():
             name = names[layer]
-            codings[name] = coding.coding_of_layer(_shape(tensor, name, name in varying), dtype=dtype)
-        if not codings:
+            kept[name] = codings.coding_of_layer(_shape(tensor, name, name in varying), dtype=dtype)
+        if not kept:
             raise ValueError("outputs must name at least one output or layer, got none.")
-        return cls(key, codings, sorted(masked), structure, names)
+        masked = sorted(name for name in masked if kept[name].shape[:1] == (None,))
+        return cls(key, kept, masked, structure, names, endings)
 
     def coded(self, key, *, dtype, **sparse):
         """The layout of the same outputs under another key and in other codings."""
-        codings = {
-            name: coding.coding_of_layer(kept.shape, dtype=dtype)
+        kept = {
+            name: codings.coding_of_layer(coding.shape, dtype=dtype)
             if name in self.layers.values()
-            else coding.coding_of_output(None, kept.shape, name, dtype=dtype, **sparse)
-            for name, kept in self.codings.items()
+            else codings.coding_of_output(None, coding.shape, name, dtype=dtype, **sparse)
+            for name, coding in self.codings.items()
         }
-        return Layout(key, codings, self.masked, self.prediction, self.layers)
+        return Layout(key, kept, self.masked, self.prediction, self.layers, self.endings)
 
     def config(self):
-        """What the manifest says of it."""
+        """The layout as the manifest holds it."""
         return {
             "format": FORMAT,
             "key": self.key.config(),
-            "outputs": {name: coding.config_of(kept) for name, kept in self.codings.items()},
+            "outputs": {name: codings.config_of(coding) for name, coding in self.codings.items()},
             "masked": self.masked,
             "prediction": self.prediction,
             "layers": self.layers,
+            "endings": {name: dataclasses.asdict(ending) for name, ending in self.endings.items()},
             "files": {
-                file: {"dtype": dtype, "shape": list(shape), "a row": "a token" if by_token else "an example"}
+                file: {"dtype": dtype, "shape": list(shape), "per": "token" if by_token else "example"}
                 for file, (dtype, shape, by_token) in self.columns.items()
             },
         }
 
     @classmethod
     def from_config(cls, config):
-        """The layout that a manifest names."""
-        codings = {name: coding.coding_of(kept) for name, kept in config["outputs"].items()}
-        key = Key.from_config(config["key"])
-        layout = cls(key, codings, config["masked"], config["prediction"], config["layers"])
-        if layout.config() != config:
-            raise TypeError(f"files should be {layout.config()['files']}")
+        """The layout that a manifest names; ValueError if its fields do not fit together."""
+        kept = {name: codings.coding_from(coding) for name, coding in config["outputs"].items()}
+        endings = {name: Ending(**ending) for name, ending in config["endings"].items()}
+        prediction, layers = config["prediction"], config["layers"]
+        layout = cls(Key.from_config(config["key"]), kept, config["masked"], prediction, layers, endings)
+        structure, outputs = named_outputs(prediction)
+        fields = layout.config() | {
+            "prediction": structure,
+            "layers": {layer: _layer_name(layer) for layer in layers},
+            "masked": sorted({*layout.masked} & {*layout.by_token}),
+        }
+        wrong = [field for field in {**fields, **config} if fields.get(field) != config.get(field)]
+        if {*kept} != {*outputs, *map(_layer_name, layers)}:
+            wrong.append("outputs")
+        if not {*endings} <= {*outputs} or any(one.undone not in (None, one.activation) for one in endings.values()):
+            wrong.append("endings")
+        if wrong:
+            raise ValueError(f"its field {wrong[0]!r} does not fit the others")
         return layout
 
     def end_of(self, name):
-        """The file that says of each example behind which token of all its tokens of this output end."""
+        """The file that holds, per example, after which of all tokens of this output its own end."""
         return f"{self._files[name]}.end.bin"
 
     def mask_of(self, name):
@@ -139,31 +155,31 @@ class Layout:
     def encode(self, outputs, keys):
         """`{file: tensor}` of a batch, each output with all its tokens; `keys`, int64 `(batch,)`, are the examples'."""
         encoded = {}
-        for name, kept in self.codings.items():
-            _require_shape(outputs[name], kept.shape, name)
-            for part, tensor in kept.encode(outputs[name], keys).items():
+        for name, coding in self.codings.items():
+            _require_shape(outputs[name], coding.shape, name)
+            for part, tensor in coding.encode(outputs[name], keys).items():
                 encoded[self._file(name, part)] = tensor
         return encoded
 
     def decode(self, x, rows, lengths):
-        """A `PrecomputedBatch` batch.
+        """A batch as `PrecomputedBatch`.
 
         Args:
             x: What the models read.
             rows: `{file: tensor}` `(batch, ...)`, of outputs by token `(batch, length, ...)`.
-            lengths: `{output by token: (batch,)}`: behind these, outputs are zero.
+            lengths: `{output by token: (batch,)}`: beyond these, outputs are zero.
         """
         outputs, masks = {}, {}
-        for name, kept in self.codings.items():
-            parts = {part: rows[self._file(name, part)] for part in kept.fields()}
-            outputs[name] = kept.decode(parts)
+        for name, coding in self.codings.items():
+            parts = {part: rows[self._file(name, part)] for part in coding.fields()}
+            outputs[name] = coding.decode(parts)
             if name in lengths:
-                count = next(iter(parts.values()))
-                there = tf.sequence_mask(lengths[name], tf.shape(count)[1])  # (batch, length)
-                there = tf.ensure_shape(there, count.shape[:2])
-                outputs[name] = _zero_elsewhere(outputs[name], there)
+                tokens = next(iter(parts.values()))
+                stored = tf.sequence_mask(lengths[name], tf.shape(tokens)[1])  # (batch, length)
+                stored = tf.ensure_shape(stored, tokens.shape[:2])
+                outputs[name] = _zero_beyond(outputs[name], stored)
                 if name in self.masked:
-                    masks[name] = there & tf.cast(rows[self.mask_of(name)], tf.bool)
+                    masks[name] = stored & tf.cast(rows[self.mask_of(name)], tf.bool)
         prediction = self.prediction
         if isinstance(prediction, dict):
             prediction = {key: outputs[name] for key, name in prediction.items()}
@@ -171,7 +187,8 @@ class Layout:
             prediction = tuple(outputs[name] for name in prediction)
         else:
             prediction = outputs[prediction]
-        return PrecomputedBatch(x, prediction, {name: outputs[output] for name, output in self.layers.items()}, masks)
+        layers = {name: outputs[output] for name, output in self.layers.items()}
+        return PrecomputedBatch.ending_in(tuple(self.endings.items()))(x, prediction, layers, masks)
 
     def _file(self, name, part):
         return f"{self._files[name]}{part}.bin"
@@ -182,12 +199,12 @@ def named_outputs(prediction):
     if isinstance(prediction, dict):
         structure = {key: f"output {key}" for key in sorted(prediction)}
         named = {structure[key]: prediction[key] for key in structure}
-    elif isinstance(prediction, (list, tuple)) and not isinstance(prediction, coding.TopLogProbs):
+    elif isinstance(prediction, (list, tuple)) and not isinstance(prediction, codings.TopLogProbs):
         structure = [f"output {index}" for index in range(len(prediction))]
         named = dict(zip(structure, prediction, strict=True))
     else:
         structure, named = "output", {"output": prediction}
-    if any(keras.tree.is_nested(one) and not isinstance(one, coding.TopLogProbs) for one in named.values()):
+    if any(keras.tree.is_nested(one) and not isinstance(one, codings.TopLogProbs) for one in named.values()):
         raise ValueError(f"outputs must be a tensor, or a flat list or dict of tensors, got {prediction!r}.")
     return structure, named
 
@@ -203,7 +220,7 @@ def _layer_name(name):
 
 def _shape(output, name, varying=False):
     """The shape of one example's output, None where the number of tokens may vary."""
-    if isinstance(output, coding.TopLogProbs):
+    if isinstance(output, codings.TopLogProbs):
         shape = (*tuple(output.log_p.shape)[:-1], output.of)
     else:
         shape = tuple(output.shape)
@@ -211,25 +228,37 @@ def _shape(output, name, varying=False):
         shape = (shape[0], None, *shape[2:])
     if not shape or None in shape[2:]:
         raise ValueError(
-            f"outputs may vary in the axis behind the batch alone, that of tokens, but {name!r} has {shape}. Pad all "
+            f"outputs may vary in the axis after the batch alone, that of tokens, but {name!r} has {shape}. Pad all "
             "batches to one length, for instance with dataset.padded_batch(batch, padded_shapes=...)."
         )
     return shape[1:]
 
 
-def _require_shape(output, shape, name):
-    there = _shape(output, name)
-    if len(there) != len(shape) or any(one != two for one, two in zip(there, shape, strict=True) if two is not None):
+def _require_distribution(name, shape, ending):
+    """Raise ValueError if an output is no distribution over classes, of which a part could be stored."""
+    if shape == (None,):
+        raise ValueError(f"top_k and sampled are for distributions over classes, but {name!r} has none.")
+    if ending.activation == "sigmoid" or (ending.activation, ending.undone) == ("softmax", None):
         raise ValueError(
-            f"outputs must have one shape for all batches, but {name!r} has {shape} and {there}. Where the number of "
+            f"top_k and sampled are for logits of distributions over classes, but {name!r} ends in "
+            f"{ending.activation} and is stored {'as logits of each class' if ending.undone else 'as it is'}. "
+            "Leave them out, or store it for losses over distributions."
+        )
+
+
+def _require_shape(output, shape, name):
+    found = _shape(output, name)
+    if len(found) != len(shape) or any(one != two for one, two in zip(found, shape, strict=True) if two is not None):
+        raise ValueError(
+            f"outputs must have one shape for all batches, but {name!r} has {shape} and {found}. Where the number of "
             "tokens varies, give a tf.RaggedTensor."
         )
 
 
-def _zero_elsewhere(output, there):
-    """An output with zeros where a token is not `there`, bool `(batch, length)`: as logits, all classes alike."""
+def _zero_beyond(output, stored):
+    """An output with zeros where no token is `stored`, bool `(batch, length)`: as logits, all classes alike."""
     if isinstance(output, TopClasses):
-        return type(output)(*(_zero_elsewhere(part, there) for part in output))
+        return type(output)(*(_zero_beyond(part, stored) for part in output))
     for _ in range(output.shape.rank - 2):
-        there = there[..., None]
-    return tf.where(there, output, tf.zeros((), output.dtype))
+        stored = stored[..., None]
+    return tf.where(stored, output, tf.zeros((), output.dtype))

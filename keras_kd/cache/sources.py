@@ -1,4 +1,4 @@
-"""Where outputs come from: a teacher that runs over a dataset, or arrays that another program made."""
+"""Where teacher outputs come from: a model that runs over a dataset, or arrays that another program made."""
 
 from typing import NamedTuple
 
@@ -7,19 +7,24 @@ import numpy as np
 import tensorflow as tf
 
 from keras_kd._keras_private import get_mask
-from keras_kd.cache.coding import TopLogProbs
+from keras_kd.cache.codings import TopLogProbs
 from keras_kd.cache.keys import fingerprint
-from keras_kd.cache.layout import CONTENT, KEY, Layout, named_tensors
-from keras_kd.cache.selection import Selection
+from keras_kd.cache.layout import Layout, named_outputs, named_tensors
+from keras_kd.losses import DistillationLoss, KerasLoss
+from keras_kd.outputs.hooks import PARTS, Hook
+from keras_kd.outputs.pairing import hooks_of, require_comparable
+from keras_kd.outputs.precomputed import Ending
+from keras_kd.outputs.reader import OutputReader, output_names
+
+_UNDONE = ("softmax", "sigmoid")
 
 
 class Encoded(NamedTuple):
     """The outputs of a batch as the files of a cache hold them.
 
     Attributes:
-        rows: `{file: array}`, without the ends; of outputs by token, one row for each token of one example after the
-            other.
-        lengths: `{output by token: int64 (batch,)}`, how many tokens each example has.
+        rows: `{file: array}` of the outputs; of outputs by token, one row per token, example after example.
+        lengths: `{output by token: int64 (batch,)}`, the number of tokens of each example.
         sequences: `{output by token: names of the entries of x that are padded as far as it}`; None instead of the
             names where `x` has no sequences.
     """
@@ -28,30 +33,44 @@ class Encoded(NamedTuple):
     lengths: dict
     sequences: dict
 
+    def of_examples(self, chosen, layout):
+        """The same for some examples, bool `(batch,)`."""
+        if chosen.all():
+            return self
+        by_token = {file: output for output, files in layout.files_by_token.items() for file in files}
+        of_tokens = {output: np.repeat(chosen, lengths) for output, lengths in self.lengths.items()}
+        rows = {
+            file: values[of_tokens[by_token[file]] if file in by_token else chosen]
+            for file, values in self.rows.items()
+        }
+        return self._replace(rows=rows, lengths={output: one[chosen] for output, one in self.lengths.items()})
+
 
 class TeacherSource:
-    """The outputs of a teacher, which runs once over a dataset.
+    """The outputs of a teacher that runs over a dataset.
 
     Args:
         teacher: A built `keras.Model`.
         dataset: A batched `tf.data.Dataset` of `x`, `(x,)`, `(x, y)` or `(x, y, weight)`.
         key: The `Key` of the examples.
         outputs: As in `cache_teacher_outputs`.
-        coded: `dtype`, `top_k` and so on of `cache_teacher_outputs`.
+        coded: `dtype`, `top_k` and `sampled` of `cache_teacher_outputs`.
     """
 
     def __init__(self, teacher, dataset, key, outputs, coded):
         spec = x_of(dataset.element_spec)
         self._dataset, self._key, self._coded = dataset, key, coded
-        self._read = _reading(Selection(teacher, outputs), teacher.jit_compile)
+        self._selection = Selection(teacher, outputs)
+        self._read = _reading(self._selection, teacher.jit_compile)
         self.layout = None
-        self._run = tf.function(self._packed, input_signature=[spec], autograph=False).get_concrete_function()
-        self._keys = tf.function(lambda x: (key.of(x)[0], key.content(x)), input_signature=[spec])
+        self._keys = tf.function(lambda x: (key.of(x)[0], key.content(x)), input_signature=[spec], autograph=False)
+        keys = tf.TensorSpec((None,), tf.int64)
+        self._run = tf.function(self._packed, input_signature=[spec, keys], autograph=False).get_concrete_function()
         self._sequences = list(key.sequences(spec))
 
     @property
     def batches(self):
-        """How many there are; None if that is not known."""
+        """The number of batches; None if it is not known."""
         count = int(self._dataset.cardinality())
         return count if count >= 0 else None
 
@@ -59,18 +78,19 @@ class TeacherSource:
         return (x_of(element) for element in self._dataset.prefetch(2))
 
     def keys(self, x):
-        """`(keys, content)` of a batch, int64 arrays."""
+        """`(keys, content)` of a batch, int64 arrays `(batch,)`."""
         return [array.numpy() for array in self._keys(x)]
 
-    def encoded(self, x):
-        """A batch as `Encoded`."""
-        return _in_numpy(self._run(x), self._sequences)
+    def encoded(self, x, keys):
+        """Run the teacher on a batch; return its outputs as `Encoded`."""
+        return _in_numpy(self._run(x, tf.constant(keys)), self._sequences)
 
-    def _packed(self, x):
+    def _packed(self, x, keys):
         prediction, layers, masks = self._read(x)
         if self.layout is None:  # the first trace, which is the only one
-            self.layout = Layout.of(prediction, layers, key=self._key, masked=masks, **self._coded)
-        return _packed(self.layout, x, prediction, layers, masks, {})
+            endings = self._selection.endings
+            self.layout = Layout.of(prediction, layers, key=self._key, masked=masks, endings=endings, **self._coded)
+        return _packed(self.layout, x, keys, prediction, layers, masks, {})
 
 
 class ArraySource:
@@ -94,20 +114,14 @@ class ArraySource:
 
     def keys(self, element):
         x, prediction, layers, _ = self._parts(element)
-        return self._key.of(x)[0].numpy(), self._content(x, prediction, layers)
+        keys = self._key.of(x)[0].numpy()
+        if isinstance(x, dict) and set(x) == {self._key.entry}:  # ids alone: the outputs stand for the content
+            return keys, fingerprint([keras.tree.flatten(_dense_parts(prediction)), layers]).numpy()
+        return keys, self._key.content(x).numpy()
 
-    def encoded(self, element):
+    def encoded(self, element, keys):
         x, prediction, layers, lengths = self._parts(element)
-        encoded = _in_numpy(_packed(self.layout, x, prediction, layers, {}, lengths), self._sequences)
-        if CONTENT in encoded.rows:
-            encoded.rows[CONTENT] = self._content(x, prediction, layers)
-        return encoded
-
-    def _content(self, x, prediction, layers):
-        """The fingerprint of what comes with the ids: of the outputs, where there is nothing else."""
-        if isinstance(x, dict) and set(x) == {self._key.entry}:
-            return fingerprint([_tensors_of(prediction), layers]).numpy()
-        return self._key.content(x).numpy()
+        return _in_numpy(_packed(self.layout, x, tf.constant(keys), prediction, layers, {}, lengths), self._sequences)
 
     def _parts(self, element):
         if not isinstance(element, tuple) or len(element) not in (2, 3):
@@ -116,21 +130,115 @@ class ArraySource:
                 f"{type(element).__name__}."
             )
         x, prediction, layers = (*element, {})[:3]
-        x = _tensors(x) if isinstance(x, dict) else _tensor(x)
+        x = _mapped(_tensor, x) if isinstance(x, dict) else _tensor(x)
         if self._key.entry is not None and not isinstance(x, dict):
             x = {self._key.entry: x}
-        prediction, layers = _tensors(prediction), _tensors(layers)
-        lengths = {name: length for name, length in _ragged_lengths(prediction, layers).items() if length is not None}
-        prediction, layers = _dense(prediction), _dense(layers)
-        counts = {int(leaf.shape[0]) for leaf in keras.tree.flatten([x, _tensors_of(prediction), layers])}
+        prediction, layers = _mapped(_tensor, prediction), _mapped(_tensor, layers)
+        lengths = {
+            name: part.row_lengths()
+            for name, one in named_tensors(prediction, layers).items()
+            if isinstance(part := one.log_p if isinstance(one, TopLogProbs) else one, tf.RaggedTensor)
+        }
+        prediction, layers = _mapped(_dense, prediction), _mapped(_dense, layers)
+        counts = {int(leaf.shape[0]) for leaf in keras.tree.flatten([x, _dense_parts(prediction), layers])}
         if len(counts) != 1:
             raise ValueError(f"x and outputs must have as many examples, got {sorted(counts)} in one batch.")
         return x, prediction, layers, lengths
 
 
+class Selection:
+    """Reads the chosen outputs of a teacher.
+
+    Args:
+        teacher: A built `keras.Model`.
+        outputs: Losses, names of outputs, names of layers ("layer" or "layer:part"), or a list of these; None: all
+            outputs.
+
+    Attributes:
+        endings: `{output name: Ending}`, known after the first call.
+    """
+
+    def __init__(self, teacher, outputs=None):
+        self._names = output_names(teacher)
+        self._losses, self._outputs, hooks = [], [], []
+        for one in outputs if isinstance(outputs, (list, tuple)) else [outputs]:
+            if isinstance(one, (keras.losses.Loss, keras.distillation.DistillationLoss)):
+                self._losses.append(one if isinstance(one, DistillationLoss) else KerasLoss(one))
+            elif one is None or one in self._names:
+                self._outputs.append(one)
+            else:
+                hooks.append(_hook(one))
+        self._reader = OutputReader(teacher, [*hooks, *hooks_of(self._losses, "teacher")], role="teacher")
+        self._losses = [loss for loss in self._losses if not loss.layers_of("teacher")]
+        for loss in self._losses:
+            if loss.undoes:
+                require_comparable(self._reader, loss, "teacher")
+        self.endings = {}
+
+    def __call__(self, x):
+        """`(prediction, layers)` of a batch: outputs as logits where that is known, `{"layer:part": tensor}`."""
+        outputs = self._reader(x, training=False)
+        layers = {hook.name: tensor for hook, tensor in outputs.layers.items()}
+        requested = [*self._outputs, *(loss.output_of("teacher") for loss in self._losses)]
+        if not requested:
+            return (), layers
+        chosen = self._structured(outputs, requested)
+        endings = keras.tree.map_structure(lambda output: self._ending(outputs, output), chosen)
+        self.endings = named_outputs(endings)[1]
+        return keras.tree.map_structure(
+            lambda output, ending: self._reader.select(outputs, output, undo=ending.undone)[0], chosen, endings
+        ), layers
+
+    def _structured(self, outputs, requested):
+        """The names or indices of the outputs to store, in the structure in which losses look for them."""
+        if all(isinstance(output, str) for output in requested):
+            return {output: output for output in sorted(set(requested))}
+        prediction = outputs.prediction
+        if isinstance(prediction, dict):
+            return {key: key for key in prediction}
+        count = len(keras.tree.flatten(prediction))
+        if any(isinstance(output, str) for output in requested):
+            if count > 1:
+                raise ValueError(
+                    f"outputs name some outputs and not others, {requested}, of a teacher whose outputs {self._names} "
+                    "are in a list. Name each output, or none."
+                )
+            return {self._names[0]: 0}
+        return tuple(range(count)) if isinstance(prediction, (list, tuple)) else 0
+
+    def _ending(self, outputs, output):
+        """How an output ends, and what of it the losses and names that chose it want undone."""
+        (activation,), (position,) = (read(outputs, output) for read in (self._reader.activations, self._reader.positions))
+        known = activation if activation in _UNDONE else None
+        named = output in self._outputs or None in self._outputs
+        undone = {known} if named else set()
+        for loss in self._losses:
+            if position in self._reader.positions(outputs, loss.output_of("teacher")):
+                undone.add(known if loss.undoes == known else None)
+        if len(undone) > 1:
+            raise ValueError(
+                f"outputs want the output {output!r} of the teacher both as it is and as logits, and it ends in "
+                f"{activation}. End the teacher in a linear layer, or make a cache for each loss."
+            )
+        names = self._reader.names(outputs)
+        return Ending(activation, next(iter(undone), None), output_name=names[position] if names else None)
+
+
 def x_of(element):
     """What the models read, of an element of a dataset or its spec."""
     return element[0] if isinstance(element, tuple) else element
+
+
+def _hook(name):
+    if not isinstance(name, str) or not name:
+        raise TypeError(
+            "outputs must be losses, names of outputs or names of layers ('layer' or 'layer:part'), got "
+            f"{type(name).__name__}: {name!r}."
+        )
+    hook = Hook.named(name)
+    if hook.part not in PARTS:
+        raise ValueError(f"outputs: {name!r} names no part of a layer; the parts are {sorted(PARTS)}.")
+    return hook
 
 
 def _reading(selection, jit_compile):
@@ -144,33 +252,29 @@ def _reading(selection, jit_compile):
     return tf.function(read, jit_compile=True, autograph=False) if jit_compile else read
 
 
-def _packed(layout, x, prediction, layers, masks, lengths):
+def _packed(layout, x, keys, prediction, layers, masks, lengths):
     """`(rows, lengths, sequences)` of a batch, all of tensors; `sequences` in place of names a bool for each."""
-    keys = layout.key.of(x)[0]
-    rows = {KEY: keys, **layout.encode(named_tensors(prediction, layers), keys)}
-    if CONTENT in layout.columns:
-        rows[CONTENT] = layout.key.content(x)
+    rows = layout.encode(named_tensors(prediction, layers), keys)
     lengths, sequences = dict(lengths), {}
-    for name in layout.by_token:
-        files = layout.files_by_token[name]
+    for name, files in layout.files_by_token.items():
         count = tf.shape(rows[files[0]], tf.int64)[1]
         if name not in lengths:
             lengths[name] = _lengths(layout.key, x, count, keys, masks.get(name))
-        there = tf.sequence_mask(lengths[name], count)
+        stored = tf.sequence_mask(lengths[name], count)
         if name in layout.masked:
             rows[layout.mask_of(name)] = tf.cast(masks[name], tf.uint8)
         for file in files:
-            rows[file] = tf.boolean_mask(rows[file], there)
-        of_entries = [tf.shape(entry, tf.int64)[1] == count for entry in layout.key.sequences(x).values()]
-        sequences[name] = tf.stack(of_entries) if of_entries else tf.zeros([0], tf.bool)
+            rows[file] = tf.boolean_mask(rows[file], stored)
+        as_long = [tf.shape(entry, tf.int64)[1] == count for entry in layout.key.sequences(x).values()]
+        sequences[name] = tf.stack(as_long) if as_long else tf.zeros([0], tf.bool)
     return rows, lengths, sequences
 
 
 def _lengths(key, x, count, keys, mask):
-    """How many tokens of an output of `count` tokens are stored of each example: up to the last that is no padding."""
+    """How many of the `count` tokens of an output are stored for each example: up to the last that is no padding."""
     if mask is not None:
-        places = tf.where(mask, tf.range(1, count + 1), 0)
-        return tf.reduce_max(tf.pad(places, [[0, 0], [1, 0]]), axis=1)
+        ends = tf.where(mask, tf.range(1, count + 1), 0)
+        return tf.reduce_max(tf.pad(ends, [[0, 0], [1, 0]]), axis=1)
     lengths = tf.zeros_like(keys)
     padded = tf.constant(False)
     for length, of_each in key.lengths(x):
@@ -188,14 +292,15 @@ def _in_numpy(packed, names):
     return Encoded(rows, lengths, named)
 
 
-def _tensors(outputs):
+def _mapped(function, outputs):
+    """A structure of outputs with the function's value in place of each array."""
     if isinstance(outputs, TopLogProbs):
-        return TopLogProbs(_tensor(outputs.classes), _tensor(outputs.log_p), outputs.of)
+        return TopLogProbs(function(outputs.classes), function(outputs.log_p), outputs.of)
     if isinstance(outputs, dict):
-        return {name: _tensors(output) for name, output in outputs.items()}
+        return {name: _mapped(function, outputs[name]) for name in sorted(outputs)}
     if isinstance(outputs, (list, tuple)):
-        return tuple(_tensors(output) for output in outputs)
-    return _tensor(outputs)
+        return tuple(_mapped(function, output) for output in outputs)
+    return function(outputs)
 
 
 def _tensor(array):
@@ -205,28 +310,12 @@ def _tensor(array):
     return tf.convert_to_tensor(array.astype(object) if array.dtype.kind in "US" else array)
 
 
-def _dense(outputs):
-    """The same with ragged tensors filled up with zeros."""
-    if isinstance(outputs, TopLogProbs):
-        return TopLogProbs(_dense(outputs.classes), _dense(outputs.log_p), outputs.of)
-    if isinstance(outputs, dict):
-        return {name: _dense(output) for name, output in outputs.items()}
-    if isinstance(outputs, tuple):
-        return tuple(_dense(output) for output in outputs)
-    return outputs.to_tensor() if isinstance(outputs, tf.RaggedTensor) else outputs
+def _dense(tensor):
+    return tensor.to_tensor() if isinstance(tensor, tf.RaggedTensor) else tensor
 
 
-def _ragged_lengths(prediction, layers):
-    """`{output name: int64 (batch,), or None where it is dense}`."""
-    named = named_tensors(prediction, layers).items()
-    parts = {name: one.log_p if isinstance(one, TopLogProbs) else one for name, one in named}
-    return {name: one.row_lengths() if isinstance(one, tf.RaggedTensor) else None for name, one in parts.items()}
-
-
-def _tensors_of(prediction):
-    """Every tensor of a prediction."""
-    if isinstance(prediction, TopLogProbs):
-        return [prediction.classes, prediction.log_p]
-    if isinstance(prediction, dict):
-        return [_tensors_of(prediction[name]) for name in sorted(prediction)]
-    return [_tensors_of(one) for one in prediction] if isinstance(prediction, tuple) else prediction
+def _dense_parts(prediction):
+    """Every tensor of a prediction, without the number of classes of `TopLogProbs`."""
+    parts = []
+    _mapped(parts.append, prediction)
+    return parts

@@ -1,5 +1,6 @@
 """Batches with precomputed teacher outputs, so that no teacher has to run."""
 
+import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -8,8 +9,24 @@ import tensorflow as tf
 
 from keras_kd._keras_private import set_mask
 from keras_kd.outputs.hooks import Hook
+from keras_kd.outputs.endings import logits_of
 from keras_kd.outputs.reader import ModelOutputs, dict_keys, output_positions
 from keras_kd.outputs.top_classes import in_full
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """How an output of a teacher ends, and in which form it is stored.
+
+    Attributes:
+        activation: As `output_activations` gives it.
+        undone: "softmax" or "sigmoid" where the output is stored as logits without it; None where it is as it was.
+        output_name: The teacher's name of an output in a list.
+    """
+
+    activation: str = "unknown"
+    undone: str | None = None
+    output_name: str | None = None
 
 
 class PrecomputedBatch(NamedTuple):
@@ -26,7 +43,8 @@ class PrecomputedBatch(NamedTuple):
             the layer's output: see `keras_kd.outputs.PARTS`.
         masks: The Keras masks of the teacher's outputs, where they had some: `{name: bool (batch, length)}`; an output
             is called "output", one of several "output 0" or "output a", a layer "layer path".
-        output_names: The names of the outputs in a list, of the Python class: see `with_output_names`.
+        endings: `{name: Ending}` of the outputs, where it is known; an attribute of the Python class: see
+            `ending_in`.
 
     Example:
 
@@ -45,13 +63,13 @@ class PrecomputedBatch(NamedTuple):
     layers: dict
     masks: dict = {}  # noqa: RUF012, which is for mutable defaults: nobody changes it
 
-    output_names = ()
+    endings = {}  # noqa: RUF012
 
     @staticmethod
     @functools.cache
-    def with_output_names(names):
-        """The Python class of batches whose `prediction` is a list of outputs with these names."""
-        return type("PrecomputedBatch", (PrecomputedBatch,), {"__slots__": (), "output_names": tuple(names)})
+    def ending_in(endings):
+        """The Python class of batches whose outputs end so, `((name, Ending), ...)`."""
+        return type("PrecomputedBatch", (PrecomputedBatch,), {"__slots__": (), "endings": dict(endings)})
 
     def teacher_outputs(self):
         """The teacher's `ModelOutputs`."""
@@ -92,22 +110,51 @@ class PrecomputedTeacher:
             )
         return batch.teacher_outputs()
 
+    def reads(self, spec):
+        """Whether batches of this spec are read as those of its own."""
+        return self.spec == spec and type(self.spec) is type(spec)
+
     def symbolic(self):
         """The `ModelOutputs` without a batch, as symbolic tensors."""
         return self._symbolic
 
     def select(self, outputs, output=None, *, undo=None):
-        """The outputs that `output` (name, dict key, index) names, as logits, in a list; None names all of them."""
-        flat = keras.tree.flatten(outputs.prediction)
-        return [flat[i] for i in output_positions(outputs, output, self.names(outputs), self.role)]
+        """The outputs that `output` (name, dict key, index) names, in a list; None names all of them.
+
+        They are logits where the ending `undo`, "softmax" or "sigmoid", is known or was undone when they were stored.
+
+        Raises:
+            ValueError: An output is stored as logits, and compared as the teacher gave it.
+        """
+        flat, found = keras.tree.flatten(outputs.prediction), []
+        for position, ending in self._endings(outputs, output):
+            if ending.undone is not None and undo is None:
+                raise ValueError(
+                    f"a loss compares outputs as the teacher gives them, but output {position} of a teacher that ends "
+                    f"in {ending.activation} is stored as logits. Store it for that loss: "
+                    "keras_kd.cache_teacher_outputs(..., outputs=losses) with another path."
+                )
+            stored_as_is = ending.undone is None and undo is not None and ending.activation == undo
+            found.append(logits_of(flat[position], undo) if stored_as_is else flat[position])
+        return found
+
+    def activations(self, outputs, output=None):
+        """The last activations of the named outputs of the teacher; "unknown" where that is not known."""
+        return [ending.activation for _, ending in self._endings(outputs, output)]
 
     def names(self, outputs):
         """The names of all outputs, in the order of `keras.tree.flatten`; an empty list where they have none."""
-        return dict_keys(outputs) or list(self.spec.output_names)
+        prediction = outputs.prediction
+        in_list = [f"output {i}" for i in range(len(prediction))] if isinstance(prediction, (list, tuple)) else []
+        names = [self.spec.endings.get(name, Ending()).output_name for name in in_list]
+        return dict_keys(outputs) or ([] if None in names else names)
 
-    def activations(self, outputs, output=None):
-        """Unknown: activations were undone when the outputs were stored."""
-        return []
+    def _endings(self, outputs, output):
+        prediction = outputs.prediction
+        positions = output_positions(outputs, output, self.names(outputs), self.role)
+        names = dict_keys(outputs) or range(len(keras.tree.flatten(prediction)))
+        names = [f"output {name}" for name in names] if keras.tree.is_nested(prediction) else ["output"]
+        return [(i, self.spec.endings.get(names[i], Ending())) for i in positions]
 
 
 def _symbolic_tensor(spec):

@@ -1,4 +1,4 @@
-"""The files of a cache: each known, part by part, by its size and its SHA-256."""
+"""The files of a cache, each checked part by part by its size and its SHA-256."""
 
 import contextlib
 import errno
@@ -21,7 +21,7 @@ def append(folder, name, array, at):
     size = path.stat().st_size if path.exists() else 0
     if size != at:
         raise _altered(path, f"it has {size:,} bytes instead of {at:,}; does another process build there as well?")
-    with told_if_full(path), path.open("ab") as file:
+    with _explained_if_full(path), path.open("ab") as file:
         file.write(content)
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
@@ -29,13 +29,13 @@ def append(folder, name, array, at):
 def write(folder, name, array):
     """Write a file whole; return `{"bytes", "sha256"}`."""
     content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-    with told_if_full(folder / name), written_whole(folder / name) as partial, partial.open("wb") as file:
+    with _explained_if_full(folder / name), written_whole(folder / name) as partial, partial.open("wb") as file:
         file.write(content)
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def cut(folder, name, size):
-    """Cut a file that is longer, or remove it if nothing of it is to stay."""
+    """Cut a file that is longer; remove it if nothing of it is to stay."""
     path = folder / name
     if not size:
         path.unlink(missing_ok=True)
@@ -47,7 +47,7 @@ def cut(folder, name, size):
 def write_json(folder, name, content):
     """Write a JSON file that carries its own checksum."""
     content = {**content, "sha256": _own_sha(content)}
-    with told_if_full(folder / name), written_whole(folder / name) as partial:
+    with _explained_if_full(folder / name), written_whole(folder / name) as partial:
         partial.write_text(json.dumps(content, indent=1, ensure_ascii=True), encoding="ascii")
 
 
@@ -92,7 +92,9 @@ def opened(folder, name, dtype, shape):
         raise _altered(path, f"it has no whole number of rows of {dtype} {tuple(shape)}")
     if not rows:
         return np.zeros((0, *shape), dtype)
-    return np.asarray(np.memmap(path, dtype, "r", shape=(rows, *shape)))  # whose views cost less than a memmap's
+    return np.asarray(
+        np.memmap(path, dtype, "r", shape=(rows, *shape))
+    )  # views of an array cost less than those of a memmap
 
 
 def remove_halves(folder):
@@ -103,8 +105,8 @@ def remove_halves(folder):
 
 
 @contextlib.contextmanager
-def told_if_full(path):
-    """An error of a full disk says what is safe and how to go on."""
+def _explained_if_full(path):
+    """Add to the error of a full disk what is safe and how to go on."""
     try:
         yield
     except OSError as error:
@@ -112,14 +114,18 @@ def told_if_full(path):
             raise
         raise OSError(
             error.errno,
-            "the disk is full. The shards that were finished are good: free some space and call cache_teacher_outputs again "
-            "with the same arguments, which goes on behind them",
+            "the disk is full. The shards that were finished are good: free some space and make the same call again, "
+            "which resumes after them",
             str(path),
         ) from error
 
 
+class AlteredFileError(ValueError):
+    """A file of a cache is not as it was written; the message names it."""
+
+
 def _altered(path, reason):
-    return ValueError(
+    return AlteredFileError(
         f"the cache holds a file that is not as it was written, {str(path)!r}: {reason}. Copy the cache again, or "
         "remove its folder and build it anew."
     )
