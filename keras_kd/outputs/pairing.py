@@ -120,10 +120,13 @@ class Pairing:
                 if loss.undoes != "softmax" or loss.layers_of(side) or outputs.prediction is None:
                     continue
                 activations = reader.activations(outputs, loss.output_of(side))
-                tensors = reader.select(outputs, loss.output_of(side)) if activations else []
-                unknown = [one for one, activation in zip(tensors, activations, strict=True) if activation == "unknown"]
-                if unknown:
-                    yield loss.name, side, unknown
+                if "unknown" in activations:
+                    tensors = reader.select(outputs, loss.output_of(side), undo=loss.undoes)
+                    yield (
+                        loss.name,
+                        side,
+                        [t for t, name in zip(tensors, activations, strict=True) if name == "unknown"],
+                    )
 
     def logits(self, teacher_outputs, student_outputs):
         """The logits of teacher and student, for metrics that compare them."""
