@@ -18,6 +18,7 @@ from keras_kd import fingerprint
 from keras_kd._checks import require_choice, require_count, require_number, require_teacher
 from keras_kd._extras import needs_extra
 from keras_kd._files import written_whole
+from keras_kd._quiet import quiet
 from keras_kd.distiller import Distiller
 
 LEARNING_RATE = "learning_rate"
@@ -242,12 +243,11 @@ class TuningResult:
         return f"TuningResult({self.goal}={self.best_score:.4g}, best={self.best}, trials={len(self.trials)})"
 
     def __str__(self):
-        names = list(self.trials[0].values)
+        names, numbers = list(self.trials[0].values), {id(trial): n for n, trial in enumerate(self.trials, start=1)}
         rows = [["trial", self.goal, "epoch", *names]]
         for trial in [*self.ranked, *(trial for trial in self.trials if trial.failed)]:
             outcome = ["failed", "-"] if trial.failed else [f"{trial.score:.4f}", str(trial.epoch)]
-            number = str(self.trials.index(trial) + 1)
-            rows.append([number, *outcome, *(f"{trial.values[name]:.3g}" for name in names)])
+            rows.append([str(numbers[id(trial)]), *outcome, *(f"{trial.values[name]:.3g}" for name in names)])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
         failures = {trial.failure: None for trial in self.trials if trial.failed}
@@ -438,7 +438,8 @@ class _BestEpoch(keras.callbacks.Callback):
             self.model.stop_training = True
         elif self._best is None or self._objective.better_than(logs[name], self._best):
             self._best = logs[name]
-            self.model.student.save_weights(self._path)
+            with quiet():  # Keras warns of its own use of NumPy
+                self.model.student.save_weights(self._path)
 
 
 # Settings ----------------------------------------------------------------------------------------------------------
