@@ -1,6 +1,6 @@
 """Write the tree of `keras_kd/` into docs/design.md: each module with the first line of its docstring.
 
-    python docs/design_tree.py
+python docs/design_tree.py
 """
 
 import ast

@@ -5,6 +5,8 @@ import re
 
 def on_page_markdown(markdown, **_):
     return "\n".join(
-        re.sub(r"(?<=\d) ([±/]) (?=\d)", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", line) if line.startswith("|") else line
+        re.sub(r"(?<=\d) ([±/]) (?=\d)", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", line)
+        if line.startswith("|")
+        else line
         for line in markdown.split("\n")
     )
