@@ -546,12 +546,12 @@ def test_shards_and_files_that_changed_places_are_noticed(cache):
         keras_kd.open_teacher_cache(cache)
 
 
-def signed(folder, manifest):
+def signed(folder, manifest, name="manifest.json"):
     """Write a manifest with the checksum it should have, as whoever changes it on purpose would."""
     content = {name: value for name, value in manifest.items() if name != "sha256"}
     text = json.dumps(content, sort_keys=True)
     content["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(content))
+    (folder / name).write_text(json.dumps(content))
 
 
 def test_a_cache_of_another_version_is_refused(cache):
@@ -607,6 +607,29 @@ def test_a_manifest_that_was_changed_and_signed_again_is_refused_whatever_field_
     assert tried > 200
     signed(folder, manifest)
     keras_kd.open_teacher_cache(folder, teacher=teacher)
+
+
+def test_a_begun_build_that_was_changed_and_signed_again_is_refused_whatever_field_it_is(data, tmp_path):
+    teacher, folder, dataset = dense_model(3), tmp_path / "cache", batches_of(data[0], batch=4)
+    interrupted(teacher, dataset, folder, 6)
+    begun = json.loads((folder / "building.json").read_text())
+    del begun["sha256"]
+    tried = 0
+    for path, changed in changes({**begun, "shards": begun["shards"][:1]}):
+        if not path or changed == {**begun, "shards": []}:  # without its last shards it resumes before them
+            continue
+        if path[-1] in ("preprocessing", "undone") and f'"{path[-1]}"' not in json.dumps(changed):  # they are null
+            continue
+        if isinstance(changed.get("shards"), list) and len(changed["shards"]) == 1:
+            changed = {**changed, "shards": [*changed["shards"], *begun["shards"][1:]]}
+        signed(folder, changed, "building.json")
+        with pytest.raises(ValueError) as error:
+            stored(teacher, dataset, folder)
+        assert str(folder) in str(error.value), path
+        tried += 1
+    assert tried > 60
+    signed(folder, begun, "building.json")
+    stored(teacher, dataset, folder)
 
 
 FREE = [("setting", "outputs", "key"), ("setting", "outputs", "endings")]
