@@ -271,7 +271,7 @@ def test_outputs_are_stored_as_logits(data, tmp_path, last):
     np.testing.assert_allclose(precomputed.prediction, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_outputs_that_losses_want_in_two_ways_are_refused(data, tmp_path):
+def test_outputs_that_losses_need_in_two_forms_are_refused(data, tmp_path):
     x, _ = data
     both = [keras_kd.losses.SoftLabels(), keras_kd.losses.KerasLoss(keras.losses.MeanSquaredError())]
     with pytest.raises(ValueError, match="both as it is and as logits, and it ends in softmax"):
@@ -692,7 +692,7 @@ class FullDisk:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8, 0.99])
-def test_a_full_disk_is_told_and_the_build_goes_on_when_there_is_space(data, tmp_path, monkeypatch, share):
+def test_a_full_disk_is_reported_and_the_build_resumes_when_there_is_space(data, tmp_path, monkeypatch, share):
     teacher, dataset = dense_model(3), batches_of(*data, batch=4)
     with monkeypatch.context() as patched:
         disk = FullDisk(patched, 10**6)
