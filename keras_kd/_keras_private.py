@@ -12,6 +12,7 @@ from keras.src.losses.losses import LossFunctionWrapper
 from keras.src.models.functional import Functional
 from keras.src.trainers.trainer import model_supports_jit
 from keras.src.utils import naming
+from tensorflow.python.distribute.values import PerReplicaSpec
 
 
 def call_model(model, inputs, training):
@@ -81,6 +82,16 @@ def sparse_label_options(loss):
 def backend_variable(variable):
     """The backend's own variable, e.g. `tf.Variable`, of a `keras.Variable`."""
     return variable._value
+
+
+def epoch_element_spec(epoch_iterator):
+    """Shapes and dtypes of the batches that the iterator of `fit`'s epochs hands out, without drawing a batch."""
+    return epoch_iterator._distributed_dataset.element_spec
+
+
+def replica_spec(spec):
+    """What one replica gets of a spec that is per replica; any other spec as it is."""
+    return spec._value_specs[0] if isinstance(spec, PerReplicaSpec) else spec
 
 
 def producer(tensor):

@@ -8,7 +8,7 @@ import tensorflow as tf
 from keras_kd import _keras_private
 from keras_kd.large_vocabulary.fusion import refusal
 from keras_kd.outputs.precomputed import without_teacher_outputs
-from keras_kd.steps import data_checks, fused_step, guards, replicas
+from keras_kd.steps import data_checks, fused_step, guards, replicas, workers
 from keras_kd.steps.common import Batch, CommonStep
 
 
@@ -17,6 +17,10 @@ class TensorFlowStep(CommonStep):
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with replicas.shared_sums(x):
+            return self._train(x, y, sample_weight)
+
+    def _train(self, x, y, sample_weight):
         pairing = self.pairing_of(x)
         teacher, batch = pairing.read_teacher(x), Batch(without_teacher_outputs(x), y, sample_weight)
         if self._fusion(pairing) is not None:
@@ -26,14 +30,11 @@ class TensorFlowStep(CommonStep):
             batch, teacher = guards.require(finite, "teacher", self.optimizer.iterations, (batch, teacher))
             return self._learn(pairing, batch, teacher)
         self._note.take(finite, "teacher", self.optimizer.iterations)  # XLA drops assertions
-        return tf.cond(
-            self._note.is_clean(),
-            lambda: self._learn(pairing, batch, teacher),
-            lambda: self._train_logs(self.get_metrics_result(), y),
-        )
+        with self._note.undoing([*self.variables, *self.optimizer.variables]):
+            return self._learn(pairing, batch, teacher)
 
     def _learn(self, pairing, batch, teacher):
-        """One step of the student on a batch of which the teacher's outputs are known; None: its own are they."""
+        """One step of the student on a batch of which the teacher's outputs are known; None stands for its own."""
         with tf.GradientTape(persistent=self.balance is not None and self.balance.needs_gradients) as tape:
             student = pairing.read_student(batch.x, training=True)
             teacher = student.detached() if teacher is None else teacher
@@ -47,22 +48,17 @@ class TensorFlowStep(CommonStep):
         return self._report(pairing, teacher, student, batch, (loss, hard_loss, soft_losses))
 
     def _apply(self, gradients):
-        """Let the optimizer take its step, under XLA only if the labels were sound."""
+        """Let the optimizer take its step."""
         variables = self.trainable_variables
         if not variables:
             warnings.warn("the student has no trainable weights: nothing is learnt.", stacklevel=2)
             return
-
-        def apply():
-            self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-
-        if self.jit_compile:
-            tf.cond(self._note.is_clean(), apply, lambda: None)
-        else:
-            apply()
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
     def test_step(self, data):
-        return self._examine(data)
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        with replicas.shared_sums(x):
+            return self._examine(data)
 
     # Losses ------------------------------------------------------------------------------------------------------
 
@@ -131,6 +127,7 @@ class TensorFlowStep(CommonStep):
         self._first_labels = False
 
     def make_train_function(self, force=False):
+        self._workers_compared = False
         if self.train_function is not None and not (force or self._first_labels):
             return
         data_checks.require_teacher_apart(self)
@@ -140,11 +137,22 @@ class TensorFlowStep(CommonStep):
             self.jit_compile = False
         super().make_train_function(force=True)
         self.train_function = guards.raising_value_errors(
-            self.train_function, self._note.explain if self.jit_compile else lambda: None
+            self.train_function,
+            check_before=self._compare_workers_once,
+            check_after=self._note.explain if self.jit_compile else lambda: None,
         )
 
+    def _compare_workers_once(self):
+        """Before the first step of each `fit`, after its callbacks have restored what they keep."""
+        if not self._workers_compared:
+            workers.require_same_state(self)
+            self._workers_compared = True
+
     def make_test_function(self, force=False):
-        super().make_test_function(force or self._first_labels)
+        if self.test_function is not None and not (force or self._first_labels):
+            return
+        super().make_test_function(force=True)
+        self.test_function = guards.raising_value_errors(self.test_function)
 
     def _build_optimizer(self):
         with self.distribute_strategy.scope():
