@@ -108,15 +108,14 @@ def explain(noted):
         raise value_error(_EXPLANATIONS[_CHECKS[check]], step)
 
 
-def raising_value_errors(function, check_before=lambda: None, check_after=lambda: None):
+def raising_value_errors(function, check_after=lambda: None):
     """Wrap a train or test function: an error with a marked message surfaces as the ValueError that explains it.
 
-    `check_before()` runs before each call; `check_after()` after it, for checks that cannot stop a step from within.
+    `check_after()` runs after each call, for checks that cannot stop a step from within.
     """
 
     @functools.wraps(function)
     def wrapped(iterator):
-        check_before()
         try:
             logs = function(iterator)
         except tf.errors.OpError as error:

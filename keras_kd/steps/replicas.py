@@ -105,10 +105,21 @@ def gathered(tensor):
     """The parts of a tensor that the replicas hold, one after the other, with its Keras mask; None stays None."""
     if tensor is None:
         return None
-    mask = get_mask(tensor)
-    context = tf.distribute.get_replica_context()
+    if tensor.dtype == tf.string:
+        return _gathered_strings(tensor)
+    mask, context = get_mask(tensor), tf.distribute.get_replica_context()
     whole = context.all_gather(tf.convert_to_tensor(tensor), axis=0)
     return whole if mask is None else set_mask(whole, context.all_gather(mask, axis=0))
+
+
+def _gathered_strings(strings):
+    """Strings `(batch,)` of all replicas: as numbers, since TensorFlow does not gather strings."""
+    context = tf.distribute.get_replica_context()
+    characters = tf.strings.unicode_decode(strings, "UTF-8").to_tensor(-1)  # (batch, length), ended by -1
+    length = tf.shape(characters)[1]
+    longest = tf.reduce_max(context.all_gather(length[None], axis=0))
+    characters = context.all_gather(tf.pad(characters, [[0, 0], [0, longest - length]], constant_values=-1), axis=0)
+    return tf.strings.unicode_encode(tf.RaggedTensor.from_tensor(characters, padding=-1), "UTF-8")
 
 
 # Means of losses -------------------------------------------------------------------------------------------------
@@ -139,7 +150,7 @@ class GlobalMean:
             return value
         count, total = self._counts(y_true, y_pred, sample_weight)
         count, total = tf.cast(count, value.dtype), tf.cast(total, value.dtype)
-        return tf.math.multiply_no_nan(value, tf.math.divide_no_nan(count * replica_count(), total))
+        return value * tf.math.divide_no_nan(count * replica_count(), total)
 
     def _of_whole_batch(self, y_true, y_pred, sample_weight, labels):
         """This replica's share of the value of the whole batch, which every replica computes from all outputs."""
@@ -188,13 +199,17 @@ def require_in_scope(student, strategy):
 
 
 class Unusable(NamedTuple):
-    """The settings of `compile` that TensorFlow cannot run under a strategy, with one replica and with several."""
+    """The settings of `compile` that TensorFlow cannot run under a strategy, with one replica and with several.
+
+    None: it does not train right with several replicas, whatever the settings.
+    """
 
     alone: tuple = ()
-    together: tuple = ()
+    together: tuple | None = ()
 
 
-# What a distiller, in its tests, was seen to do; in the rest, TensorFlow fails for plain Keras models as well.
+# As seen in the tests. What is unusable fails for plain Keras models as well, or gives them wrong logs: metrics lose
+# updates over the replicas of a CentralStorageStrategy.
 STRATEGIES = {
     type(tf.distribute.get_strategy()): Unusable(),
     tf.distribute.OneDeviceStrategy: Unusable(),
@@ -208,18 +223,25 @@ STRATEGIES = {
     ),
     tf.distribute.experimental.CentralStorageStrategy: Unusable(
         alone=("gradient_accumulation_steps",),
-        together=("jit_compile", "gradient_accumulation_steps"),
+        together=None,
     ),
 }
 
 
 def unusable_settings(strategy):
     """The settings of `compile` that do not run under a strategy; ValueError for a strategy that is not known."""
+    name, replicas = type(strategy).__name__, 1
     for kind, unusable in STRATEGIES.items():
         if isinstance(strategy, kind):
-            return unusable.together if strategy.num_replicas_in_sync > 1 else unusable.alone
-    known = ", ".join(kind.__name__ for kind in list(STRATEGIES)[1:])
-    raise ValueError(f"a Distiller does not train under {type(strategy).__name__}. Use one of {known}, or none.")
+            replicas = strategy.num_replicas_in_sync
+            settings = unusable.together if replicas > 1 else unusable.alone
+            if settings is not None:
+                return settings
+    several = f" with {replicas} replicas" if replicas > 1 else ""
+    raise ValueError(
+        f"a Distiller does not train under {name}{several}. Use MirroredStrategy, MultiWorkerMirroredStrategy or "
+        "OneDeviceStrategy, or none."
+    )
 
 
 def require_supported(distiller):

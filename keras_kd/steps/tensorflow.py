@@ -1,5 +1,6 @@
 """The step on the TensorFlow backend: train_step, test_step, and what `fit` builds and checks before the first one."""
 
+import functools
 import warnings
 
 import keras
@@ -126,8 +127,12 @@ class TensorFlowStep(CommonStep):
         self._note = guards.Note()
         self._first_labels = False
 
+    @functools.wraps(keras.Model.fit)
+    def fit(self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, *args, **kwargs):
+        callbacks = workers.comparing(callbacks, self)
+        return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
+
     def make_train_function(self, force=False):
-        self._workers_compared = False
         if self.train_function is not None and not (force or self._first_labels):
             return
         data_checks.require_teacher_apart(self)
@@ -137,16 +142,8 @@ class TensorFlowStep(CommonStep):
             self.jit_compile = False
         super().make_train_function(force=True)
         self.train_function = guards.raising_value_errors(
-            self.train_function,
-            check_before=self._compare_workers_once,
-            check_after=self._note.explain if self.jit_compile else lambda: None,
+            self.train_function, self._note.explain if self.jit_compile else lambda: None
         )
-
-    def _compare_workers_once(self):
-        """Before the first step of each `fit`, after its callbacks have restored what they keep."""
-        if not self._workers_compared:
-            workers.require_same_state(self)
-            self._workers_compared = True
 
     def make_test_function(self, force=False):
         if self.test_function is not None and not (force or self._first_labels):

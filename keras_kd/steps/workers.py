@@ -1,9 +1,30 @@
 """Several workers of a `tf.distribute` strategy: whether they stand at the same step with the same weights."""
 
+import keras
 import numpy as np
 import tensorflow as tf
 
 from keras_kd._keras_private import backend_variable
+
+
+def comparing(callbacks, distiller):
+    """The callbacks of `fit`; with several workers, one more at the end, which compares where the workers stand."""
+    strategy = distiller.distribute_strategy
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or strategy.num_replicas_in_sync == 1:
+        return callbacks
+    comparison = _Comparison()
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        comparison.set_model(distiller)
+        callbacks.append(comparison)
+        return callbacks
+    return [*keras.tree.flatten(callbacks or []), comparison]
+
+
+class _Comparison(keras.callbacks.Callback):
+    """Compares after the other callbacks have restored what they keep, also where no epoch is left to be trained."""
+
+    def on_train_begin(self, logs=None):
+        require_same_state(self.model)
 
 
 def require_same_state(distiller):
@@ -12,10 +33,7 @@ def require_same_state(distiller):
     They need not after a restart: `keras.callbacks.BackupAndRestore` knows one process only, so that workers stopped
     between two workers' backups restore different epochs, and would train on without an error.
     """
-    strategy = distiller.distribute_strategy
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or strategy.num_replicas_in_sync == 1:
-        return
-    steps, sums = _gathered_states(distiller, strategy)
+    steps, sums = _gathered_states(distiller, distiller.distribute_strategy)
     scale = np.abs(sums[0]).max(initial=1.0)
     if (steps == steps[0]).all() and np.allclose(sums, sums[0], rtol=0.0, atol=1e-6 * scale):
         return
