@@ -1,13 +1,14 @@
-# Every target does its own set-up: the environment is .venv in this checkout. `make` lists the targets.
+# Every target does its own set-up: the environment is .venv in this checkout (.venv-docs, .venv-jax, .venv-torch beside it). `make` lists the targets.
 PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell python$(version) -c '' 2>/dev/null && echo python$(version))) python3)
 BIN := .venv/bin
 WORKERS ?= 2
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: help install test lint demo seeds losses transformers codings tune bench peers compare notebook wheel clean
+.PHONY: help install test test-jax \
+	lint docs docs-serve demo seeds gains losses transformers codings tune bench peers compare notebook wheel clean
 
 help:  ## List the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
 
 .venv/.installed: setup.cfg pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -20,6 +21,27 @@ install: .venv/.installed  ## Make .venv and install the package into it
 test: install  ## Run the tests, in WORKERS processes
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
 
+test-jax: .venv-jax/.installed  ## Run the tests of the JAX step, in an environment with jax
+	.venv-jax/bin/python -m pytest tests/test_jax_step.py
+
+.venv-jax/.installed: setup.cfg pyproject.toml
+	test -x .venv-jax/bin/python || $(PYTHON) -m venv .venv-jax
+	.venv-jax/bin/python -m pip install --quiet --upgrade pip
+	.venv-jax/bin/python -m pip install --quiet --editable '.[jax,test]'
+	touch $@
+
+docs: .venv-docs/.installed  ## Build the documentation into site/; broken links are errors
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build --strict --quiet
+
+docs-serve: .venv-docs/.installed  ## Show the documentation on http://127.0.0.1:8000, rebuilt at each change
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs serve
+
+.venv-docs/.installed: docs/requirements.txt
+	test -x .venv-docs/bin/python || $(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --upgrade pip
+	.venv-docs/bin/python -m pip install --quiet --requirement docs/requirements.txt
+	touch $@
+
 lint: install  ## Check style with ruff
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -27,8 +49,12 @@ lint: install  ## Check style with ruff
 demo: install  ## Distil a multilingual classifier, print it by language, export it: runs/demo
 	$(BIN)/keras-kd demo
 
-seeds: install  ## The demo over five seeds: the table of the README
+seeds: install  ## The demo over five seeds: the table of the README, and its picture: runs/seeds
 	$(BIN)/python benchmarks/five_seeds.py
+	$(BIN)/python benchmarks/plot_gains.py --table runs/seeds/table.md --output runs/seeds/gains.png
+
+gains: install  ## Draw the picture of the README from the table of the README
+	$(BIN)/python benchmarks/plot_gains.py
 
 losses: install  ## What each loss gains over five seeds; DATA=folder for the tweets too: runs/losses
 	$(BIN)/python benchmarks/losses.py $(if $(DATA),--data $(DATA))
@@ -63,4 +89,4 @@ wheel: install  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel
 
 clean:  ## Remove what was built, not runs/
-	rm -rf .venv .venv-torch dist build *.egg-info .pytest_cache .ruff_cache
+	rm -rf .venv .venv-* site .cache dist build *.egg-info .pytest_cache .ruff_cache

@@ -1,4 +1,4 @@
-"""What teachers made of other things cost: half precision, ensembles, one teacher a language.
+"""What teachers made of other things cost: half precision, ensembles, one teacher per language.
 
     python benchmarks/teachers.py [--rounds 15] [--output runs/teachers]
 
@@ -134,12 +134,15 @@ def languages(case, rounds):
     members = [keras.models.clone_model(case.teacher) for _ in range(4)]
     models = {
         "one teacher": members[0],
-        "by_language, 4 teachers": keras_kd.teachers.route_by_language(dict(enumerate(members))),
+        "one per language, 4 teachers": keras_kd.teachers.route_by_language(dict(enumerate(members))),
         "ensemble of 4": keras_kd.teachers.ensemble(members),
     }
     x = case.test[: case.batch]
     drawn = np.random.default_rng(0).integers(0, 4, case.batch)
-    batches = {**dict.fromkeys(models, x), "by_language, 4 teachers": {members[0].input.name: x, "language": drawn}}
+    batches = {
+        **dict.fromkeys(models, x),
+        "one per language, 4 teachers": {members[0].input.name: x, "language": drawn},
+    }
     return with_ratios(milliseconds(models, batches, rounds))
 
 

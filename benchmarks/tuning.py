@@ -30,7 +30,7 @@ ROWS = ("teacher", "labels only", "default settings", "tuned")
 
 
 def default_student(task, seed, teacher):
-    """Distilled with what `Distiller` has if nothing is said: SoftLabels(), λ = 1."""
+    """Distilled with the defaults of `Distiller`: SoftLabels(), λ = 1."""
     keras.utils.set_random_seed(seed)
     student = classifier(task, task.student_width)
     fit(keras_kd.Distiller(teacher, student), task.train.x, task.few_labels, task.steps)
@@ -72,16 +72,15 @@ def measure(seed, trials, folder):
     task = digits(seed, None)
     teacher = teacher_of(task, seed)
     result = tuned(task, seed, teacher, trials=trials, directory=folder / f"seed_{seed}")
-    result.plot(folder / f"seed_{seed}.png")
     print(result, flush=True)
-    students = (teacher, student_of(task, seed), default_student(task, seed, teacher), result.best_student())
+    students = (teacher, student_of(task, seed), default_student(task, seed, teacher), result.student)
     scores = {row: score(student, task.test) for row, student in zip(ROWS, students, strict=True)}
     tried = {"trials": len(result.trials), "failed": sum(trial.failed for trial in result.trials)}
     return {"seed": seed, "scores": scores, "best": result.best, **tried, "seconds": time.perf_counter() - start}
 
 
 def markdown(reports):
-    """One row a student and the gains, seed by seed; then the values that were chosen."""
+    """One row per student and the gains, seed by seed; then the values that were chosen."""
     seeds = [report["seed"] for report in reports]
     table = {row: [report["scores"][row] for report in reports] for row in ROWS}
     for other in ("labels only", "default settings"):

@@ -2,6 +2,7 @@
 
 import math
 import numbers
+import os
 
 import keras
 
@@ -23,6 +24,57 @@ def require_model(value, argument):
             "Wrap other code in keras.Model, for instance with keras.Sequential or keras.layers.Lambda."
         )
     return value
+
+
+def require_teacher(value, argument="teacher"):
+    """Return `value` if it is a built `keras.Model`; else raise, and name the function that makes a teacher of it."""
+    if not isinstance(value, keras.Model):
+        shown = f"{value!r:.200}"
+        raise TypeError(
+            f"{argument} must be a keras.Model, got {type(value).__name__}: {shown}. {_how_to_make_a_teacher(value)}"
+        )
+    if not value.built:
+        raise ValueError(
+            f"{argument} {value.name!r} is not built, so it holds no trained weights. Call it once on a batch, or give "
+            "it a keras.Input, and load its weights first."
+        )
+    return value
+
+
+def _how_to_make_a_teacher(value):
+    packages = {base.__module__.partition(".")[0] for base in type(value).__mro__}
+    arguments = "inputs=keras.Input(shape), classes=n"
+    if isinstance(value, (str, os.PathLike)):
+        path = os.fspath(value)
+        if path.endswith(".weights.h5"):
+            return "A file of weights alone: build the model, then model.load_weights(path)."
+        if path.endswith((".keras", ".h5", ".hdf5")):
+            return "Load it: keras.saving.load_model(path)."
+        return "For the folder of a SavedModel: keras_kd.teachers.from_saved_model(path)."
+    if isinstance(value, dict):
+        return (
+            "For one teacher per language: keras_kd.teachers.route_by_language(teachers). For a model with an output "
+            "per teacher: keras_kd.teachers.multi_output(teachers)."
+        )
+    if isinstance(value, (list, tuple, set)):
+        return (
+            "For the mean of several teachers: keras_kd.teachers.ensemble(teachers). For a model with an output per "
+            "teacher: keras_kd.teachers.multi_output(teachers), with a dict of them by name."
+        )
+    if isinstance(value, type):
+        return f"That is the class: pass a model made with it, {value.__name__}(...)."
+    if isinstance(value, keras.Layer):
+        return "Make it a model: keras.Sequential([keras.Input(shape), layer])."
+    if "sklearn" in packages:
+        return f"For scikit-learn: keras_kd.teachers.from_function(model.predict_proba, {arguments})."
+    if "torch" in packages:
+        function = "lambda x: model(torch.from_numpy(x)).detach().numpy()"
+        return f'For PyTorch: keras_kd.teachers.from_function({function}, {arguments}, gives="logits").'
+    if "tensorflow" in packages:
+        return "For a SavedModel: keras_kd.teachers.from_saved_model(path), with the path of its folder."
+    if callable(value):
+        return f"For a function of NumPy arrays: keras_kd.teachers.from_function(function, {arguments})."
+    return "keras_kd.teachers makes teachers of several models, a SavedModel or a function."
 
 
 def require_distiller(model, callback):

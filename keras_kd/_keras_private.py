@@ -1,7 +1,8 @@
-"""Everything that keras_kd takes from Keras's insides, in one place: `tests/test_keras_private.py` pins each.
+"""Everything that keras_kd takes from the insides of Keras and TensorFlow: `tests/test_keras_private.py` pins each.
 
-Public Keras has no name for these: whether `call` takes `training`, the mask that travels with a tensor, the losses
-behind `compile(loss=...)`, the `tf.Variable` behind a variable.
+Neither has a public name for these: whether `call` takes `training`, the mask that travels with a tensor, the losses
+in `compile(loss=...)`, the `tf.Variable` of a `keras.Variable`, what one replica gets of a batch. Elsewhere, keras_kd
+only overrides the hooks of `keras.Model` that a subclass has to, as `_maybe_symbolic_build`.
 """
 
 import inspect

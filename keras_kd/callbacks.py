@@ -3,9 +3,9 @@
 import math
 
 import keras
-import numpy as np
 
 from keras_kd._checks import require_choice, require_distiller, require_number
+from keras_kd._hyperparameters import assign_scalar
 
 _SHAPES = {
     "linear": lambda progress: progress,
@@ -108,7 +108,7 @@ class LambdaRamp(keras.callbacks.Callback):
         name = "temperature" if self.temperature_of is not None else "weight"
         bound = {"above": 0.0} if self.temperature_of is not None else {"at_least": 0.0}
         value = require_number(self.value(time), f"{name} given by schedule at {time}", **bound)
-        self._hyperparameter.assign(np.float32(value))  # TensorFlow keeps a copy of each Python number for ever
+        assign_scalar(self._hyperparameter, value)
 
     def _find_hyperparameter(self):
         hyperparameters = require_distiller(self.model, "LambdaRamp").hyperparameters

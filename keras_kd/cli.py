@@ -1,7 +1,10 @@
 """The console script `keras-kd`."""
 
 import argparse
+import sys
 
+from keras_kd._extras import needs_extra
+from keras_kd._quiet import quiet
 from keras_kd._version import __version__
 
 
@@ -19,14 +22,15 @@ def _parser():
         "demo",
         help="distil a multilingual classifier, print it by language, export it",
         description="Trains a teacher on all labels of the embedded data and three students of one size on few labels; "
-        "prints accuracy and F1 by language; exports SavedModel and LiteRT int8; checks both. Needs no download.",
+        "prints accuracy and F1 by language; exports a SavedModel and a LiteRT int8 file and checks both. Needs no "
+        "download.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     demo.add_argument("--seed", type=_seed, default=0, help="0 or more; the same seed gives the same numbers")
     demo.add_argument(
-        "--output", default="runs/demo", metavar="FOLDER", help="where report, table, figure and files go"
+        "--output", default="runs/demo", metavar="FOLDER", help="folder for report, table, figure and exported files"
     )
-    demo.add_argument("--quick", action="store_true", help="few languages and steps: shows that it runs, no figures")
+    demo.add_argument("--quick", action="store_true", help="few languages and steps, to see that it runs")
     demo.set_defaults(run=_demo)
     return parser
 
@@ -39,16 +43,27 @@ def _seed(text):
 
 
 def _demo(options):
+    try:
+        with quiet(), needs_extra("demo"):  # before a model is trained
+            import babel  # noqa: F401
+            import matplotlib  # noqa: F401
+            import scipy  # noqa: F401
+            import sklearn  # noqa: F401
+    except ImportError as error:
+        print(f"keras-kd demo: {error}", file=sys.stderr)
+        return 1
     import keras
     import tensorflow as tf
 
     from keras_kd.demo.run import FULL, QUICK, run_demo
 
+    with quiet():  # the first use of devices looks for GPUs
+        tf.config.list_logical_devices()
     tf.config.experimental.enable_op_determinism()
     keras.utils.set_random_seed(options.seed)
-    run_demo(options.output, seed=options.seed, setting=QUICK if options.quick else FULL)
     if options.quick:
-        print("This was --quick, which shows that everything runs: its scores mean nothing.")
+        print("--quick: everything runs, but the scores mean nothing.")
+    run_demo(options.output, seed=options.seed, setting=QUICK if options.quick else FULL)
     return 0
 
 

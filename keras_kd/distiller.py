@@ -1,74 +1,95 @@
 """Distiller: one teacher pass, one student pass, one sum."""
 
+import contextlib
 import functools
+import inspect
+import os
+import zipfile
+import zlib
 
 import keras
 
-from keras_kd._checks import require_choice, require_model, require_number
+from keras_kd._checks import require_choice, require_model, require_teacher
+from keras_kd._hyperparameters import Hyperparameter, scalar_value
 from keras_kd._keras_private import functional_graph, random_states, symbolic_result
 from keras_kd.balancing import Balance
 from keras_kd.cache.fitting import cached
-from keras_kd.losses.base import scalar_value, scalar_variable
+from keras_kd.large_vocabulary.fusion import Fusion
 from keras_kd.losses.keras_losses import loss_list
 from keras_kd.outputs.pairing import Pairing
 from keras_kd.outputs.precomputed import PrecomputedBatch, PrecomputedTeacher, precomputed_spec
 from keras_kd.outputs.reader import output_names
 from keras_kd.steps import Step, data_checks
+from keras_kd.steps.loss_terms import Connection
 from keras_kd.steps.observers import Observers
+
+# What the steps are traced with.
+_FIXED = {"student", "distillation_losses", "balance", "fuse_logits", "projections"}
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class Distiller(Step, keras.Model):
-    """Trains a student on labels and on what a teacher says: `L = hard_weight · L_raw + soft_weight · Σ wᵢ Lᵢ`.
+    """Trains a student on labels and on its teacher's outputs: `L = hard_weight · L_raw + soft_weight · Σ wᵢ Lᵢ`.
 
-    `L_raw` is the loss given to `compile`, on the labels; each `Lᵢ` is a loss, for instance `SoftLabels`; wᵢ is
-    the loss's weight; `soft_weight` is the λ of the formula. Regularization losses of the student are added.
-    A step runs the teacher once, in inference mode and outside the gradient tape, and the student once.
+    `L_raw` is the loss of `compile`, on the labels; each `Lᵢ` is a distillation loss, `keras_kd.losses.SoftLabels` for
+    instance, and wᵢ its weight; `soft_weight` is the λ of the formula. The student's regularization losses are added.
+    Each step runs the teacher once, in inference mode and outside the gradient tape, and the student once.
 
-    Everything else is the student's: `distiller(x)`, `predict` and `evaluate` give what the student alone gives,
-    `export` exports it, and `evaluate` never runs the teacher. The teacher comes out as it went in: weights,
-    `trainable` flags and BatchNorm statistics. It is no part of the distiller's weights, checkpoints, copies or saved
-    file; after `keras.saving.load_model(path)`, hand it in again: `distiller.teacher = teacher`.
+    Everything else is the student's: `distiller(x)`, `predict`, `evaluate` and `export` are those of the student alone,
+    and `evaluate` does not run the teacher. The teacher is never changed: neither its weights nor its `trainable` flags
+    nor its BatchNormalization statistics. It is no part of the distiller's weights, checkpoints, copies or saved file:
+    see `keras_kd.load_distiller`.
 
-    Works as `keras.Model.fit` does: sample and class weights, masks, several outputs, dict inputs, metrics,
-    `steps_per_execution`, `jit_compile`, gradient accumulation, mixed precision, `tf.distribute` strategies.
-    Unlabelled data: compile with `loss=None`, or leave `y` out; for partly labelled data, give the unlabelled
-    examples label -1 and `loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)`.
+    `fit` works as `keras.Model.fit` does: sample and class weights, masks, several outputs, dict inputs, metrics,
+    `steps_per_execution`, `jit_compile`, gradient accumulation, mixed precision, `tf.distribute` strategies. For
+    unlabelled data, compile with `loss=None` or leave `y` out. For partly labelled data, give unlabelled examples the
+    label -1 and compile with `keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)`.
 
-    The logs of `fit` show `loss` (L), `hard_loss` (L_raw), each loss under its own name (Lᵢ, without its
-    weight) and, at the end of an epoch, `soft_weight`. Those of `evaluate` show `loss`, which is the student's own
+    The logs of `fit` hold `loss` (L), `hard_loss` (L_raw), each distillation loss under its name (Lᵢ, without its
+    weight) and, at the end of an epoch, `soft_weight`. Those of `evaluate` hold `loss`, which is the student's own
     (L_raw and regularization), and the metrics.
 
-    Probabilities taken for logits are the commonest mistake: where an output is known to end in softmax, losses
-    over distributions take its log, which gives the same softened distributions. It is known of functional and
-    sequential models, from the last layer or activation; subclassed models must give logits, and so must a model that
-    hides its softmax in a `Lambda`. An output that ends in sigmoid, or in a softmax over another axis than the last, is
-    refused.
+    Losses over distributions need logits. Where an output is known to end in softmax, they take its log, which gives
+    the same softened distributions. The ending is known for functional and sequential models; a subclassed model, or
+    one that hides its softmax in a `Lambda`, must give logits, and there is a warning if its first batch looks like
+    probabilities. Outputs that end in sigmoid, or in a softmax over another axis than the last, are refused.
+
+    Outputs are paired by name where both models have the same names, else by position. Tokens that are padding stay out
+    of every loss over tokens: by the Keras mask, by an input called `padding_mask`, as KerasHub's models have it, or by
+    the mask that the self-attention got.
+
+    `soft_weight`, `hard_weight` and the weights and temperatures of the losses may be assigned at any time,
+    `distiller.soft_weight = 0.5`, without a new trace. They are no weights of the model, so that early stopping with
+    `restore_best_weights=True` leaves them alone; files and checkpoints hold them.
 
     Args:
-        teacher: A built `keras.Model`, or None to hand it in before `fit`: `distiller.teacher = teacher`. Teacher and
-            student get the same `x`; of a dict, each model reads the entries that have the names of its inputs. The
-            student itself, where an output of it teaches another: see `teacher_output` of `DistillationLoss`.
-        student: A `keras.Model`, the one that is trained. If it is not built yet, it is built for the teacher's input.
-        losses: An `DistillationLoss` or a list of them; `SoftLabels()` if not given. A `keras.losses.Loss` or a
-            `keras.distillation.DistillationLoss` will do as well: see `KerasLoss`.
-        soft_weight: λ ≥ 0, kept in the variable `distiller.soft_weight`, which callbacks may change without retracing.
-        hard_weight: Factor ≥ 0 of `L_raw`, kept in the variable `distiller.hard_weight`.
+        teacher: A built `keras.Model`; `keras_kd.teachers` makes one of other things. None to assign it before `fit`,
+            `distiller.teacher = teacher`, or for data with precomputed outputs. Teacher and student get the same `x`;
+            of a dict, each model reads the entries that have the names of its inputs. The student itself, where one of
+            its outputs teaches another: see `teacher_output` of `keras_kd.losses.DistillationLoss`.
+        student: The `keras.Model` to train. If it is not built yet, it is built for the teacher's input.
+        distillation_losses: A `keras_kd.losses.DistillationLoss` or a list of them; `SoftLabels()` by default. A
+            `keras.losses.Loss` or a `keras.distillation.DistillationLoss` works as well: see
+            `keras_kd.losses.KerasLoss`.
+        soft_weight: λ ≥ 0.
+        hard_weight: Factor ≥ 0 of `L_raw`.
         balance: `UncertaintyBalance()` or `GradientNormBalance()`, which find a further factor for each loss while
-            training; None: no such factors.
-        fuse_logits: Whether soft labels (or what else goes token by token) and the cross-entropy are computed from the
-            last layers' inputs, without the logits, which for a large vocabulary are most of a step's memory. Both
-            models have to be functional, with one output from a `Dense` or a `ReversibleEmbedding`; `compile` has to
-            have no metrics, and the loss `SparseCategoricalCrossentropy(from_logits=True)` or None. True: always, or
-            a ValueError says why not; False: never; None: where it can be had and there are 16,384 classes or more.
+            training; None for no such factors.
+        fuse_logits: Whether losses that go token by token, and the cross-entropy, are computed from the inputs of the
+            last layers, without the logits, which for a large vocabulary are most of a step's memory. Both models must
+            be functional, with one output from a `Dense` or a `ReversibleEmbedding`; `compile` must have no metrics,
+            and the loss `SparseCategoricalCrossentropy(from_logits=True)` or None. True: always, or a ValueError gives
+            the reason; False: never; None: where it is possible and there are 16,384 classes or more.
         name: Name of the model.
 
     Raises:
-        TypeError: teacher or student is not a `keras.Model`, a loss is not an `DistillationLoss`, a weight not a number.
+        TypeError: Teacher or student is no `keras.Model`, a loss no `DistillationLoss`, a weight no number; labels are
+            no numbers.
         ValueError: A model is unbuilt and cannot be built; class counts or other shapes do not fit; an unknown layer;
             a negative weight; a student made outside the active `tf.distribute` scope; two losses of one name.
-            `fit` raises it for an empty dataset, labels out of range, a teacher that shares trainable weights with the
-            student, and a batch on which the teacher gives NaN or infinite values.
+            `fit` raises it for an empty dataset, labels out of range, weights without labels, a list of batches, a
+            teacher that shares trainable weights with the student, and a batch on which the teacher gives NaN or
+            infinite values.
 
     Example:
 
@@ -84,6 +105,9 @@ class Distiller(Step, keras.Model):
     (https://arxiv.org/abs/1503.02531).
     """
 
+    soft_weight = Hyperparameter(at_least=0.0)
+    hard_weight = Hyperparameter(at_least=0.0)
+
     def __init__(
         self,
         teacher,
@@ -98,21 +122,20 @@ class Distiller(Step, keras.Model):
     ):
         require_model(student, "student")
         super().__init__(name=name, dtype=student.dtype_policy, autocast=False)  # the student casts its own inputs
-        self.distillation_losses = loss_list(distillation_losses)
-        self.soft_weight = scalar_variable(require_number(soft_weight, "soft_weight", at_least=0.0), "soft_weight")
-        self.hard_weight = scalar_variable(require_number(hard_weight, "hard_weight", at_least=0.0), "hard_weight")
+        self.distillation_losses = tuple(loss_list(distillation_losses))
+        self.soft_weight = soft_weight
+        self.hard_weight = hard_weight
         self.balance = _built_balance(balance, self.distillation_losses)
         self.fuse_logits = require_choice(fuse_logits, "fuse_logits", [True, False, None])
-        self._loss_variables = [v for o in self.distillation_losses for v in o.hyperparameters().values()]
         self.projections = {}
         if teacher is not None:
-            _require_built_teacher(teacher)
+            require_teacher(teacher)
         _build_student(student, teacher)
         self.require_in_scope(student)
         self.student = student
         self.output_names = output_names(student) or None
-        self._live_pairing = Pairing(self.distillation_losses, student)
-        self._precomputed_pairing = None
+        self._live = Connection(Pairing(self.distillation_losses, student))
+        self._precomputed = None
         self._logged_hyperparameters = {"soft_weight": None}
         self._observers = Observers()
         self.hard_loss_tracker = keras.metrics.Mean(name="hard_loss")
@@ -120,89 +143,116 @@ class Distiller(Step, keras.Model):
         self.built = student.built
         if teacher is not None:
             self.teacher = teacher
+        for loss in self.distillation_losses:
+            loss.mark_in_use()
+        self._is_made = True
 
     # The teacher -------------------------------------------------------------------------------------------------
 
     @property
     def teacher(self):
         """The teacher, or None. Assign it after loading a saved distiller; it is checked against the student."""
-        return self._live_pairing.teacher
+        return self._live.pairing.teacher
 
     @teacher.setter
     def teacher(self, teacher):
-        _require_built_teacher(teacher)
-        self._live_pairing = self._checked_pairing(teacher)
+        require_teacher(teacher)
+        self._live = self._connected(teacher)
         self.train_function = self.test_function = None
 
     @property
     def learns_from_precomputed_outputs(self):
-        """Whether the data of the last `fit` brought the teacher's outputs along."""
-        return self._precomputed_pairing is not None
+        """Whether the data of the last `fit` held precomputed teacher outputs."""
+        return self._precomputed is not None
 
-    def pairing_of(self, x):
-        """The outputs of a batch, or of a spec of one: the live teacher's, or those that the batch brings along."""
-        if isinstance(x, PrecomputedBatch) and self._precomputed_pairing is None:
-            return self._pairing(PrecomputedTeacher(x))
-        precomputed = isinstance(x, PrecomputedBatch) or (
-            self.teacher is None and self._precomputed_pairing is not None
-        )
-        return self._precomputed_pairing if precomputed else self._live_pairing
+    def connection_of(self, x):
+        """The `Connection` for a batch, or for a spec of one: of precomputed outputs or of the live teacher."""
+        if isinstance(x, PrecomputedBatch) and self._precomputed is None:
+            return self._connected(PrecomputedTeacher(x))
+        is_precomputed = isinstance(x, PrecomputedBatch) or (self.teacher is None and self._precomputed is not None)
+        return self._precomputed if is_precomputed else self._live
 
-    def _pairing(self, teacher):
-        return Pairing(self.distillation_losses, self.student, teacher, fuse_logits=self.fuse_logits)
-
-    def _checked_pairing(self, teacher):
-        """The outputs of a teacher and of the student; makes the projections that the losses ask for."""
-        pairing = self._pairing(teacher)
-        widths = {}
+    def _connected(self, teacher):
+        """The `Connection` of a teacher and the student; makes the projections that the losses need."""
+        fusion = Fusion.wanted(self.fuse_logits, self.distillation_losses, self.student, teacher)
+        hooks = None if fusion is None else fusion.hooks()
+        pairing = Pairing(self.distillation_losses, self.student, teacher, hooks=hooks)
+        projections, widths = dict(self.projections), {}
         for loss, pair in pairing.symbolic_pairs():
-            self._fit_projection(loss, pair, widths)
-            loss.check_shapes(tuple(pair.teacher.shape), tuple(self.project(pair).shape))
-        return pairing
+            _fit_projection(loss, pair, projections, widths)
+            loss.check_shapes(tuple(pair.teacher.shape), tuple(_projected(pair, projections).shape))
+        if len(projections) > len(self.projections):
+            self._set_projections(projections)
+        connection = Connection(pairing, fusion)
+        if self.compiled:
+            self._choose_terms(connection)
+        return connection
 
     def __setattr__(self, name, value):
-        # Keras tracks, and so trains and saves, every layer that is set on a model: the teacher goes round it.
+        if name in _FIXED and self.__dict__.get("_is_made"):
+            raise AttributeError(
+                f"{name} of a distiller cannot be replaced, since its steps are traced with it. Make a new Distiller; "
+                f"what can be assigned is teacher, {', '.join(self.hyperparameters)}."
+            )
         if name == "teacher":
+            # Keras tracks, and so trains and saves, every layer that is set on a model: the teacher bypasses that.
             object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
 
-    def __dir__(self):
-        # Keras saves what it finds in dir(model): the teacher is not ours to save.
-        return [name for name in super().__dir__() if name != "teacher"]
+    def _set_projections(self, projections):
+        """Track them in the order of their names: the optimizer's state must not depend on the order of the losses."""
+        super().__setattr__("projections", dict(sorted(projections.items())))
 
-    # The student's face ------------------------------------------------------------------------------------------
+    def __dir__(self):
+        # Keras saves the layers that it finds in dir(model): no teacher, and the projections by name (see below).
+        return [name for name in super().__dir__() if name not in ("teacher", "projections")]
+
+    # As the student -------------------------------------------------------------------------------------------
 
     def call(self, inputs, training=None):
-        return self.student(self._live_pairing.inputs_of_student(inputs), training=training)
+        return self.student(self._live.pairing.student_inputs(inputs), training=training)
 
     def fit(self, x=None, y=None, *args, cache=None, **kwargs):
         """Train the student, as `keras.Model.fit` trains a model.
 
         Args:
-            x, y, args, kwargs: As of `keras.Model.fit`. `x` may be a dataset whose batches bring the teacher's outputs
-                along: see `keras_kd.cache_teacher_outputs`.
-            cache: A folder, in which the teacher's outputs are kept for a dataset `x`: the first epoch runs the teacher
-                and stores what it says, later ones, also of later calls, read that. Numbers do not depend on which of
-                the two happens: the step gets what a later epoch will read. Examples go by their content, so augment
-                behind `cache_teacher_outputs` instead, or give ids: `cache={"path": folder, "key": "id", "top_k": 50}`, whose
-                further entries are arguments of `cache_teacher_outputs`. With a finished cache no teacher is needed; those
-                entries are then compared with how it was stored.
+            x, y, args, kwargs: As in `keras.Model.fit`. `x` may also be a dataset of `keras_kd.PrecomputedBatch`es: see
+                `keras_kd.cache_teacher_outputs`.
+            cache: A folder for the teacher's outputs on the dataset `x`. If it holds none yet, the teacher runs over
+                `x` once and stores them; then, and in later calls, the student learns from the folder. Examples are
+                found by their content; give augmented data ids, `cache={"path": folder, "key": "id", "top_k": 50}`,
+                whose further entries are arguments of `keras_kd.cache_teacher_outputs`. With a finished cache no
+                teacher is needed; those entries are then compared with how it was stored.
 
         Returns:
             The `History`.
         """
-        data_checks.require_batches(x)
-        data_checks.require_labels_in_range(self, y)
+        data_checks.require_usable(self, x, y, _arguments("fit", x, y, args, kwargs))
         if cache is not None:
             x = cached(x, cache, self.teacher, self.student, self.distillation_losses)
         spec = precomputed_spec(x)
         if spec is None:
-            self._live_pairing.require_teacher()
-            self._precomputed_pairing = None
-        elif self._precomputed_pairing is None or self._precomputed_pairing.teacher.spec != spec:
-            self._precomputed_pairing = self._checked_pairing(PrecomputedTeacher(spec))
+            self._live.pairing.require_teacher()
+            self._precomputed = None
+        elif self._precomputed is None or self._precomputed.pairing.teacher.spec != spec:
+            self._precomputed = self._connected(PrecomputedTeacher(spec))
         return super().fit(x, y, *args, **kwargs)
+
+    @functools.wraps(keras.Model.evaluate)
+    def evaluate(self, x=None, y=None, *args, **kwargs):
+        data_checks.require_usable(self, x, y, _arguments("evaluate", x, y, args, kwargs))
+        return super().evaluate(x, y, *args, **kwargs)
+
+    @functools.wraps(keras.Model.train_on_batch)
+    def train_on_batch(self, x, y=None, *args, **kwargs):
+        data_checks.require_usable(self, x, y, _arguments("train_on_batch", x, y, args, kwargs))
+        return super().train_on_batch(x, y, *args, **kwargs)
+
+    @functools.wraps(keras.Model.test_on_batch)
+    def test_on_batch(self, x, y=None, *args, **kwargs):
+        data_checks.require_usable(self, x, y, _arguments("test_on_batch", x, y, args, kwargs))
+        return super().test_on_batch(x, y, *args, **kwargs)
 
     @functools.wraps(keras.Model.export)
     def export(self, *args, **kwargs):
@@ -213,7 +263,7 @@ class Distiller(Step, keras.Model):
             self.student.build(input_shape)
         self.built = True
 
-    # Knobs, outputs and losses -----------------------------------------------------------------------------------
+    # Hyperparameters and projections --------------------------------------------------------------------------------
 
     @property
     def hyperparameters(self):
@@ -227,15 +277,14 @@ class Distiller(Step, keras.Model):
         return hyperparameters
 
     def project(self, pair):
-        """A pair's student output, behind its projection where it has one."""
-        projection = self.projections.get(pair.projection)
-        return pair.student if projection is None else projection(pair.student)
+        """A pair's student output, after its projection where it has one."""
+        return _projected(pair, self.projections)
 
     def log_hyperparameter(self, name):
         """Show a hyperparameter in the logs of each epoch, beside `soft_weight`, which is always there."""
         if name not in self.hyperparameters:
             raise ValueError(
-                f"{name!r} is not a hyperparameter of this distiller; its hyperparameters are {sorted(self.hyperparameters)}."
+                f"{name!r} is no hyperparameter of this distiller, which has {sorted(self.hyperparameters)}."
             )
         self._logged_hyperparameters = dict.fromkeys([*self._logged_hyperparameters, name])
 
@@ -247,55 +296,57 @@ class Distiller(Step, keras.Model):
         factors = keras.ops.convert_to_numpy(self.balance.current())
         return logs | {f"{n}_balance": float(f) for n, f in zip(self.balance.loss_names, factors, strict=True)}
 
-    def _fit_projection(self, loss, pair, widths):
-        """Make the projection that a loss asks for, unless there is one already.
-
-        Args:
-            widths: `{name of a projection: (features of the teacher, of the student)}`, of the pairs so far.
-        """
-        teacher_shape, student_shape = tuple(pair.teacher.shape), tuple(pair.student.shape)
-        if pair.projection not in self.projections:
-            projection = loss.make_projection(teacher_shape, student_shape)
-            if projection is None:
-                return
-            projection.build(student_shape)
-            self.projections[pair.projection] = projection
-        made_for = widths.setdefault(pair.projection, (teacher_shape[-1], student_shape[-1]))
-        if made_for != (teacher_shape[-1], student_shape[-1]):
-            raise ValueError(
-                f"{loss.name} has one projection, from {made_for[1]} features to {made_for[0]}, but one of its "
-                f"pairs has {student_shape} in the student and {teacher_shape} in the teacher. Take one loss for "
-                "each width, each with its own name=."
-            )
-
     # Saving ------------------------------------------------------------------------------------------------------
 
     def get_config(self):
         return {
             "name": self.name,
             "student": keras.saving.serialize_keras_object(self.student),
-            "losses": [keras.saving.serialize_keras_object(loss) for loss in self.distillation_losses],
+            "distillation_losses": [keras.saving.serialize_keras_object(loss) for loss in self.distillation_losses],
             "soft_weight": scalar_value(self.soft_weight),
             "hard_weight": scalar_value(self.hard_weight),
             "balance": self.balance and keras.saving.serialize_keras_object(self.balance),
             "fuse_logits": self.fuse_logits,
-            "teaches_itself": self._live_pairing.of_itself,
+            "teaches_itself": self._live.pairing.is_self_taught,
             "projections": {
                 name: keras.saving.serialize_keras_object(layer) for name, layer in self.projections.items()
             },
         }
 
     def save_own_variables(self, store):
-        for index, variable in enumerate(self._own_state()):
-            store[str(index)] = variable.numpy()
+        for name, variable in self._own_state().items():
+            store[name] = variable.numpy()
 
     def load_own_variables(self, store):
-        for index, variable in enumerate(self._own_state()):
-            variable.assign(store[str(index)])
+        state, stored = self._own_state(), set(store.keys())
+        if set(state) != stored:
+            raise ValueError(
+                "the file was saved by a distiller with other losses, projections or random layers: only the file has "
+                f"{sorted(stored - set(state))}, only this distiller has {sorted(set(state) - stored)}. Make the "
+                "distiller as the saved one was, or load it with keras_kd.load_distiller."
+            )
+        for name, variable in state.items():
+            variable.assign(store[name])
 
     def _own_state(self):
-        """What is saved beside the student, the optimizer and the projections: the hyperparameters, and where Dropout stands."""
-        return [*self.hyperparameters.values(), *random_states(self.student)]
+        """What is saved besides student and optimizer, by name: hyperparameters, projections, random states."""
+        projections = {
+            f"projection.{name}.{variable.name}": variable
+            for name, layer in self.projections.items()
+            for variable in layer.weights
+        }
+        states = {f"random_state.{index}": state for index, state in enumerate(random_states(self.student))}
+        return self.hyperparameters | projections | states
+
+    def save(self, filepath, *args, **kwargs):
+        """Save the distiller, without its teacher, as a `.keras` file: see `load_distiller`."""
+        data_checks.require_keras_file(filepath)
+        return super().save(filepath, *args, **kwargs)
+
+    def load_weights(self, filepath, *args, **kwargs):
+        """Load weights that `save_weights` or a backup wrote; a damaged file is named."""
+        with naming_damaged_file(filepath):
+            return super().load_weights(filepath, *args, **kwargs)
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
@@ -304,34 +355,40 @@ class Distiller(Step, keras.Model):
         projections, teaches_itself = config.pop("projections"), config.pop("teaches_itself")
         deserialize = keras.saving.deserialize_keras_object
         student = deserialize(config.pop("student"), custom_objects=custom_objects)
-        distillation_losses = [deserialize(o, custom_objects=custom_objects) for o in config.pop("losses")]
+        distillation_losses = [deserialize(o, custom_objects=custom_objects) for o in config.pop("distillation_losses")]
         config["balance"] = config["balance"] and deserialize(config["balance"], custom_objects=custom_objects)
         distiller = cls(student if teaches_itself else None, student, distillation_losses, **config)
-        distiller.projections = {name: deserialize(layer) for name, layer in projections.items()}
+        distiller._set_projections({name: deserialize(layer) for name, layer in projections.items()})
         return distiller
 
 
 def load_distiller(path, teacher=None, *, custom_objects=None):
-    """Load a distiller that `distiller.save(path)` wrote, and hand it its teacher again.
+    """Load a distiller that `distiller.save(path)` wrote, and give it its teacher again.
 
     `fit` then goes on where it stopped: student, optimizer, λ, temperatures and step are as saved.
 
     Args:
         path: A `.keras` file.
         teacher: The teacher, a built `keras.Model`; the file does not hold it. Leave it out for a model that teaches
-            itself, or to hand it in later: `distiller.teacher = teacher`.
+            itself, or to assign it later: `distiller.teacher = teacher`.
         custom_objects: As in `keras.saving.load_model`, for the student's own classes.
 
     Raises:
         TypeError: The file holds another kind of model.
-        ValueError: The teacher does not fit the student.
+        ValueError: The file is damaged, or the teacher does not fit the student.
     """
-    distiller = keras.saving.load_model(path, custom_objects=custom_objects)
+    with naming_damaged_file(path):
+        distiller = keras.saving.load_model(path, custom_objects=custom_objects)
     if not isinstance(distiller, Distiller):
         raise TypeError(f"path must hold a saved Distiller, but {path} holds a {type(distiller).__name__}.")
     if teacher is not None:
         distiller.teacher = teacher
     return distiller
+
+
+def _arguments(method, x, y, args, kwargs):
+    """The arguments of a call of `keras.Model`'s method, by name."""
+    return inspect.signature(getattr(keras.Model, method)).bind(None, x, y, *args, **kwargs).arguments
 
 
 def _built_balance(balance, distillation_losses):
@@ -345,12 +402,47 @@ def _built_balance(balance, distillation_losses):
     return balance
 
 
-def _require_built_teacher(teacher):
-    if not require_model(teacher, "teacher").built:
+def _fit_projection(loss, pair, projections, widths):
+    """Add the projection that a loss needs to `projections`, unless it is there already.
+
+    Args:
+        widths: `{name of a projection: (features of the teacher, of the student)}`, of the pairs so far.
+    """
+    teacher_shape, student_shape = tuple(pair.teacher.shape), tuple(pair.student.shape)
+    if pair.projection not in projections:
+        projection = loss.make_projection(teacher_shape, student_shape)
+        if projection is None:
+            return
+        projection.build(student_shape)
+        projections[pair.projection] = projection
+    made_for = widths.setdefault(pair.projection, (teacher_shape[-1], student_shape[-1]))
+    if made_for != (teacher_shape[-1], student_shape[-1]):
         raise ValueError(
-            f"teacher {teacher.name!r} is not built, so it holds no trained weights. Call it once on a batch, or give "
-            "it a keras.Input, and load its weights first."
+            f"{loss.name} has one projection, from {made_for[1]} features to {made_for[0]}, but one of its pairs has "
+            f"{student_shape} in the student and {teacher_shape} in the teacher. Use one loss for each width, each "
+            "with its own name=."
         )
+
+
+def _projected(pair, projections):
+    projection = projections.get(pair.projection)
+    return pair.student if projection is None else projection(pair.student)
+
+
+@contextlib.contextmanager
+def naming_damaged_file(path):
+    """Raise ValueError that names the file where what is read from it is no archive or no HDF5."""
+    if str(path).endswith(".keras") and os.path.isfile(path) and not zipfile.is_zipfile(path):
+        raise ValueError(f"{str(path)!r} is damaged: it is no zip archive. Save it again, or restore an earlier copy.")
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, OSError, KeyError, EOFError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise ValueError(
+            f"{str(path)!r} is damaged or is no such file ({type(error).__name__}: {error}). Save it again, or restore "
+            "an earlier copy."
+        ) from error
 
 
 def _build_student(student, teacher):

@@ -8,24 +8,25 @@ import tensorflow as tf
 from keras_kd._checks import require_count
 
 PADDING, UNKNOWN = 0, 1
-_FIRST_CHARACTER = 2  # ids below are PADDING and UNKNOWN
+_SPECIAL_IDS = 2  # PADDING and UNKNOWN
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class CharacterEncoder(keras.layers.Layer):
-    """Turns text into ids of its characters: one vocabulary for all scripts, and no tokenizer to train.
+    """Map text to ids of its characters: one vocabulary for all scripts, and no tokenizer to train.
 
-    Case is folded and Unicode is decomposed (NFKD), both by tensorflow-text: "É" counts as "e" and an accent, a Korean
-    syllable as its letters, so that a few hundred characters write most languages. Id 0 is padding and 1 an unknown
-    character; the vocabulary begins with 2, in the order of the code points.
+    `keras.layers.TextVectorization(split="character")` after tensorflow-text has folded case and decomposed Unicode
+    (NFKD; joiners are dropped): "É" counts as "e" and an accent, a Korean syllable as its letters, so that a few
+    hundred characters write most languages. Id 0 is padding and 1 an unknown character; the vocabulary begins at 2, in
+    the order of the code points.
 
-    It is a layer: call it on strings, map it over a `tf.data.Dataset`, or put it first into a model that is to take
+    It is a layer: call it on strings, map it over a `tf.data.Dataset`, or make it the first layer of a model that takes
     strings. A SavedModel of such a model needs `import tensorflow_text` in the process that loads it. LiteRT has no
-    such operations: export the part behind it, which takes ids.
+    such operations: export the part after it, which takes ids.
 
     Args:
         vocabulary: str, the characters to tell apart, in any order; repeats do not matter. `from_texts` collects them.
-        length: Ids per text ≥ 1; longer texts are cut, shorter ones padded.
+        length: Ids per text ≥ 1; longer texts are cut, shorter ones padded with 0.
         name: Name of the layer.
 
     Call arguments:
@@ -54,13 +55,16 @@ class CharacterEncoder(keras.layers.Layer):
         self.vocabulary = "".join(sorted(set(_normalized(vocabulary))))
         if not self.vocabulary:
             raise ValueError("vocabulary must hold one character or more, got none.")
+        self._vectorization = keras.layers.TextVectorization(
+            standardize=None, split="character", output_sequence_length=self.length, vocabulary=list(self.vocabulary)
+        )
         self.built = True
 
     @classmethod
     def from_texts(cls, texts, length, *, min_count=2, name=None):
         """Return an encoder for the characters that occur at least `min_count` times in `texts`, a list of str.
 
-        Rare characters share the id of unknown ones, so that the model learns what to do with those.
+        Rare characters get the id of unknown ones, so that the model is trained on that id too.
         """
         require_count(min_count, "min_count", at_least=1)
         counts = collections.Counter("".join(_normalized_each(texts)))
@@ -71,21 +75,16 @@ class CharacterEncoder(keras.layers.Layer):
 
     @property
     def vocabulary_size(self):
-        """Number of different ids: the `input_dim` of the Embedding behind."""
-        return _FIRST_CHARACTER + len(self.vocabulary)
+        """Number of different ids: the `input_dim` of the `Embedding` that follows."""
+        return _SPECIAL_IDS + len(self.vocabulary)
 
     def __call__(self, inputs, **kwargs):
         # Keras would turn str into float tensors.
         return super().__call__(inputs if isinstance(inputs, keras.KerasTensor) else _string_tensor(inputs), **kwargs)
 
     def call(self, inputs):
-        texts = tf.reshape(inputs, (-1,))
-        codes = tf.strings.unicode_decode(_normalize(texts), "UTF-8").to_tensor(PADDING, shape=(None, self.length))
-        known = tf.constant([ord(character) for character in self.vocabulary])
-        places = tf.minimum(tf.searchsorted(known, tf.reshape(codes, (-1,))), len(self.vocabulary) - 1)
-        places = tf.reshape(places, tf.shape(codes))
-        ids = tf.where(tf.gather(known, places) == codes, _FIRST_CHARACTER + places, UNKNOWN)
-        return tf.ensure_shape(tf.where(codes == PADDING, PADDING, ids), (None, self.length))
+        ids = self._vectorization(_normalize(tf.reshape(inputs, (-1,))))
+        return tf.ensure_shape(tf.cast(ids, tf.int32), (None, self.length))
 
     def compute_output_spec(self, inputs):
         return keras.KerasTensor((inputs.shape[0], self.length), "int32")

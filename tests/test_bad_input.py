@@ -1,10 +1,13 @@
 """Each mistake gets an error that names the argument, what was expected, what came and the way out, before training."""
 
+import pathlib
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import crossentropy, dense_model
+from sklearn.linear_model import LogisticRegression
 
 import keras_kd
 
@@ -30,6 +33,56 @@ def built(model):
 def test_models_must_be_keras_models(teacher, student, argument):
     with pytest.raises(TypeError, match=f"{argument} must be a keras.Model, got (function|str)"):
         keras_kd.Distiller(teacher, student)
+
+
+class TorchModule:
+    """Looks like one to who asks for its package."""
+
+    __module__ = "torch.nn.modules.module"
+
+
+NOT_TEACHERS = {
+    "keras file": (pathlib.Path("bert.keras"), r"keras\.saving\.load_model"),
+    "h5 file": (pathlib.Path("bert.h5"), r"keras\.saving\.load_model"),
+    "weights": (pathlib.Path("bert.weights.h5"), r"model\.load_weights"),
+    "folder": (pathlib.Path("runs/bert"), r"keras_kd\.teachers\.from_saved_model"),
+    "list": ([dense_model(3), dense_model(3)], r"keras_kd\.teachers\.ensemble.*keras_kd\.teachers\.multi_output"),
+    "tuple": ((dense_model(3), dense_model(3)), r"keras_kd\.teachers\.ensemble.*keras_kd\.teachers\.multi_output"),
+    "dict": ({"en": dense_model(3)}, r"keras_kd\.teachers\.route_by_language.*keras_kd\.teachers\.multi_output"),
+    "function": (lambda x: x, r"keras_kd\.teachers\.from_function\(function"),
+    "scikit-learn": (LogisticRegression(), r"keras_kd\.teachers\.from_function\(model\.predict_proba"),
+    "torch": (TorchModule(), r'keras_kd\.teachers\.from_function\(lambda x: model\(torch.*gives="logits"'),
+    "loaded SavedModel": (tf.Module(), r"keras_kd\.teachers\.from_saved_model"),
+    "class": (Subclassed, r"pass a model made with it, Subclassed\("),
+    "layer": (keras.layers.Dense(3), r"keras\.Sequential\(\[keras\.Input"),
+    "number": (3, r"keras_kd\.teachers makes teachers"),
+}
+
+
+@pytest.mark.parametrize("use", ["Distiller", "assigned", "cache", "fit(cache=)", "cast", "tune"])
+@pytest.mark.parametrize("kind", NOT_TEACHERS)
+def test_what_is_no_teacher_is_answered_with_the_function_that_makes_one(kind, use, tmp_path, data):
+    value, way_out = NOT_TEACHERS[kind]
+    batches = tf.data.Dataset.from_tensor_slices(data[0]).batch(8)
+    student = dense_model(4, 3)
+    uses = {
+        "Distiller": lambda: keras_kd.Distiller(value, student),
+        "assigned": lambda: setattr(compiled(), "teacher", value),
+        "cache": lambda: keras_kd.cache_teacher_outputs(value, batches, tmp_path / "cache"),
+        "fit(cache=)": lambda: keras_kd.Distiller(value, student).fit(batches, cache=tmp_path / "cache"),
+        "cast": lambda: keras_kd.teachers.cast(value, "bfloat16"),
+        "tune": lambda: keras_kd.tune(
+            value, lambda: student, *data, search={"soft_weight": [1.0]}, goal="val_loss", directory=tmp_path / "tune"
+        ),
+    }
+    with pytest.raises(TypeError, match=rf"(?s)^teacher must be a keras\.Model, got .*{way_out}"):
+        uses[use]()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_may_be_a_str():
+    with pytest.raises(TypeError, match=r"got str: 'runs/bert'.*keras_kd\.teachers\.from_saved_model"):
+        keras_kd.Distiller("runs/bert", dense_model(4, 3))
 
 
 def test_an_unbuilt_teacher_is_refused():
@@ -156,9 +209,7 @@ def test_a_missing_teacher_is_refused_and_can_still_be_handed_in(data):
     distiller = keras_kd.Distiller(None, dense_model(6, 3), keras_kd.losses.Hint("hidden_0", "hidden_0"))
     distiller.compile("adam", crossentropy())
     assert distiller.evaluate(*data, verbose=0) > 0
-    with pytest.raises(
-        ValueError, match=r"the distiller has no teacher. Hand it in before fit, distiller.teacher = te"
-    ):
+    with pytest.raises(ValueError, match=r"the distiller has no teacher. Assign it before fit, distiller.teacher = te"):
         distiller.fit(*data, verbose=0)
     distiller.teacher = dense_model(9, 3)
     assert np.isfinite(distiller.fit(*data, verbose=0).history["hint"][0])
@@ -290,3 +341,130 @@ def test_labels_out_of_range_of_one_output_are_refused(data, structure):
 def test_an_empty_dataset_is_refused(data, empty, method):
     with pytest.raises(ValueError, match=r"x is an empty dataset"):
         getattr(compiled(), method)(*empty(*data), verbose=0)
+
+
+# Arguments of fit that Keras would drop or misread ------------------------------------------------------------------
+
+
+def ready(loss=None, **compiled):
+    distiller = keras_kd.Distiller(dense_model(6, 3), dense_model(4, 3))
+    distiller.compile("sgd", crossentropy() if loss is None else loss, **compiled)
+    return distiller
+
+
+@pytest.mark.parametrize("method", ["fit", "evaluate", "train_on_batch", "test_on_batch"])
+@pytest.mark.parametrize("weights", ["sample_weight", "class_weight"])
+def test_weights_without_labels_are_refused(data, method, weights):
+    if weights == "class_weight" and method in ("evaluate", "test_on_batch"):
+        pytest.skip("takes no class weights")
+    value = np.ones(len(data[0])) if weights == "sample_weight" else {0: 1.0}
+    with pytest.raises(ValueError, match=rf"{weights} needs y, got y=None.*compiled with loss=None"):
+        getattr(ready(), method)(data[0], **{weights: value})
+
+
+def test_the_way_out_weighs_unlabelled_examples(data):
+    x, y = data
+    weight = np.where(np.arange(len(x)) < 5, 2.0, 0.0).astype("float32")
+    distiller = keras_kd.Distiller(dense_model(6, 3), dense_model(4, 3))
+    distiller.compile(keras.optimizers.SGD(0.0), None)
+    weighted = distiller.fit(x, y, sample_weight=weight, batch_size=64, verbose=0).history["soft_labels"][0]
+    first = distiller.fit(x[:5], y[:5], verbose=0).history["soft_labels"][0]
+    assert weighted == pytest.approx(first * 2.0 * 5 / len(x), rel=1e-5)
+
+
+@pytest.mark.parametrize("method", ["fit", "evaluate"])
+@pytest.mark.parametrize(
+    "make", [lambda x, y: [(x, y), (x, y)], lambda x, y: [(x, y)], lambda x, y: [x, y], lambda x, y: ((x, y),)]
+)
+def test_a_list_of_batches_is_refused(data, method, make):
+    with pytest.raises(ValueError, match=r"x must hold an array for each of the student's 1 inputs.*tf.data.Dataset"):
+        getattr(ready(), method)(make(*data))
+
+
+def test_lists_of_inputs_are_taken(data):
+    x, y = data
+    inputs = [keras.Input((8,)), keras.Input((8,))]
+    models = [keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Add()(inputs))) for _ in range(2)]
+    distiller = keras_kd.Distiller(*models)
+    distiller.compile("sgd", crossentropy())
+    distiller.fit([x, x], y, verbose=0)
+    ready().fit([x], y, verbose=0)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        lambda y: np.array(["cat"] * len(y)),
+        lambda y: np.array([None] * len(y)),
+        lambda y: np.array([b"cat"] * len(y)),
+        lambda y: np.array(["cat", *y[1:]], dtype=object),
+    ],
+)
+def test_labels_that_are_no_numbers_are_refused(data, labels):
+    x, y = data
+    for method in ("fit", "evaluate", "train_on_batch"):
+        with pytest.raises(TypeError, match=r"y must hold numbers, got .*StringLookup"):
+            getattr(ready(), method)(x, labels(y))
+
+
+def test_labels_of_a_dataset_that_are_no_numbers_are_refused(data):
+    x, y = data
+    dataset = tf.data.Dataset.from_tensor_slices((x, np.array(["cat"] * len(y)))).batch(8)
+    with pytest.raises(TypeError, match=r"y must hold numbers, got .*string"):
+        ready().fit(dataset)
+
+
+@pytest.mark.parametrize("wrong", [0.5, np.nan, 3, -1])
+def test_labels_that_are_no_classes_are_refused(data, wrong):
+    x, y = data
+    labels = y.astype("float32")
+    labels[3] = wrong
+    with pytest.raises(ValueError, match="y holds labels outside the student's 3 classes"):
+        ready().fit(x, labels)
+
+
+@pytest.mark.parametrize("path", ["m.h5", "m.hdf5"])
+def test_hdf5_files_are_refused_before_training(data, tmp_path, path):
+    distiller = ready()
+    with pytest.raises(ValueError, match=rf"filepath must end in \.keras, got .*{path}"):
+        distiller.save(tmp_path / path)
+    before = distiller.get_weights()
+    if path == "m.h5":  # Keras's callback refuses the other itself
+        with pytest.raises(ValueError, match=r"filepath must end in \.keras, got .*m\.h5"):
+            distiller.fit(*data, callbacks=[keras.callbacks.ModelCheckpoint(tmp_path / path)])
+    for one, other in zip(before, distiller.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    weights = keras.callbacks.ModelCheckpoint(tmp_path / "m.weights.h5", save_weights_only=True)
+    distiller.fit(*data, verbose=0, callbacks=[weights])
+
+
+@pytest.mark.parametrize(("name", "damage"), [("d.keras", "cut"), ("d.keras", "flipped"), ("d.weights.h5", "cut")])
+def test_a_damaged_file_is_named(data, tmp_path, name, damage):
+    path = tmp_path / name
+    distiller = ready()
+    distiller.save(path) if name == "d.keras" else distiller.save_weights(path)
+    content = bytearray(path.read_bytes())
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    else:
+        content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name}' is damaged.*Save it again, or restore an earlier copy"):
+        keras_kd.load_distiller(path) if name == "d.keras" else distiller.load_weights(path)
+
+
+@pytest.mark.parametrize("where", ["metrics", "weighted_metrics"])
+@pytest.mark.parametrize(
+    ("loss", "metric"),
+    [
+        (lambda: keras_kd.losses.SoftLabels(name="accuracy"), "accuracy"),
+        (lambda: keras_kd.losses.SoftLabels(), keras.metrics.Mean(name="soft_labels")),
+        (lambda: keras_kd.losses.SoftLabels(), keras.metrics.SparseCategoricalAccuracy(name="hard_loss")),
+        (lambda: keras_kd.losses.SoftLabels(), keras.metrics.SparseCategoricalAccuracy(name="soft_weight")),
+        (lambda: keras_kd.losses.SoftLabels(name="logits_accuracy"), "accuracy"),
+    ],
+)
+def test_a_metric_with_the_name_of_a_loss_is_refused(loss, metric, where):
+    distiller = keras_kd.Distiller(dense_model(6, 3), dense_model(4, 3), loss())
+    with pytest.raises(ValueError, match="metrics has one called .* under which the distiller already logs"):
+        distiller.compile("sgd", crossentropy(), **{where: [metric]})

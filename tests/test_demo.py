@@ -15,8 +15,11 @@ WRITTEN = ["evaluation.json", "languages.png", "report.json", "scores.csv", "stu
 
 
 def run_quick(folder, seed=0):
-    command = [sys.executable, "-m", "keras_kd.cli", "demo", "--quick", "--seed", str(seed), "--output", str(folder)]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    """What is printed, on the standard error too: nothing of TensorFlow's."""
+    command = [sys.executable, "-m", "keras_kd_command", "demo", "--quick", "--seed", str(seed)]
+    done = subprocess.run([*command, "--output", str(folder)], capture_output=True, text=True, check=True)
+    assert done.stderr == ""
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +39,7 @@ def test_prints_its_stages_the_table_by_language_and_the_exports(runs):
         assert f"\n{stage} " in f"\n{printed}"
     for language in QUICK.languages:
         assert f"\n  {language} " in printed
+    assert "Files      " in printed and "Your data  " in printed
     assert "LiteRT int8" in printed and "SavedModel" in printed and "embedding" in printed
 
 
@@ -47,6 +51,12 @@ def test_writes_report_table_figure_and_files(runs):
     assert 0 < report["labelled"] < 0.1 * report["examples"]["train"]
     assert report["exports"]["litert_int8"]["size_bytes"] == (folder / "student.tflite").stat().st_size
     assert (folder / "languages.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_that_it_ends_with_runs_and_names_a_class(runs):
+    (line,) = [line for line in runs[0][0].splitlines() if line.startswith("Try it     ")]
+    done = subprocess.run(line.removeprefix("Try it     "), shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in QUICK.kinds
 
 
 def test_the_same_seed_repeats_exactly(runs):

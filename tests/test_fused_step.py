@@ -292,8 +292,8 @@ def test_a_second_fit_and_a_second_evaluate_go_on_with_the_functions_of_the_firs
 def test_it_is_found_where_the_vocabulary_is_large():
     for units, is_fused in ((100, False), (20_000, True)):
         models = [keras.Sequential([keras.Input((2,)), keras.layers.Dense(units)]) for _ in range(2)]
-        assert (keras_kd.Distiller(*models)._live_pairing.fusion is not None) == is_fused
-        assert keras_kd.Distiller(*models, fuse_logits=False)._live_pairing.fusion is None
+        assert (keras_kd.Distiller(*models)._live.fusion is not None) == is_fused
+        assert keras_kd.Distiller(*models, fuse_logits=False)._live.fusion is None
 
 
 def test_with_metrics_it_has_logits_where_nobody_asked_for_none():
@@ -324,7 +324,7 @@ def test_with_metrics_it_has_logits_where_nobody_asked_for_none():
     ],
 )
 def test_where_logits_are_needed_asking_for_none_says_why(changes, message):
-    with pytest.raises(ValueError, match=f"fuse_logits=True cannot be had: .*{message}"):
+    with pytest.raises(ValueError, match=f"fuse_logits=True is not possible: .*{message}"):
         trained(True, **changes)
 
 
@@ -340,7 +340,7 @@ def test_the_switch_is_checked_and_saved(tmp_path):
     distiller, _, _ = trained(True)
     distiller.save(tmp_path / "d.keras")
     teacher = models()[0]
-    assert keras_kd.load_distiller(tmp_path / "d.keras", teacher)._live_pairing.fusion is not None
+    assert keras_kd.load_distiller(tmp_path / "d.keras", teacher)._live.fusion is not None
 
 
 def test_nan_of_the_teacher_stops_the_step():

@@ -123,9 +123,11 @@ def test_outputs_that_do_not_fit_are_refused_before_anything_is_learnt(data):
     with pytest.raises(ValueError, match=r"same number of classes on both sides, but the teacher gives \(None, 5\)"):
         distiller_of(None, student).fit(brought(teacher, x, y), verbose=0)
     distiller = distiller_of(None, student, keras_kd.losses.Hint("hidden_1", "hidden_0"))
-    with pytest.raises(ValueError, match=r"teacher_layer='hidden_1' is not among the outputs"):
+    with pytest.raises(ValueError, match=r"teacher_layer='hidden_1' is not among the precomputed outputs"):
         distiller.fit(brought(teacher, x, y, ["hidden_0"]), verbose=0)
-    with pytest.raises(ValueError, match=r"has no teacher. Hand it in before fit.* or give fit a dataset that brings"):
+    with pytest.raises(
+        ValueError, match=r"has no teacher. Assign it before fit.* or give fit a dataset with precomputed"
+    ):
         distiller_of(None, student).fit(x, y, verbose=0)
 
 

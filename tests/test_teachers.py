@@ -237,7 +237,7 @@ def test_teachers_come_out_as_they_went_in_and_stay_out_of_the_saved_distiller(d
     loaded.fit(x, y, verbose=0)
 
 
-def test_a_layer_inside_a_member_can_be_tapped(data):
+def test_a_layer_inside_a_member_can_be_hooked(data):
     x, _ = data
     members = [dense_model(5, 3, name="small"), dense_model(7, 3, name="large")]
     hint = keras_kd.losses.Hint("large/hidden_0", "hidden_0", name="hint")
@@ -246,7 +246,7 @@ def test_a_layer_inside_a_member_can_be_tapped(data):
     assert logs["hint"] == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("combine", ["ensemble", "multi_output", "by_language"])
+@pytest.mark.parametrize("combine", ["ensemble", "multi_output", "route_by_language"])
 def test_a_teacher_made_of_teachers_can_be_saved_and_loaded(combine, tmp_path):
     members = [text_model(name="english", last="softmax"), text_model(name="german")]
     x = {name: values[:, :5] for name, values in mixed_batch().items() if name in ("english", "german")}
@@ -337,7 +337,7 @@ def test_combinations_that_make_no_sense_are_refused(make, error, message):
 # multi_output ------------------------------------------------------------------------------------------------------
 
 
-def test_teachers_side_by_side_teach_each_through_an_loss_of_its_own(data):
+def test_each_loss_may_use_another_teacher_of_a_multi_output_one(data):
     x, _ = data
     bert, cnn = dense_model(16, 3, last="softmax"), dense_model(7, 3)
     teacher = teachers.multi_output({"bert": bert, "cnn": cnn})
@@ -350,7 +350,7 @@ def test_teachers_side_by_side_teach_each_through_an_loss_of_its_own(data):
     assert logs["cnn"] == pytest.approx(soft_labels(logits_of(cnn, x), logits_of(student, x)), rel=1e-5)
 
 
-def test_sigmoid_endings_stay_known_side_by_side():
+def test_sigmoid_endings_stay_known_in_multi_output():
     teacher = teachers.multi_output({"units": constant([2.0, -1.0], "sigmoid"), "classes": constant([1.0], "softmax")})
     assert dict(zip(sorted(teacher.output), output_activations(teacher), strict=True)) == {
         "classes": "unknown",
@@ -359,7 +359,7 @@ def test_sigmoid_endings_stay_known_side_by_side():
     np.testing.assert_allclose(teacher(np.zeros((1, 1)))["units"], 1 / (1 + np.exp([[-2.0, 1.0]])), atol=1e-6)
 
 
-def test_several_outputs_of_a_teacher_stand_side_by_side_too(data):
+def test_several_outputs_of_a_teacher_are_named_by_teacher_and_output(data):
     x, _ = data
     wide, listed = two_headed(5, lambda a, b: {"topic": a, "tone": b}), two_headed(5, lambda a, b: [a, b])
     answers = teachers.multi_output({"wide": wide, "listed": listed, "text": subclassed(x)})(x)
@@ -368,7 +368,7 @@ def test_several_outputs_of_a_teacher_stand_side_by_side_too(data):
     np.testing.assert_allclose(answers["listed/topic"], listed(x)[0], atol=1e-6)
 
 
-# by_language -------------------------------------------------------------------------------------------------------
+# route_by_language ---------------------------------------------------------------------------------------------------
 
 LANGUAGES = np.array(["en", "de", "fr", "de", "en", "sw", "de", "en", "fr"] * 5)[:37].astype(object)
 
@@ -592,7 +592,7 @@ def test_saved_models_that_cannot_teach_are_refused(tmp_path):
     for path, message in [
         (classes, "must hold logits or probabilities, got int64"),
         (bound, "any number of examples, got one for 2 a call"),
-        (open_rank, r"tells the rank.*\['x', 'y'\]"),
+        (open_rank, r"have a known rank.*\['x', 'y'\]"),
         (tmp_path / "empty", "a folder without saved_model.pb"),
         (tmp_path / "model.keras", "must be a SavedModel folder"),
     ]:
@@ -636,7 +636,7 @@ def test_a_function_gets_its_inputs_as_they_were_declared():
     assert seen["features"].dtype == np.float64 and seen["features"].shape == (2, 8)
 
 
-def test_one_distribution_a_token():
+def test_one_distribution_per_token():
     teacher = teachers.from_function(
         lambda ids: np.eye(4)[ids], inputs=keras.Input((None,), dtype="int32"), classes=(None, 4), gives="logits"
     )
@@ -809,12 +809,12 @@ def test_what_layers_have_adapted_to_is_in_the_copy_and_raw_numbers_are_not_roun
     np.testing.assert_allclose(copy(x), teacher(x), atol=0.03)
 
 
-def test_in_dtype_says_what_it_cannot_copy(data):
+def test_cast_names_what_it_cannot_copy(data):
     with pytest.raises(ValueError, match="dtype must be one of"):
         teachers.cast(dense_model(3), "int8")
     with pytest.raises(TypeError, match=r"teacher must be a keras\.Model"):
         teachers.cast("teacher", "bfloat16")
-    with pytest.raises(ValueError, match="teacher must be built"):
+    with pytest.raises(ValueError, match="is not built, so it holds no trained weights"):
         teachers.cast(Configured(3), "bfloat16")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

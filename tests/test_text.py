@@ -1,5 +1,7 @@
 """CharacterEncoder: ids by hand, every script, in `tf.data`, inside models and their files, bad input."""
 
+import unicodedata
+
 import keras
 import numpy as np
 import pytest
@@ -72,6 +74,49 @@ def test_inside_a_model_that_takes_strings_saved_and_loaded(tmp_path):
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert loaded.get_layer("characters").get_config() == encoder.get_config()
     np.testing.assert_allclose(loaded.predict(texts, verbose=0), expected, atol=1e-6)
+
+
+def test_line_breaks_and_blanks_survive_a_saved_file(tmp_path):
+    """A vocabulary kept as lines of a file would lose them."""
+    encoder = CharacterEncoder("a\n\r \t\N{LINE SEPARATOR}\N{NO-BREAK SPACE}b", length=8)
+    model = keras.Sequential([keras.Input((), dtype="string"), encoder])
+    texts = tf.constant(["a\nb\ra b\t", "\N{LINE SEPARATOR}\N{NO-BREAK SPACE}b", ""])
+    expected = encoder(texts).numpy()
+    assert len(np.unique(expected)) == 8  # padding, five blanks of which NFKD makes two one, a and b
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded(texts), expected)
+    clone = keras.models.clone_model(model)
+    np.testing.assert_array_equal(clone(texts), expected)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        " ",
+        "e\u0301",
+        "👩\u200d👩\u200d👧",
+        "🇩🇪",
+        "ﷺ",
+        "한국어",
+        "İstanbul",
+        "a\u0300\u0301\u0302",
+        "नमस्ते",
+        "ไทย",
+        "\u200d",
+        "𠮷",
+    ],
+)
+def test_ids_are_those_of_pythons_own_normalization(text):
+    """`unicodedata` instead of tensorflow-text: NFKC_Casefold (which drops joiners), then NFKD."""
+    characters = list(
+        unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text.replace("\u200d", "")).casefold())
+    )
+    encoder = CharacterEncoder("abc" + text, length=24)
+    known = sorted({*"abc", *characters})
+    expected = [2 + known.index(character) for character in characters]
+    np.testing.assert_array_equal(encoder([text]), [expected + [0] * (24 - len(expected))])
 
 
 def test_a_model_that_takes_strings_ships_as_a_saved_model(tmp_path):

@@ -4,14 +4,15 @@ import pathlib
 
 import tensorflow as tf
 
-from keras_kd._checks import require_choice, require_count, require_model, require_tensorflow
+from keras_kd._checks import require_choice, require_count, require_teacher, require_tensorflow
 from keras_kd.cache import coding, files
 from keras_kd.cache.building import Writer, build
 from keras_kd.cache.keys import Key
 from keras_kd.cache.progress_bar import shown_progress
 from keras_kd.cache.sources import ArraySource, TeacherSource
 from keras_kd.cache.stored import TeacherCache, plain, require_batches, teacher_setting
-from keras_kd.losses.base import TemperatureLoss, scalar_value
+from keras_kd._hyperparameters import scalar_value
+from keras_kd.losses.base import TemperatureLoss
 
 SHARD_BYTES = 2**26
 
@@ -108,7 +109,7 @@ def cache_teacher_outputs(
     """
     require_count(shard_bytes, "shard_bytes", at_least=1)
     if not isinstance(teacher, str):
-        require_model(teacher, "teacher")
+        require_teacher(teacher)
         _require_finite(dataset)
     source, setting = prepared(
         teacher,

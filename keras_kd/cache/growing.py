@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_kd._assertions import MARK
-from keras_kd._checks import require_count, require_model
+from keras_kd._checks import require_count, require_teacher
 from keras_kd.cache.building import Writer, alike
 from keras_kd.cache.caching import SHARD_BYTES, finished, prepared
 from keras_kd.cache.layout import KEY
@@ -51,7 +51,7 @@ def attach_growing(teacher, dataset, path, *, shard_bytes=SHARD_BYTES, **stored)
     TeacherCache('outputs', 64 examples, outputs ['output'])
     """
     require_count(shard_bytes, "shard_bytes", at_least=1)
-    require_model(teacher, "teacher")
+    require_teacher(teacher)
     require_batches(dataset)
     source, setting = prepared(teacher, dataset, **stored)
     folder = pathlib.Path(path)

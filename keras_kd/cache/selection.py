@@ -71,14 +71,14 @@ class Selection:
         undone = {activation if activation in _UNDONE else None} if named else set()
         for loss in self._over_outputs:
             over = loss.output_of("teacher")
-            if over is None or self._reader.outputs(outputs, over)[0] is self._reader.outputs(outputs, output)[0]:
+            if over is None or self._reader.select(outputs, over)[0] is self._reader.select(outputs, output)[0]:
                 undone.add(activation if loss.undoes == activation else None)
         if len(undone) > 1:
             raise ValueError(
                 f"outputs want the output {output!r} of the teacher both as it is and as logits, and it ends in "
                 f"{activation}. End the teacher in a linear layer, or make a cache for each loss."
             )
-        return self._reader.outputs(outputs, output, undo=next(iter(undone), None))[0]
+        return self._reader.select(outputs, output, undo=next(iter(undone), None))[0]
 
 
 def _hook(name):

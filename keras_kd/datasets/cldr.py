@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from keras_kd._checks import require_choice, require_number
+from keras_kd._extras import needs_extra
 
 LATIN_SCRIPT_LANGUAGES = (
     *("en", "de", "nl", "sv", "da", "es", "fr", "it", "pt", "ro", "pl", "cs", "hr", "lt", "fi", "hu", "et", "tr"),
@@ -142,7 +143,8 @@ def _require_some(values, argument):
 
 
 def _require_languages(languages, argument):
-    from babel import localedata
+    with needs_extra("demo"):
+        from babel import localedata
 
     languages = _require_some(languages, argument)
     known = localedata.locale_identifiers()
@@ -158,7 +160,8 @@ def _require_languages(languages, argument):
 
 def _names_of(language, kinds):
     """Every name of the kinds in one language; a term may have several (month names with and without a day)."""
-    from babel import Locale
+    with needs_extra("demo"):
+        from babel import Locale
 
     locale = Locale.parse(language)
     for kind in kinds:

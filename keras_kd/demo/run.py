@@ -7,6 +7,7 @@ names ──► Task ──► teacher (all labels) ──┐
 import dataclasses
 import json
 import pathlib
+import sys
 import time
 
 import keras
@@ -106,7 +107,7 @@ def character_cnn(name, vocabulary_size, length, classes, size):
     Args:
         name: Name of the model.
         vocabulary_size: Number of ids; 0 is padding.
-        length: Ids a text.
+        length: Ids per text.
         classes: Number of logits.
         size: A `Size`.
     """
@@ -159,14 +160,14 @@ class Demo:
         return student
 
     def student_distilled(self, teacher):
-        """Train a student on the few labels, and on what the teacher says of every text."""
+        """Train a student on the few labels, and on the teacher's outputs for every text."""
         student = self._new_model("student", self.setting.student)
         distiller = self._distiller(teacher, student, self.setting.soft_weight)
         self._fit(DISTILLED, distiller, self.train_ids, self.task.few_labels)
         return student
 
     def student_transferred(self, teacher):
-        """The same, with weights handed over first and λ ramped; return the student and the transfer's table."""
+        """The same, with transferred weights and a ramp of λ; return the student and the transfer's table."""
         setting = self.setting
         student = self._new_model("student", setting.student)
         transfer = transfer_weights(teacher, student, layers={name: name for name in setting.transferred})
@@ -265,7 +266,7 @@ def run_demo(folder, *, seed=0, setting=FULL, console=None):
     evaluation = demo.evaluate({**models, INT8: exports["litert_int8"].path})
     stages.seconds["total"] = time.perf_counter() - start
     _write(folder, demo, evaluation, exports, transfer)
-    _print(stages.console, evaluation, exports, transfer, folder)
+    _print(stages.console, demo, evaluation, exports, transfer, folder)
     return evaluation
 
 
@@ -275,16 +276,29 @@ def gains(evaluation, baseline=LABELS_ONLY):
     return {name: evaluation.difference(name, baseline, "macro_f1", language=MEAN_OVER_LANGUAGES) for name in students}
 
 
-def _print(console, evaluation, exports, transfer, folder):
+def _print(console, demo, evaluation, exports, transfer, folder):
     plain = {"highlight": False, "soft_wrap": True}
     evaluation.print(console=console)
-    console.print(f"\nHanded over before training ({TRANSFERRED}):\n{transfer}\n", **plain)
+    console.print(f"\nWeights transferred before training ({TRANSFERRED}):\n{transfer}\n", **plain)
     for report in exports.values():
         console.print(f"{report}", **plain)
     for name, gain in gains(evaluation).items():
         low, high = (f"{100 * bound:+.1f}" for bound in (gain.low, gain.high))
         console.print(f"{name} − {LABELS_ONLY}: {100 * gain.value:+.1f} points of macro-F1 [{low}, {high}]", **plain)
-    console.print(f"\nWritten to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", **plain)
+    console.print(f"\nFiles      {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", **plain)
+    console.print(f"Try it     {_command(folder, demo.task.names.class_names)}", **plain)
+    console.print(
+        "Your data  notebooks/multilingual_distillation.ipynb shows each step, to change for your own", **plain
+    )
+
+
+def _command(folder, class_names):
+    """A shell command that classifies a text with the exported SavedModel."""
+    code = (
+        f"import tensorflow as tf, tensorflow_text; m = tf.saved_model.load('{folder.as_posix()}/student'); "
+        f"print({list(class_names)}[m.serve(tf.constant(['Zürich'])).numpy().argmax()])"
+    )
+    return f'{sys.executable if " " not in sys.executable else "python"} -c "{code}"'
 
 
 def _write(folder, demo, evaluation, exports, transfer):

@@ -1,4 +1,4 @@
-"""What a long run shows while it works: its stages, with a bar on a terminal and a line each elsewhere."""
+"""The progress of a long run: a bar with the time left on a terminal, and a line per finished stage."""
 
 import contextlib
 import time
@@ -7,10 +7,10 @@ import keras
 
 
 class Stages:
-    """Shows stage after stage and keeps how long each took.
+    """Show the stages of a run, and keep how long each took.
 
     Attributes:
-        console: The `rich.console.Console` that is written to.
+        console: The `rich.console.Console` to write to.
         seconds: Wall time of each stage, by name.
 
     Example:
@@ -28,11 +28,11 @@ class Stages:
 
     @contextlib.contextmanager
     def stage(self, name, steps=None):
-        """Show a stage of so many training steps (None: it does not say); yield a Keras callback that moves its bar."""
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        """Show a stage with this number of training steps, if known; yield a Keras callback that moves its bar."""
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        columns = [TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
-        columns.append(TextColumn("{task.fields[loss]}"))
+        columns = [TextColumn("{task.description:<16}"), BarColumn(bar_width=20), MofNCompleteColumn()]
+        columns += [TextColumn("steps, left"), TimeRemainingColumn(compact=True), TextColumn("{task.fields[loss]}")]
         start = time.perf_counter()
         shown = columns if steps else columns[:2]
         bar = Progress(*shown, console=self.console, transient=True, disable=not self.console.is_terminal)

@@ -1,5 +1,6 @@
 """The picture of an `Evaluation`: scores by language, one dot a model with its interval."""
 
+from keras_kd._extras import needs_extra
 from keras_kd.evaluation.scores import LOWER_IS_BETTER, MEAN_OVER_LANGUAGES, OVERALL, group_mean
 from keras_kd.evaluation.tables import in_display_units, metric_title, tells_nothing_of_teacher
 
@@ -13,8 +14,9 @@ _ROW_INCHES, _GAP_ROWS = 0.27, 1.1
 
 def draw(evaluation, metric):
     """Return a `matplotlib.figure.Figure`: rows are languages (in sections by group), dots are models."""
-    from matplotlib.figure import Figure
-    from matplotlib.transforms import ScaledTranslation
+    with needs_extra("plot"):
+        from matplotlib.figure import Figure
+        from matplotlib.transforms import ScaledTranslation
 
     sections = _sections(evaluation, metric)
     places, headings, height = _places(sections)

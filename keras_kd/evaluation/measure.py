@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_kd._checks import require_tensorflow
+from keras_kd._extras import needs_extra
 from keras_kd.deploy.runtimes import open_runtime
 from keras_kd.evaluation.examples import class_indices, first_example, language_rows, own_inputs, read_examples
 from keras_kd.evaluation.outputs import Answers, answers, are_probabilities, checked_outputs
@@ -96,6 +97,9 @@ def evaluate(
         >>> evaluation.difference("distilled", "student alone", "macro_f1")
     """
     require_tensorflow("evaluate")
+    with needs_extra("evaluate"):  # before the models run
+        import scipy.sparse  # noqa: F401
+        import sklearn.metrics  # noqa: F401
     _check_arguments(models, teacher, {"bootstrap": (bootstrap, 0), "seed": (seed, 0), "batch_size": (batch_size, 1)})
     teacher = teacher if teacher in models else None
     runtimes = {}

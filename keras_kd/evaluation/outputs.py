@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 from keras import ops
 
+from keras_kd._extras import needs_extra
 from keras_kd.metrics.calibration import confidence_bin
 
 CALIBRATION_BINS = 15  # as many as `keras_kd.metrics.ExpectedCalibrationError` has unless told otherwise
@@ -88,7 +89,8 @@ def divergence(teacher_outputs, outputs):
 
 
 def _log_probabilities(outputs, probabilities):
-    from scipy.special import log_softmax
+    with needs_extra("evaluate"):
+        from scipy.special import log_softmax
 
     outputs = outputs.astype(np.float64)
     if not probabilities:

@@ -8,6 +8,7 @@ gives these sums for many resamples, all models at once.
 
 import numpy as np
 
+from keras_kd._extras import needs_extra
 from keras_kd.evaluation.outputs import CALIBRATION_BINS
 
 OVERALL = "overall"
@@ -43,7 +44,8 @@ def point_scores(labels, answers, rows_of, class_names=()):
     everything = {OVERALL: np.arange(len(labels)), **rows_of}
     table = {name: _point_row(labels, answers, rows) for name, rows in everything.items()}
     if class_names:
-        from sklearn.metrics import f1_score
+        with needs_extra("evaluate"):
+            from sklearn.metrics import f1_score
 
         classes = np.arange(len(class_names))
         by_model = [f1_score(labels, a.predicted, labels=classes, average=None, zero_division=0.0) for a in answers]
@@ -52,7 +54,8 @@ def point_scores(labels, answers, rows_of, class_names=()):
 
 
 def _point_row(labels, answers, rows):
-    from sklearn.metrics import accuracy_score, f1_score
+    with needs_extra("evaluate"):
+        from sklearn.metrics import accuracy_score, f1_score
 
     labels = labels[rows]
     row = {
@@ -104,14 +107,16 @@ def _sums(classes):
 
 def _contributions(labels, answers, rows, classes):
     """What each example adds to the sums of each model: sparse, (examples, models x sums)."""
-    import scipy.sparse
+    with needs_extra("evaluate"):
+        import scipy.sparse
 
     return scipy.sparse.hstack([_model_contributions(labels[rows], a, rows, classes) for a in answers], format="csr")
 
 
 def _model_contributions(labels, answer, rows, classes):
     """Columns: hits, predictions and labels of each class; the gap in each bin; agreement and divergence."""
-    import scipy.sparse
+    with needs_extra("evaluate"):
+        import scipy.sparse
 
     examples = len(rows)
     predicted = answer.predicted[rows]

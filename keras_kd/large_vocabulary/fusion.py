@@ -67,27 +67,26 @@ class Fusion:
                 raise ValueError(refusal(error)) from None
             return None
 
-    def hooks(self, side):
-        """The `Hook`s that are read for it on the "teacher" or the "student"."""
-        last = self.student if side == "student" else self.teacher
-        return () if last is None else (last.hook,)
+    def hooks(self):
+        """The `Hook`s on the inputs of the last layers: `{"teacher": (Hook,) or (), "student": (Hook,)}`."""
+        return {"teacher": () if self.teacher is None else (self.teacher.hook,), "student": (self.student.hook,)}
 
     def without_logits(self, outputs, x):
         """The teacher's `ModelOutputs` for a batch, with nothing of the size of its logits."""
         return outputs._replace(prediction=None if self.teacher is not None else x.prediction)
 
-    def of_teacher(self, outputs):
-        """The `Head` of a live teacher, or the `TopClasses` of one that was stored."""
+    def teacher_head(self, outputs):
+        """The `Head` of a live teacher, or the `TopClasses` of precomputed outputs."""
         return outputs.prediction if self.teacher is None else self.teacher.head(outputs.layers[self.teacher.hook])
 
-    def of_student(self, outputs):
+    def student_head(self, outputs):
         """The student's `Head`."""
         return self.student.head(outputs.layers[self.student.hook])
 
 
 def refusal(reason):
-    """What is said where fuse_logits=True cannot be had."""
-    return f"fuse_logits=True cannot be had: {reason}. Leave fuse_logits out to have logits where they are needed."
+    """The error message where fuse_logits=True is not possible."""
+    return f"fuse_logits=True is not possible: {reason}. Leave fuse_logits out to compute logits where needed."
 
 
 def _has_many_classes(student):

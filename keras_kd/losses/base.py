@@ -5,7 +5,7 @@ import re
 import keras
 from keras import ops
 
-from keras_kd._checks import require_number
+from keras_kd._hyperparameters import Hyperparameter, scalar_value
 
 
 class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
@@ -42,6 +42,7 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
         language_key: The entry of a dict `x` that the loss needs beside the outputs, each example's language; or None.
     """
 
+    weight = Hyperparameter(at_least=0.0)
     undoes = None
     parts = ("output",)
     needs_labels = False
@@ -77,7 +78,19 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
                 f"teacher_layer and student_layer must name equally many layers, got {counts[0]}: {teacher_layer!r} "
                 f"and {counts[1]}: {student_layer!r}."
             )
-        self.weight = scalar_variable(require_number(weight, "weight", at_least=0.0), "weight")
+        self.weight = weight
+
+    def __setattr__(self, name, value):
+        if name in self.__dict__.get("_fixed", ()):
+            raise AttributeError(
+                f"{name} of {self.name!r} cannot be changed once the loss is part of a distiller, whose steps are traced "
+                f"with it; what can be changed is {sorted(self.hyperparameters())}. Make a new loss and a new distiller."
+            )
+        super().__setattr__(name, value)
+
+    def mark_in_use(self):
+        """From here on only the hyperparameters can be assigned: called by the distiller that the loss is part of."""
+        self._fixed = frozenset(self.get_config()) - set(self.hyperparameters())
 
     # What keras.distillation.Distiller asks of a loss: any loss without labels works there as well.
 
@@ -208,16 +221,6 @@ def with_rank(tensor, rank):
     return tensor
 
 
-def scalar_variable(value, name):
-    """A float32 scalar that training does not touch but callbacks may, without retracing."""
-    return keras.Variable(value, trainable=False, dtype="float32", name=name)
-
-
-def scalar_value(variable):
-    """The value of a scalar variable as a float, also of one that is mirrored over replicas."""
-    return float(variable.numpy())
-
-
 def snake_case(name):
     """`SoftLabels` as `soft_labels`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
@@ -236,13 +239,13 @@ class TemperatureLoss(DistillationLoss):
         scales_with_temperature: Whether the value is T² times a function of logits / T.
     """
 
+    temperature = Hyperparameter(above=0.0, hint="2 to 8 is usual.")
     least_classes = 2
     scales_with_temperature = False
 
     def __init__(self, temperature=1.0, **options):
         super().__init__(**options)
-        temperature = require_number(temperature, "temperature", above=0.0, hint="2 to 8 is usual.")
-        self.temperature = scalar_variable(temperature, "temperature")
+        self.temperature = temperature
 
     def hyperparameters(self):
         return {**super().hyperparameters(), "temperature": self.temperature}
@@ -295,10 +298,25 @@ class DistillationLossWrapper(DistillationLoss):
             dtype=loss.dtype,
         )
         self.loss = loss
-        self.weight = loss.weight
+        self.__dict__["weight"] = loss.weight  # the same variable
         self.undoes, self.parts, self.shares_projection = loss.undoes, loss.parts, loss.shares_projection
         self.needs_labels, self.language_key = loss.needs_labels, loss.language_key
         self.relates_examples = loss.relates_examples
+
+    @property
+    def temperature(self):
+        """The wrapped loss's temperature, which may be assigned; AttributeError if it has none."""
+        return self.loss.temperature
+
+    @temperature.setter
+    def temperature(self, value):
+        if "temperature" not in self.hyperparameters():
+            raise AttributeError(f"{self.name!r} has no temperature: it wraps a {type(self.loss).__name__}.")
+        self.loss.temperature = value
+
+    def mark_in_use(self):
+        self.loss.mark_in_use()
+        super().mark_in_use()
 
     def hyperparameters(self):
         return self.loss.hyperparameters()

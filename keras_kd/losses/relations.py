@@ -6,8 +6,9 @@ import keras
 from keras import ops
 
 from keras_kd._checks import require_count, require_number
+from keras_kd._hyperparameters import Hyperparameter
 from keras_kd._keras_private import get_mask
-from keras_kd.losses.base import TemperatureLoss, scalar_variable
+from keras_kd.losses.base import TemperatureLoss
 from keras_kd.losses.features import FeatureLoss, ProjectedFeatureLoss, unit
 
 _LEAST = 1e-8  # keeps the correlation of something constant finite
@@ -374,11 +375,11 @@ class ContrastiveKD(ProjectedFeatureLoss):
 
     of_vectors = True
     relates_examples = True
+    temperature = Hyperparameter(above=0.0, hint="0.05 to 0.5 is usual.")
 
     def __init__(self, temperature=0.1, *, symmetric=True, **options):
         super().__init__(**options)
-        temperature = require_number(temperature, "temperature", above=0.0, hint="0.05 to 0.5 is usual.")
-        self.temperature = scalar_variable(temperature, "temperature")
+        self.temperature = temperature
         if not isinstance(symmetric, bool):
             raise TypeError(f"symmetric must be True or False, got {symmetric!r}.")
         self.symmetric = symmetric

@@ -1,19 +1,28 @@
-"""Hooks: what layers inside a model give while the model runs, read without changing the model.
+"""Hooks: intermediate outputs of a model, captured while the model runs and without changing it.
 
 A hook names a layer and one of its `PARTS`: the layer's output or input, or the queries, keys, values or scores of the
-attention in it. While the model is called, the hooked layers tell what they compute; behind the call they are as they
-were. So layers of nested and of subclassed models can be hooked as well as those of functional ones.
+attention in it. While the model is called, the calls of the hooked layers are recorded; after the call the layers are
+as they were. So layers of nested and of subclassed models can be hooked as well as those of functional ones.
 """
 
 import contextlib
+import itertools
 import math
 import threading
 from typing import NamedTuple
 
 import keras
+import tensorflow as tf
 from keras import ops
 
-from keras_kd._keras_private import ATTENTION_LAYERS, attention_call, call_arguments, set_mask, sublayers
+from keras_kd._keras_private import (
+    ATTENTION_LAYERS,
+    attention_call,
+    call_arguments,
+    get_mask,
+    set_mask,
+    sublayers,
+)
 
 NOT_ATTENDED = -1e9  # the score of a key that the attention's mask hides from a query
 
@@ -42,27 +51,28 @@ class Hook(NamedTuple):
 
 
 class LayerOutput:
-    """What a layer gives."""
+    """The output of a layer."""
 
     method = "call"
+    token_axis = 1  # the axis of a (batch, length, ...) tensor that goes over tokens
 
     def locate(self, layer, label):
-        """The layer that is listened to; `label` says where it stands, for the messages."""
+        """The layer whose calls are recorded; `label` names the argument in error messages."""
         return layer
 
     def chosen(self, calls):
-        """Those of the `Call`s in a forward pass that count: there must be one."""
+        """The `Call`s of a forward pass to choose from: there must be one."""
         return calls
 
     def read(self, call):
-        """The output, of a `Call`."""
+        """The tensor, from a `Call`."""
         if not keras.ops.is_tensor(call.result):
             raise ValueError("gives several tensors, not one")
         return call.result
 
 
 class LayerInput(LayerOutput):
-    """What a layer gets; an embedding that is called both ways, what it makes logits of."""
+    """The input of a layer; of an embedding that is called both ways, the hidden states that it turns into logits."""
 
     def chosen(self, calls):
         if not isinstance(calls[0].layer, keras.layers.ReversibleEmbedding):
@@ -81,6 +91,7 @@ class AttentionPart(LayerOutput):
     """
 
     method = "_compute_attention"
+    token_axis = None  # the mask is read from the attention itself
 
     def __init__(self, name):
         self.name = name
@@ -111,6 +122,8 @@ class AttentionScores(AttentionPart):
     Where the attention's mask hides a key from a query, the score is `NOT_ATTENDED`.
     """
 
+    token_axis = 2  # that of the queries
+
     def read(self, call):
         arguments = attention_call(call.layer, call.args, call.kwargs)
         query, key = (ops.cast(arguments[name], "float32") for name in ("query", "key"))
@@ -130,25 +143,36 @@ PARTS = {
 
 
 class Call(NamedTuple):
-    """One call of a layer's method: what it got and what it gave."""
+    """One call of a layer's method.
+
+    Attributes:
+        layer: The layer.
+        args, kwargs: The arguments.
+        result: The result.
+        order: The position of the call's end among all recorded calls.
+    """
 
     layer: object
     args: tuple
     kwargs: dict
     result: object
+    order: int
 
 
 class LayerCapture:
-    """Listens to the hooked layers of a model while the model is called.
+    """Captures intermediate outputs of a model while the model is called.
+
+    Tensors of tokens get the padding mask of the attention around them, where they have no Keras mask of their own:
+    KerasHub's models take their padding as an input, `padding_mask`, and hand it to the attention alone.
 
     Args:
         model: A built `keras.Model`.
         hooks: The `Hook`s to read.
-        role: "teacher" or "student", for the messages.
+        role: "teacher" or "student", for error messages.
 
     Raises:
         ValueError: A layer is unknown (the known ones are listed), its name is ambiguous, or it holds no attention
-            layer where one is asked for.
+            layer where one is needed.
     """
 
     def __init__(self, model, hooks, *, role):
@@ -158,27 +182,97 @@ class LayerCapture:
             hook: PARTS[hook.part].locate(_find_layer(model, hook.layer, label, role), label)
             for hook, label in self._labels.items()
         }
+        self._attention_layers = list(
+            {id(x): x for _, x in layer_paths(model) if isinstance(x, ATTENTION_LAYERS)}.values()
+        )
 
-    def run(self, function):
-        """Call `function()`; return its result and `{hook: tensor}`."""
+    def run(self, function, padding_mask=None):
+        """Call `function()`; return its result, `{hook: tensor}`, and the padding mask of the result or None.
+
+        Args:
+            function: Calls the model.
+            padding_mask: `(batch, length)`, where the model takes it as an input.
+        """
         with contextlib.ExitStack() as stack:
             captured = {
                 hook: stack.enter_context(_captured_calls(layer, PARTS[hook.part].method))
                 for hook, layer in self._layers.items()
             }
+            attention = [
+                tuple(stack.enter_context(_captured_calls(layer, method)) for method in ("call", "_compute_attention"))
+                for layer in self._attention_layers
+            ]
             result = function()
-        return result, {hook: self._output(hook, calls) for hook, calls in captured.items()}
+        padding = _Padding(attention, padding_mask)
+        layers = {hook: self._output(hook, calls, padding) for hook, calls in captured.items()}
+        return result, layers, padding.for_result()
 
-    def _output(self, hook, calls):
-        label = self._labels[hook]
-        calls = PARTS[hook.part].chosen(calls) if calls else []
+    def _output(self, hook, calls, padding):
+        label, part = self._labels[hook], PARTS[hook.part]
+        calls = part.chosen(calls) if calls else []
         if len(calls) != 1:
             times = f"is called {len(calls)} times" if calls else "is not called"
             raise ValueError(f"{label} {times} in the {self._role}. Name one that is called once in a forward pass.")
         try:
-            return PARTS[hook.part].read(calls[0])
+            tensor = part.read(calls[0])
         except ValueError as error:
             raise ValueError(f"{label}: {error}. Name a layer that gives one tensor.") from None
+        return with_padding_mask(tensor, padding.near(calls[0]), part.token_axis) if part.token_axis else tensor
+
+
+class _Padding:
+    """Which tokens are padding in one forward pass: from the input of the model, else from its attention layers.
+
+    Args:
+        attention: `[(calls of call, calls of _compute_attention)]` of each attention layer.
+        padding_mask: The input `(batch, length)`, True or 1 for tokens; or None.
+    """
+
+    def __init__(self, attention, padding_mask):
+        self._input, self._masks, self._has_cross_attention = padding_mask, [], False
+        for outer_calls, inner_calls in attention:
+            for outer, inner in zip(outer_calls, inner_calls, strict=False):
+                if not _is_self_attention(outer):
+                    self._has_cross_attention = True
+                    continue
+                mask = _seen(attention_call(inner.layer, inner.args, inner.kwargs))
+                if mask is not None and _belongs_to_this_graph(mask):
+                    self._masks.append((outer.order, ops.any(mask, axis=(1, 2))))
+        self._masks.sort(key=lambda entry: entry[0])
+
+    def near(self, call):
+        """The mask of the last self-attention up to a call, else of the first one after it; None if there is none."""
+        if self._input is not None:
+            return self._input
+        earlier = [mask for order, mask in self._masks if order <= call.order]
+        later = [mask for order, mask in self._masks if order > call.order]
+        return earlier[-1] if earlier else later[0] if later else None
+
+    def for_result(self):
+        """The mask of the model's outputs; None with cross-attention, where they may be of either sequence."""
+        if self._input is not None:
+            return self._input
+        return self._masks[-1][1] if self._masks and not self._has_cross_attention else None
+
+
+def with_padding_mask(tensor, mask, token_axis=1):
+    """Tokens `(batch, length, ...)` with the mask `(batch, length)`; other tensors, and masked ones, as they are."""
+    if mask is None or get_mask(tensor) is not None or len(tensor.shape) < 3:
+        return tensor
+    lengths = {tensor.shape[token_axis], mask.shape[1]} - {None}
+    return tensor if len(lengths) > 1 else set_mask(ops.copy(tensor), ops.cast(mask, "bool"))
+
+
+def _is_self_attention(call):
+    arguments = call_arguments(call.layer, call.args, call.kwargs)
+    return arguments.get("query", arguments.get("hidden_states")) is arguments.get("value", arguments.get("query"))
+
+
+def _belongs_to_this_graph(tensor):
+    """Whether a tensor can be used here: not where a loop or a rematerialized block has made it."""
+    if keras.backend.backend() != "tensorflow" or isinstance(tensor, keras.KerasTensor):
+        return True
+    return tf.executing_eagerly() or getattr(tensor, "graph", None) is tf.compat.v1.get_default_graph()
 
 
 def layer_paths(layer):
@@ -218,6 +312,7 @@ def _seen(arguments):
 
 # Hooks ------------------------------------------------------------------------------------------------------------
 
+_order = itertools.count()
 _lock = threading.Lock()  # replicas of tf.distribute trace in threads of their own
 _captures = {}  # (id of a layer, method): the calls lists that are being filled, by thread
 
@@ -242,14 +337,15 @@ def _captured_calls(layer, method):
 
 
 def _recorded(layer, method, captures):
-    """The bound method, which tells those who listen of each call."""
+    """The bound method, which records each call."""
     bound = getattr(layer, method)
 
     def recorded(*args, **kwargs):
         result = bound(*args, **kwargs)
+        order = next(_order)
         for thread, calls in list(captures):
             if thread == threading.get_ident():
-                calls.append(Call(layer, args, kwargs, result))
+                calls.append(Call(layer, args, kwargs, result, order))
         return result
 
     return recorded

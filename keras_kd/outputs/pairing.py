@@ -4,20 +4,22 @@ from typing import NamedTuple
 
 import keras
 
-from keras_kd.large_vocabulary.fusion import Fusion
+from keras_kd.outputs.endings import CHANNELS_FIRST
 from keras_kd.outputs.hooks import Hook
 from keras_kd.outputs.precomputed import PrecomputedTeacher, without_teacher_outputs
 from keras_kd.outputs.reader import OutputReader
 
+_SIDES = ("teacher", "student")
+
 
 class Pair(NamedTuple):
-    """What a loss compares at once, of one batch.
+    """One teacher output and one student output of a batch, for a loss to compare.
 
     Attributes:
         teacher, student: The outputs.
         labels: The labels of the compared output, or None.
         sample_weight: Its sample weights, or None.
-        projection: The name of the projection behind the student's output, if there is one.
+        projection: The name of the projection after the student's output, if there is one.
     """
 
     teacher: object
@@ -31,51 +33,45 @@ class Pairing:
     """The outputs of two models, read once each and paired for every loss.
 
     Args:
-        losses: `DistillationLoss`s.
+        distillation_losses: `DistillationLoss`es.
         student: A built `keras.Model`.
-        teacher: A built `keras.Model`; the student itself for one that learns from its own outputs; a `PrecomputedTeacher`
-            for outputs that come with the batches; or None.
-        fuse_logits: As of the `Distiller`.
-
-    Attributes:
-        fusion: How losses can do without the logits, a `Fusion`; or None.
+        teacher: A built `keras.Model`; the student itself for one that learns from its own outputs; a
+            `PrecomputedTeacher` for outputs that come with the batches; or None.
+        hooks: `{"teacher": (Hook, ...), "student": (Hook, ...)}` to read besides those of the losses.
 
     Raises:
         ValueError: Outputs do not fit: other shapes or activations, unknown layers or outputs.
     """
 
-    def __init__(self, distillation_losses, student, teacher=None, *, fuse_logits=False):
+    def __init__(self, distillation_losses, student, teacher=None, *, hooks=None):
         self.distillation_losses = distillation_losses
         self.teacher = teacher
-        self.of_itself = teacher is student
-        if self.of_itself:
+        self.is_self_taught = teacher is student
+        if self.is_self_taught:
             _require_two_outputs(distillation_losses)
-        self.fusion = None if teacher is None else Fusion.wanted(fuse_logits, distillation_losses, student, teacher)
-        hooks = self._hooks("student") + (hooks_of(distillation_losses, "teacher") if self.of_itself else ())
-        self._student_reader = self._teacher_reader = OutputReader(student, hooks, role="student")
+        by_side = {side: hooks_of(distillation_losses, side) + (hooks or {}).get(side, ()) for side in _SIDES}
+        student_hooks = by_side["student"] + (by_side["teacher"] if self.is_self_taught else ())
+        self._student_reader = self._teacher_reader = OutputReader(student, student_hooks, role="student")
         if isinstance(teacher, PrecomputedTeacher) or teacher is None:
             self._teacher_reader = teacher
-        elif not self.of_itself:
-            self._teacher_reader = OutputReader(teacher, self._hooks("teacher"), role="teacher")
+        elif not self.is_self_taught:
+            self._teacher_reader = OutputReader(teacher, by_side["teacher"], role="teacher")
 
-    def _hooks(self, side):
-        return hooks_of(self.distillation_losses, side) + (() if self.fusion is None else self.fusion.hooks(side))
-
-    def inputs_of_student(self, x):
+    def student_inputs(self, x):
         """Of a batch, what the student reads."""
         return self._student_reader.own_inputs(without_teacher_outputs(x))
 
     def read_teacher(self, x):
-        """The teacher's `ModelOutputs` for a batch, in inference mode; None for a student that learns from its own."""
+        """The teacher's `ModelOutputs` for a batch, in inference mode; None for a student that teaches itself."""
         self.require_teacher()
-        return None if self.of_itself else self._teacher_reader(x, training=False)
+        return None if self.is_self_taught else self._teacher_reader(x, training=False)
 
     def require_teacher(self):
         """Raise ValueError if there is no teacher."""
         if self._teacher_reader is None:
             raise ValueError(
-                "the distiller has no teacher. Hand it in before fit, distiller.teacher = teacher, or give fit a "
-                "dataset that brings the teacher's outputs along."
+                "the distiller has no teacher. Assign it before fit, distiller.teacher = teacher, or give fit a "
+                "dataset with precomputed teacher outputs: see keras_kd.cache_teacher_outputs."
             )
 
     def read_student(self, x, training):
@@ -87,31 +83,58 @@ class Pairing:
 
         Sample weights that differ by output weigh the losses over outputs; those over layers are then not weighted.
         """
-        teacher = _outputs(self._teacher_reader, teacher_outputs, loss, "teacher")
         student = _outputs(self._student_reader, student_outputs, loss, "student")
+        teacher = self._ordered_as_student(
+            _outputs(self._teacher_reader, teacher_outputs, loss, "teacher"), loss, teacher_outputs, student_outputs
+        )
         if len(teacher) != len(student):
             raise ValueError(
                 f"{loss.name} compares every output of the teacher with one of the student, but the teacher has "
                 f"{len(teacher)} and the student {len(student)}. Name one with output= and teacher_output=."
             )
         if loss.layers_of("student"):
-            labels, weights = ([_of_all_outputs(part)] * len(student) for part in (y, sample_weight))
+            labels, weights = ([_shared_by_all_outputs(part)] * len(student) for part in (y, sample_weight))
         else:
             labels = self._student_reader.labels(student_outputs, y, loss.output)
             weights = self._student_reader.sample_weights(student_outputs, sample_weight, loss.output)
         projections = [_projection_name(loss, index) for index in range(len(student))]
         return [Pair(*parts) for parts in zip(teacher, student, labels, weights, projections, strict=True)]
 
+    def _ordered_as_student(self, teacher, loss, teacher_outputs, student_outputs):
+        """All outputs of the teacher, in the order of the student's where both have the same names."""
+        if loss.layers_of("teacher") or loss.output_of("teacher") is not None or loss.layers_of("student"):
+            return teacher
+        names = [
+            reader.names(outputs)
+            for reader, outputs in ((self._teacher_reader, teacher_outputs), (self._student_reader, student_outputs))
+        ]
+        if len(names[0]) != len(teacher) or sorted(names[0]) != sorted(names[1]):
+            return teacher
+        return [teacher[names[0].index(name)] for name in names[1]]
+
+    def outputs_of_unknown_ending(self, teacher_outputs, student_outputs):
+        """`(name of the loss, side, tensors)` of the outputs that a loss takes for logits on trust."""
+        sides = {"teacher": (self._teacher_reader, teacher_outputs), "student": (self._student_reader, student_outputs)}
+        for loss in self.distillation_losses:
+            for side, (reader, outputs) in sides.items():
+                if loss.undoes != "softmax" or loss.layers_of(side) or outputs.prediction is None:
+                    continue
+                activations = reader.activations(outputs, loss.output_of(side))
+                tensors = reader.select(outputs, loss.output_of(side)) if activations else []
+                unknown = [one for one, activation in zip(tensors, activations, strict=True) if activation == "unknown"]
+                if unknown:
+                    yield loss.name, side, unknown
+
     def logits(self, teacher_outputs, student_outputs):
         """The logits of teacher and student, for metrics that compare them."""
-        outputs = ((self._teacher_reader, teacher_outputs), (self._student_reader, student_outputs))
-        outputs = [reader.outputs(of_model, undo="softmax") for reader, of_model in outputs]
-        if self.of_itself or [len(one) for one in outputs] != [1, 1]:
+        teacher = self._teacher_reader.select(teacher_outputs, undo="softmax")
+        student = self._student_reader.select(student_outputs, undo="softmax")
+        if self.is_self_taught or len(teacher) != 1 or len(student) != 1:
+            found = "one model that teaches itself" if self.is_self_taught else f"{len(teacher)} and {len(student)}"
             raise ValueError(
-                "metrics that compare with the teacher need a teacher and a student with one output each, got "
-                + ("one model that teaches itself." if self.of_itself else f"{len(outputs[0])} and {len(outputs[1])}.")
+                f"metrics that compare with the teacher need a teacher and a student with one output each, got {found}."
             )
-        return outputs[0][0], outputs[1][0]
+        return teacher[0], student[0]
 
     def symbolic_pairs(self):
         """`(loss, Pair)` with static shapes, for every pair; nothing where a subclassed model shows none.
@@ -153,14 +176,14 @@ def _outputs(reader, outputs, loss, side):
     layers = loss.layers_of(side)
     if layers:
         return [_layer(outputs, Hook(layer, part), side) for layer in layers for part in loss.parts]
-    return reader.outputs(outputs, loss.output_of(side), undo=loss.undoes)
+    return reader.select(outputs, loss.output_of(side), undo=loss.undoes)
 
 
 def _layer(outputs, hook, side):
     if hook not in outputs.layers:
         raise ValueError(
-            f"{side}_layer={hook.layer!r} is not among the outputs that the batches bring along, "
-            f"{[tuple(known) for known in outputs.layers]}. Store {hook.part!r} of it, too."
+            f"{side}_layer={hook.layer!r} is not among the precomputed outputs of the batches, "
+            f"{[tuple(known) for known in outputs.layers]}. Store {hook.part!r} of it as well."
         )
     return outputs.layers[hook]
 
@@ -169,7 +192,7 @@ def _projection_name(loss, index):
     return loss.name if index == 0 or loss.shares_projection else f"{loss.name}_{index}"
 
 
-def _of_all_outputs(structure):
+def _shared_by_all_outputs(structure):
     """Labels or sample weights that hold for all outputs alike; None where each output has its own."""
     return None if keras.tree.is_nested(structure) else structure
 
@@ -180,6 +203,12 @@ def require_comparable(reader, loss, side):
     for activation in [] if outputs is None else reader.activations(outputs, loss.output_of(side)):
         if activation in ("softmax", "sigmoid") and activation != loss.undoes:
             raise ValueError(f"{loss.name} compares {_ENDINGS[activation].format(role=side)}")
+        if activation == CHANNELS_FIRST:
+            raise ValueError(
+                f"{loss.name} compares distributions over the last axis, but the {side} ends in a layer with "
+                'data_format="channels_first", whose classes are on axis 1. Use channels_last, or move the classes to '
+                "the last axis, for instance with keras.layers.Permute."
+            )
         if activation.startswith("softmax over"):
             raise ValueError(
                 f"{loss.name} compares distributions over the last axis, but the {side} ends in {activation}. "
@@ -188,8 +217,10 @@ def require_comparable(reader, loss, side):
 
 
 _ENDINGS = {
-    "sigmoid": "distributions over classes, but the {role} ends in sigmoid, one independent probability a unit. End it "
-    "in a linear layer (logits) or a softmax, name another output with output=, or use keras_kd.losses.BinarySoftLabels.",
-    "softmax": "independent probabilities, one a unit, but the {role} ends in softmax, a distribution over classes. "
-    "End it in a linear layer (logits) or a sigmoid, name another output with output=, or use keras_kd.losses.SoftLabels.",
+    "sigmoid": "distributions over classes, but the {role} ends in sigmoid, one independent probability per unit. End "
+    "it in a linear layer (logits) or a softmax, name another output with output=, or use "
+    "keras_kd.losses.BinarySoftLabels.",
+    "softmax": "independent probabilities, one per unit, but the {role} ends in softmax, a distribution over classes. "
+    "End it in a linear layer (logits) or a sigmoid, name another output with output=, or use "
+    "keras_kd.losses.SoftLabels.",
 }

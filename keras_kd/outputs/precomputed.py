@@ -1,5 +1,6 @@
-"""Batches that bring their teacher's outputs along, so that no teacher has to run."""
+"""Batches with precomputed teacher outputs, so that no teacher has to run."""
 
+import functools
 from typing import NamedTuple
 
 import keras
@@ -7,21 +8,36 @@ import tensorflow as tf
 
 from keras_kd._keras_private import set_mask
 from keras_kd.outputs.hooks import Hook
-from keras_kd.outputs.reader import ModelOutputs, output_positions
+from keras_kd.outputs.reader import ModelOutputs, dict_keys, output_positions
 from keras_kd.outputs.top_classes import in_full
 
 
 class PrecomputedBatch(NamedTuple):
-    """A batch that brings its teacher's outputs along: the `x` of a dataset of `(x,)`, `(x, y)` or `(x, y, weight)`.
+    """A batch with its teacher outputs: the `x` of a dataset of `(x,)`, `(x, y)` or `(x, y, sample_weight)`.
+
+    `Distiller(None, student, losses).fit(dataset)` learns from it without a teacher. `keras_kd.cache_teacher_outputs`
+    makes such datasets; any other program's scores can be put into one by hand.
 
     Attributes:
-        x: What the models read.
+        x: The inputs of the models.
         prediction: The teacher's outputs, as logits where they are distributions: a tensor, list or dict. A
-            `TopClasses` will do for logits.
-        layers: What its layers gave: `{"path of the layer": tensor}`, of another part than the output
-            `{"path:part": tensor}`.
+            `keras_kd.large_vocabulary.TopClasses` can stand for logits.
+        layers: Intermediate outputs: `{"path of the layer": tensor}`, or `{"path:part": tensor}` for another part than
+            the layer's output: see `keras_kd.outputs.PARTS`.
         masks: The Keras masks of the teacher's outputs, where they had some: `{name: bool (batch, length)}`; an output
             is called "output", one of several "output 0" or "output a", a layer "layer path".
+        output_names: The names of the outputs in a list, of the Python class: see `with_output_names`.
+
+    Example:
+
+    >>> x, y = np.random.rand(32, 8), np.random.randint(0, 3, 32)
+    >>> logits = np.random.rand(32, 3)  # from any teacher
+    >>> batches = (keras_kd.PrecomputedBatch(x, logits, {}), y)
+    >>> dataset = tf.data.Dataset.from_tensor_slices(batches).batch(16)
+    >>> student = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+    >>> distiller = keras_kd.Distiller(None, student, keras_kd.losses.SoftLabels(temperature=2.0))
+    >>> distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    >>> history = distiller.fit(dataset, verbose=0)
     """
 
     x: object
@@ -29,7 +45,15 @@ class PrecomputedBatch(NamedTuple):
     layers: dict
     masks: dict = {}  # noqa: RUF012, which is for mutable defaults: nobody changes it
 
-    def outputs(self):
+    output_names = ()
+
+    @staticmethod
+    @functools.cache
+    def with_output_names(names):
+        """The Python class of batches whose `prediction` is a list of outputs with these names."""
+        return type("PrecomputedBatch", (PrecomputedBatch,), {"__slots__": (), "output_names": tuple(names)})
+
+    def teacher_outputs(self):
         """The teacher's `ModelOutputs`."""
         prediction = in_full(self.prediction)
         if isinstance(prediction, dict):
@@ -46,38 +70,43 @@ class PrecomputedBatch(NamedTuple):
 
 
 class PrecomputedTeacher:
-    """Reads the outputs that a batch brings along, in place of a model.
+    """Reads the teacher outputs that come with a batch, in place of a model: the other side of `OutputReader`.
 
     Args:
-        spec: A `PrecomputedBatch` of tensor specs: what the batches of a dataset look like.
+        spec: A `PrecomputedBatch` of tensor specs: the element of a dataset.
     """
 
     role = "teacher"
 
     def __init__(self, spec):
         self.spec = spec
-        self._symbolic = PrecomputedBatch(*keras.tree.map_structure(_symbolic_tensor, tuple(spec))).outputs()
+        symbolic = keras.tree.map_structure(_symbolic_tensor, tuple(spec))
+        self._symbolic = type(spec)(*symbolic).teacher_outputs()
 
     def __call__(self, batch, training):
-        """The `ModelOutputs` of a `PrecomputedBatch` batch."""
+        """The `ModelOutputs` of a `PrecomputedBatch`."""
         if not isinstance(batch, PrecomputedBatch):
             raise ValueError(
-                "the distiller has no teacher, and the batch brings no outputs along. Hand in the teacher, "
+                "the distiller has no teacher, and the batch has no precomputed outputs. Assign the teacher, "
                 "distiller.teacher = teacher, or make x a keras_kd.PrecomputedBatch."
             )
-        return batch.outputs()
+        return batch.teacher_outputs()
 
     def symbolic(self):
         """The `ModelOutputs` without a batch, as symbolic tensors."""
         return self._symbolic
 
-    def outputs(self, outputs, output=None, *, undo=None):
-        """The outputs that `output` (dict key, index) names, in a list; None names all of them. They are logits."""
-        keys = sorted(outputs.prediction) if isinstance(outputs.prediction, dict) else []
-        return [keras.tree.flatten(outputs.prediction)[i] for i in output_positions(outputs, output, keys, self.role)]
+    def select(self, outputs, output=None, *, undo=None):
+        """The outputs that `output` (name, dict key, index) names, as logits, in a list; None names all of them."""
+        flat = keras.tree.flatten(outputs.prediction)
+        return [flat[i] for i in output_positions(outputs, output, self.names(outputs), self.role)]
+
+    def names(self, outputs):
+        """The names of all outputs, in the order of `keras.tree.flatten`; an empty list where they have none."""
+        return dict_keys(outputs) or list(self.spec.output_names)
 
     def activations(self, outputs, output=None):
-        """Unknown: what was undone was undone when the outputs were stored."""
+        """Unknown: activations were undone when the outputs were stored."""
         return []
 
 
@@ -86,12 +115,12 @@ def _symbolic_tensor(spec):
 
 
 def without_teacher_outputs(x):
-    """A batch's `x`, without the teacher's outputs where it brings them along."""
+    """The `x` that the models read, of a batch with or without precomputed outputs."""
     return x.x if isinstance(x, PrecomputedBatch) else x
 
 
 def precomputed_spec(data):
-    """What a dataset's batches bring along, a `PrecomputedBatch` of tensor specs; None if they bring nothing."""
+    """The `PrecomputedBatch` of tensor specs of a dataset; None if its batches have no precomputed outputs."""
     spec = data.element_spec if isinstance(data, tf.data.Dataset) else None
     x = spec[0] if isinstance(spec, tuple) and spec else None
     return x if isinstance(x, PrecomputedBatch) else None

@@ -38,7 +38,7 @@ class TopClasses(NamedTuple):
 
     @classmethod
     def of(cls, classes, log_p, count, log_each=None):
-        """Of the likeliest of `count` classes, each once; the rest of the mass, 1 − Σ p, is shared equally unless told.
+        """From the likeliest of `count` classes, each once; the others share the rest of the mass, 1 − Σ p, by default.
 
         Where nothing is left for the others, each gets the smallest normal float32, of which the log is finite.
         """

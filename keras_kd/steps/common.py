@@ -25,7 +25,7 @@ class CommonStep:
     """What a `Distiller` does with a batch, as far as every backend does it alike. Mixed in before `keras.Model`.
 
     Relies on the distiller for its parts: `losses`, `objective_trackers`, `hard_loss_tracker`, `soft_weight`,
-    `hard_weight`, `pairing_of` and `project`.
+    `hard_weight`, `connection_of` and `project`.
 
     The step of a backend has, besides `train_step` and `test_step`: `require_in_scope(student)`, `_check_compiled()`,
     `_build_optimizer()`, and `_gradient_norms(losses, tape)` where a balance is to have them.
@@ -34,11 +34,12 @@ class CommonStep:
     def _examine(self, data):
         """Compare the student with the labels of a batch, and with the teacher if a metric asks for it; the logs."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        pairing = self.pairing_of(x)
+        terms = self.connection_of(x).terms
+        pairing = terms.pairing
         teacher = pairing.read_teacher(x) if self._observers.need_teacher else None
         x = without_teacher_outputs(x)
         student = pairing.read_student(x, training=False)
-        loss = self._test_loss(pairing, student, Batch(x, y, sample_weight))
+        loss = terms.testing(student, Batch(x, y, sample_weight))
         self._track([self._loss_tracker], [loss], x)
         if teacher is not None:
             self._observers.compare(*pairing.logits(teacher, student), sample_weight)
@@ -64,24 +65,20 @@ class CommonStep:
 
     # Losses ----------------------------------------------------------------------------------------------------------
 
-    def _hard_and_soft(self, pairing, teacher, student, batch, tape):
-        """L_raw, or None; each Lᵢ; and what is minimized of them."""
+    def dense_losses(self, pairing, teacher, student, batch, tape):
+        """L_raw or None, each Lᵢ, and the sum that is minimized."""
         hard_loss = self._hard_loss(batch.y, student.prediction, batch.sample_weight)
         soft_losses = [
-            self._soft_loss(distillation_loss, pairing, teacher, student, batch)
+            self.soft_loss(distillation_loss, pairing, teacher, student, batch)
             for distillation_loss in self.distillation_losses
         ]
-        return hard_loss, soft_losses, self._total(hard_loss, soft_losses, tape)
+        return hard_loss, soft_losses, self.weighted_sum(hard_loss, soft_losses, tape)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The student's own loss, which `evaluate` reports: L_raw and regularization; 0 where there is neither."""
         hard_loss = self._hard_loss(y, y_pred, sample_weight)
-        regularization = self._regularization(x)
+        regularization = self.regularization(x)
         return regularization if hard_loss is None else hard_loss + regularization
-
-    def _test_loss(self, pairing, student, batch):
-        """L_raw and regularization, of a batch that is not trained on."""
-        return self.compute_loss(batch.x, batch.y, student.prediction, batch.sample_weight, training=False)
 
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         """Update the metrics of `compile` where there are labels; return the results of all metrics."""
@@ -107,7 +104,7 @@ class CommonStep:
             return None
         return ops.cast(self._compile_loss(y, prediction, sample_weight), "float32")
 
-    def _soft_loss(self, distillation_loss, pairing, teacher, student, batch):
+    def soft_loss(self, distillation_loss, pairing, teacher, student, batch):
         """Lᵢ, without its weight: the mean over the batch, summed over pairs of outputs."""
         return ops.cast(sum(self._values(distillation_loss, pairing, teacher, student, batch)), "float32")
 
@@ -124,7 +121,7 @@ class CommonStep:
                 options["languages"] = languages_of(batch.x, distillation_loss.language_key, distillation_loss.name)
             yield mean(pair.teacher, projected, weight, **options)
 
-    def _regularization(self, x):
+    def regularization(self, x):
         """The student's regularization losses, each replica's part of them, as `keras.Model` adds them."""
         losses = [ops.cast(ops.sum(loss), "float32") for loss in self.losses]
         if not losses:
@@ -132,7 +129,7 @@ class CommonStep:
         rows, rows_of_all = (ops.cast(count, "float32") for count in (replicas.local_rows(x), replicas.rows_of_all(x)))
         return sum(losses) * ops.divide_no_nan(rows, rows_of_all)
 
-    def _total(self, hard_loss, soft_losses, tape):
+    def weighted_sum(self, hard_loss, soft_losses, tape):
         """hard_weight · L_raw + soft_weight · Σ wᵢ Lᵢ, each with its factor where they are balanced."""
         losses = [hard_loss, *soft_losses]
         weights = [
@@ -158,7 +155,10 @@ class CommonStep:
         self._observers = observers = Observers(metrics, weighted_metrics)
         super().compile(optimizer, loss, loss_weights, observers.metrics, observers.weighted_metrics, *args, **kwargs)
         data_checks.warn_of_mistaken_logits(self)
+        data_checks.require_distinct_metrics(self, metrics, weighted_metrics)
         self._check_compiled()
+        for connection in filter(None, (self._live, self._precomputed)):
+            self._choose_terms(connection)
 
     def get_compile_config(self):
         config = super().get_compile_config()
@@ -170,7 +170,7 @@ class CommonStep:
         self._build_optimizer()
 
     def _get_metrics_result_or_logs(self, logs):
-        """The logs of an epoch: each metric over all replicas, and the hyperparameters that a schedule may have turned."""
+        """The logs of an epoch: each metric over all replicas, and the hyperparameters that a schedule may set."""
         if not logs:
             raise ValueError(
                 "x is an empty dataset: it gave no batch. Check its source, filters and batch(drop_remainder)."
@@ -195,5 +195,5 @@ class CommonStep:
         return self._logs(results, {self.hard_loss_tracker.name} if unlabelled else set(), y)
 
     def _logs(self, results, absent, y):
-        absent = absent if y is not None else absent | self._observers.names_of_scores()
+        absent = absent if y is not None else absent | self._observers.score_names()
         return {name: value for name, value in results.items() if name not in absent}

@@ -1,5 +1,6 @@
-"""What can be seen to be wrong with the data, or with loss and student together, before the first step."""
+"""What is visibly wrong with the data, or with loss and student together, before the first step."""
 
+import collections.abc
 import warnings
 from typing import NamedTuple
 
@@ -8,10 +9,45 @@ import numpy as np
 import tensorflow as tf
 
 from keras_kd._keras_private import functional_graph, loss_argument, loss_function, sparse_label_options
-from keras_kd.outputs.reader import by_output, output_activations
+from keras_kd.outputs.endings import output_activations
+from keras_kd.outputs.model_inputs import input_names
+from keras_kd.outputs.reader import by_output
 
 
-def require_batches(x):
+def require_usable(distiller, x, y, arguments):
+    """Raise for arguments of `fit` or `evaluate` that Keras would drop, misread or fail on late.
+
+    Args:
+        distiller: The distiller.
+        x, y: The data.
+        arguments: All arguments of the call by name.
+
+    Raises:
+        TypeError: Labels are no numbers.
+        ValueError: No example; weights without labels; a list of batches; labels out of range; a callback that saves
+            to HDF5.
+    """
+    _require_batches(x)
+    _require_inputs(distiller.student, x)
+    _require_weighable(x, y, arguments)
+    _require_numeric_labels(x, y)
+    _require_labels_in_range(distiller, y)
+    callbacks = arguments.get("callbacks")
+    for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
+        if isinstance(callback, keras.callbacks.ModelCheckpoint) and not callback.save_weights_only:
+            require_keras_file(callback.filepath)
+
+
+def require_keras_file(filepath):
+    """Raise ValueError for a file name under which a distiller cannot be saved and loaded again."""
+    if str(filepath).endswith((".h5", ".hdf5")):
+        raise ValueError(
+            f"filepath must end in .keras, got {str(filepath)!r}: the HDF5 format cannot hold a distiller. For weights "
+            "alone, use save_weights (ModelCheckpoint(save_weights_only=True)) with a name that ends in .weights.h5."
+        )
+
+
+def _require_batches(x):
     """Raise ValueError if `x` is known to hold nothing."""
     is_dataset = isinstance(x, tf.data.Dataset)
     leaves = [] if is_dataset else [leaf for leaf in keras.tree.flatten(x) if isinstance(leaf, (np.ndarray, tf.Tensor))]
@@ -19,12 +55,56 @@ def require_batches(x):
         raise ValueError("x is an empty dataset: it holds no example. Check its source, filters and batch size.")
 
 
+def _require_inputs(student, x):
+    """Raise ValueError if `x` is a list that holds other arrays than the student's inputs, a list of batches mostly."""
+    names = input_names(student)
+    if not isinstance(x, (list, tuple)) or names is None:
+        return
+    inputs, arrays = len(keras.tree.flatten(names)), len(keras.tree.flatten(x))
+    is_nested = any(isinstance(part, (list, tuple, dict)) for part in x)
+    if arrays != inputs or (is_nested and not any(isinstance(part, (list, tuple, dict)) for part in names)):
+        raise ValueError(
+            f"x must hold an array for each of the student's {inputs} inputs, got a {type(x).__name__} of {len(x)} "
+            f"parts with {arrays} arrays. Batches (x, y) come in a tf.data.Dataset or keras.utils.PyDataset, not in a "
+            "list; labels are the argument y."
+        )
+
+
+def _require_weighable(x, y, arguments):
+    """Raise ValueError for weights without labels, which Keras drops."""
+    given = [name for name in ("sample_weight", "class_weight") if arguments.get(name) is not None]
+    brings_labels = isinstance(x, (tf.data.Dataset, keras.utils.PyDataset, collections.abc.Iterator))
+    if given and y is None and not brings_labels:
+        raise ValueError(
+            f"{given[0]} needs y, got y=None: Keras drops weights that come without labels. For unlabelled examples "
+            "give any y of their number to a distiller compiled with loss=None, or y=-1 and a loss with "
+            "ignore_class=-1."
+        )
+
+
+def _require_numeric_labels(x, y):
+    """Raise TypeError for labels that are strings, or hold None."""
+    if isinstance(x, tf.data.Dataset):
+        spec = x.element_spec
+        y = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else None
+    for labels in [] if y is None else keras.tree.flatten(y):
+        dtype = getattr(labels, "dtype", None)
+        kind = "string" if dtype == tf.string else np.dtype(dtype).kind if isinstance(labels, np.ndarray) else ""
+        if kind in ("string", "O", "U", "S"):
+            example = np.ravel(labels)[0] if isinstance(labels, np.ndarray) and labels.size else "a string"
+            raise TypeError(
+                f"y must hold numbers, got {dtype} such as {example!r}. Encode labels as integers from 0, for instance "
+                "with keras.layers.StringLookup or np.unique(y, return_inverse=True); for unlabelled examples use -1 "
+                "and SparseCategoricalCrossentropy(ignore_class=-1)."
+            )
+
+
 def require_teacher_apart(distiller):
     """Raise ValueError if training the student would train the teacher as well."""
     if distiller.teacher is None or distiller.teacher is distiller.student:
         return
-    of_teacher = {id(variable) for variable in distiller.teacher.variables}
-    shared = [variable.path for variable in distiller.student.trainable_variables if id(variable) in of_teacher]
+    teacher_ids = {id(variable) for variable in distiller.teacher.variables}
+    shared = [variable.path for variable in distiller.student.trainable_variables if id(variable) in teacher_ids]
     if shared:
         raise ValueError(
             f"teacher and student share {len(shared)} trainable weights ({shared[0]!r}, ...): training the student "
@@ -50,18 +130,36 @@ def sparse_targets(distiller, y, prediction):
             yield SparseTarget(label, output.shape[-1], ignore_class)
 
 
-def require_labels_in_range(distiller, y):
-    """Raise ValueError if labels in arrays lie outside the student's classes; datasets are checked batch by batch."""
+def _require_labels_in_range(distiller, y):
+    """Raise ValueError if labels in arrays are no classes of the student; datasets are checked batch by batch."""
     graph = functional_graph(distiller.student)
     targets = [] if graph is None else sparse_targets(distiller, y, graph.output)
     for labels, classes, ignore_class in targets:
         values = np.unique(labels) if isinstance(labels, np.ndarray) else np.array([])
-        wrong = values[~((values >= 0) & (values < classes)) & (values != ignore_class)]
+        is_class = (values >= 0) & (values < classes) & (values == np.floor(values))
+        wrong = values[~is_class & (values != ignore_class)]
         if wrong.size:
             raise ValueError(
                 f"y holds labels outside the student's {classes} classes: {wrong[:5].tolist()}; labels are integers "
                 f"from 0 to {classes - 1}. For unlabelled examples use -1 and "
                 "SparseCategoricalCrossentropy(ignore_class=-1)."
+            )
+
+
+def require_distinct_metrics(distiller, *metrics):
+    """Raise ValueError if a metric of `compile` has the name of a value that the distiller logs itself."""
+    logged = {"loss", "hard_loss", *distiller.hyperparameters}
+    logged |= {loss.name for loss in distiller.distillation_losses}
+    if distiller.balance is not None:
+        logged |= {f"{name}_balance" for name in distiller.balance.loss_names}
+    for metric in keras.tree.flatten(metrics):
+        name = metric if isinstance(metric, str) else getattr(metric, "name", getattr(metric, "__name__", None))
+        names = {name, *(f"{output}_{name}" for output in distiller.output_names or [])}
+        taken = sorted(names & logged) if name else []
+        if taken:
+            raise ValueError(
+                f"metrics has one called {taken[0]!r}, under which the distiller already logs a loss or "
+                f"hyperparameter; its own names are {sorted(logged)}. Give the metric or the loss another name=."
             )
 
 

@@ -15,6 +15,7 @@ from keras_kd.large_vocabulary.crossentropy import head_crossentropy
 from keras_kd.large_vocabulary.fused import fused_loss
 from keras_kd.losses.base import class_labels, with_rank
 from keras_kd.steps import replicas
+from keras_kd.steps.loss_terms import LossTerms
 
 
 def reason_against(distiller):
@@ -37,62 +38,93 @@ def reason_against(distiller):
     return None
 
 
-def losses(distiller, fusion, teacher, student, batch):
-    """L_raw, the divergence, and the sum of both with their weights, through which alone the gradient flows.
+class FusedLossTerms(LossTerms):
+    """The losses computed from the inputs of the last layers, so that the logits are never held.
 
     Args:
+        distiller, pairing: As of `LossTerms`.
         fusion: The `Fusion` of the two models.
-        teacher, student: `ModelOutputs`.
-        batch: A `Batch`; its labels may be None, and L_raw is then, too.
     """
-    head = fusion.of_student(student)
-    tokens = tf.shape(head.hidden)[:-1]  # those of the logits would have them computed
-    weight = batch.sample_weight
-    over_soft = TokenMean(
-        fusion.loss.reduction,
-        get_mask(student.prediction),
-        weight if weight is None else with_rank(weight, len(head.hidden.shape) - 1),
-    )
-    labels, over_hard = _labelled(distiller, student, batch)
-    fused = fused_loss(
-        fusion.loss,
-        fusion.of_teacher(teacher),
-        head,
-        labels,
-        soft_weights=distiller.soft_weight * fusion.loss.weight * over_soft.shares(tokens),
-        hard_weights=1.0 if labels is None else distiller.hard_weight * over_hard.shares(tokens),
-        jit_compile=distiller.jit_compile,
-    )
-    return None if labels is None else over_hard(fused.hard), over_soft(fused.soft), fused.total
+
+    builds_compiled_loss = False
+
+    def __init__(self, distiller, pairing, fusion):
+        super().__init__(distiller, pairing)
+        self.fusion = fusion
+
+    def read_teacher(self, x):
+        return self.fusion.without_logits(super().read_teacher(x), x)
+
+    def training(self, teacher, student, batch, tape):
+        """L_raw or None, each Lᵢ, and the sum of all with their weights, through which alone the gradient flows."""
+        distiller, fused_loss_name = self.distiller, self.fusion.loss.name
+        hard_loss, divergence, total = self._fused(teacher, student, batch)
+        others = [
+            None if loss.name == fused_loss_name else distiller.soft_loss(loss, self.pairing, teacher, student, batch)
+            for loss in distiller.distillation_losses
+        ]
+        soft_losses = [divergence if loss is None else loss for loss in others]
+        return hard_loss, soft_losses, total + distiller.weighted_sum(None, others, tape)
+
+    def testing(self, student, batch):
+        if batch.y is None:
+            return super().testing(student, batch)
+        labels, hard_mean = self._labelled(student, batch)
+        regularization = self.distiller.regularization(batch.x)
+        if labels is None:
+            return regularization
+        return hard_mean(head_crossentropy(self.fusion.student_head(student), labels)) + regularization
+
+    def _fused(self, teacher, student, batch):
+        distiller, loss = self.distiller, self.fusion.loss
+        head = self.fusion.student_head(student)
+        tokens = tf.shape(head.hidden)[:-1]  # the shape of the logits would have them computed
+        weight = batch.sample_weight
+        soft_mean = TokenMean(
+            loss.reduction,
+            _token_mask(student),
+            weight if weight is None else with_rank(weight, len(head.hidden.shape) - 1),
+        )
+        labels, hard_mean = self._labelled(student, batch)
+        fused = fused_loss(
+            loss,
+            self.fusion.teacher_head(teacher),
+            head,
+            labels,
+            soft_weights=distiller.soft_weight * loss.weight * soft_mean.shares(tokens),
+            hard_weights=1.0 if labels is None else distiller.hard_weight * hard_mean.shares(tokens),
+            jit_compile=distiller.jit_compile,
+        )
+        return None if labels is None else hard_mean(fused.hard), soft_mean(fused.soft), fused.total
+
+    def _labelled(self, student, batch):
+        """Classes `(batch, ...)` int32, -1 where the loss ignores them, and the `TokenMean` of L_raw; or None twice."""
+        compiled = _losses_of(self.distiller)
+        if not compiled or batch.y is None:
+            return None, None
+        loss = compiled[0]
+        labels, mask = class_labels(keras.tree.flatten(batch.y)[0], student.prediction), get_mask(student.prediction)
+        _, ignored = sparse_label_options(loss)
+        if ignored is not None:
+            labels = tf.where(labels == ignored, -1, labels)
+            mask = labels >= 0 if mask is None else tf.logical_and(mask, labels >= 0)
+        return labels, TokenMean(loss.reduction, mask, batch.sample_weight)
 
 
-def hard_loss(distiller, fusion, student, batch):
-    """L_raw, through which no gradient flows; None without labels or a loss."""
-    labels, over_hard = _labelled(distiller, student, batch)
-    return None if labels is None else over_hard(head_crossentropy(fusion.of_student(student), labels))
+def _token_mask(student):
+    """Which tokens of the student's output are no padding, `(batch, length)`; None where nothing tells."""
+    mask = get_mask(student.prediction)
+    has_tokens = len(keras.tree.flatten(student.prediction)[0].shape) > 2
+    return student.padding_mask if mask is None and has_tokens else mask
 
 
 def _losses_of(distiller):
-    """The losses of `compile(loss=...)`, of which there is one at most where logits are done without."""
+    """The losses of `compile(loss=...)`: one at most, where the logits are not held."""
     return [loss for loss in keras.tree.flatten(loss_argument(distiller)) if loss is not None]
 
 
-def _labelled(distiller, student, batch):
-    """Classes `(batch, ...)` int32, -1 for those that the loss ignores, and the `TokenMean` of L_raw; or None twice."""
-    compiled = _losses_of(distiller)
-    if not compiled or batch.y is None:
-        return None, None
-    loss = compiled[0]
-    labels, mask = class_labels(keras.tree.flatten(batch.y)[0], student.prediction), get_mask(student.prediction)
-    _, ignored = sparse_label_options(loss)
-    if ignored is not None:
-        labels = tf.where(labels == ignored, -1, labels)
-        mask = labels >= 0 if mask is None else tf.logical_and(mask, labels >= 0)
-    return labels, TokenMean(loss.reduction, mask, batch.sample_weight)
-
-
 class TokenMean:
-    """The mean over the tokens of a batch as Keras takes it of a loss, from one value a token.
+    """The mean over the tokens of a batch as Keras takes it of a loss, from one value per token.
 
     Args:
         reduction: Of the loss.
@@ -109,7 +141,7 @@ class TokenMean:
         return self._mean(values, set_mask(values[..., None], self._mask), self._weight)
 
     def shares(self, shape):
-        """How much the value of each token counts, `(batch, ...)`: the mean is Σ share · value."""
+        """The share of each token's value in the mean, `(batch, ...)`: the mean is Σ share · value."""
         values = tf.zeros(shape)
         with tf.GradientTape() as tape:
             tape.watch(values)

@@ -20,6 +20,7 @@ from keras_kd.metrics import MacroF1ByLanguage
 from keras_kd.outputs.precomputed import without_teacher_outputs
 from keras_kd.steps import data_checks, guards
 from keras_kd.steps.common import Batch, CommonStep
+from keras_kd.steps.loss_terms import LossTerms
 
 _CALLS_IN_FLIGHT = 2  # steps that run on before the note of the first is read: so the host does not wait for the device
 
@@ -57,7 +58,7 @@ class JAXStep(CommonStep):
                 (self.non_trainable_variables, non_trainable),
                 (self.optimizer.variables, of_optimizer),
                 (self.metrics_variables, of_metrics),
-                (self._teacher_variables(), teacher_values),
+                (self._untracked_variables(), teacher_values),
             ) as scope:
                 scaled_loss, logs = self._learn(data)
                 sound = self._note.is_clean()
@@ -79,15 +80,16 @@ class JAXStep(CommonStep):
     def _learn(self, data):
         """The scaled loss of a batch, and the logs."""
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        pairing, step = self.pairing_of(x), self.optimizer.iterations
-        teacher, batch = pairing.read_teacher(x), Batch(without_teacher_outputs(x), y, sample_weight)
+        terms, step = self.connection_of(x).terms, self.optimizer.iterations
+        pairing = terms.pairing
+        teacher, batch = terms.read_teacher(x), Batch(without_teacher_outputs(x), y, sample_weight)
         self._note.take(guards.all_finite(teacher), "teacher", step)
         student = pairing.read_student(batch.x, training=True)
         teacher = student.detached() if teacher is None else teacher
         targets = list(data_checks.sparse_targets(self, y, student.prediction))
         self._note.take(guards.labels_in_range(targets), "labels", step)
-        hard_loss, soft_losses, total = self._hard_and_soft(pairing, teacher, student, batch, tape=None)
-        loss = total + self._regularization(batch.x)
+        hard_loss, soft_losses, total = terms.training(teacher, student, batch, tape=None)
+        loss = total + self.regularization(batch.x)
         logs = self._report(pairing, teacher, student.detached(), batch, (loss, hard_loss, soft_losses))
         return self.optimizer.scale_loss(loss), logs
 
@@ -98,7 +100,7 @@ class JAXStep(CommonStep):
             (self.trainable_variables, trainable),
             (self.non_trainable_variables, non_trainable),
             (self.metrics_variables, of_metrics),
-            (self._teacher_variables(), teacher_values),
+            (self._untracked_variables(), teacher_values),
         ) as scope:
             logs = self._examine(data)
         of_metrics = _values_behind(scope, self.metrics_variables)
@@ -106,14 +108,15 @@ class JAXStep(CommonStep):
 
     # The teacher's weights -----------------------------------------------------------------------------------------
 
-    def _teacher_variables(self):
-        """The teacher's variables that are not the distiller's as well."""
+    def _untracked_variables(self):
+        """The hyperparameters, and the teacher's variables that are not the distiller's as well."""
         own = {id(variable) for variable in self.variables}
-        return [] if self.teacher is None else [v for v in self.teacher.variables if id(v) not in own]
+        teacher = [] if self.teacher is None else [v for v in self.teacher.variables if id(v) not in own]
+        return [*self.hyperparameters.values(), *teacher]
 
     def _with_teacher(self, function):
         """A function of Keras's, `(state, batches) -> (logs, state)`, that hands each step the teacher's weights."""
-        variables = self._teacher_variables()
+        variables = self._untracked_variables()
 
         def handed_on(state, batches):
             values = [backend_variable(variable) for variable in variables]
@@ -125,12 +128,16 @@ class JAXStep(CommonStep):
         """A batch and the values of the teacher's variables; by itself, a batch finds those that these have now."""
         if isinstance(data, WithTeacher):
             return data
-        return data, [backend_variable(variable) for variable in self._teacher_variables()]
+        return data, [backend_variable(variable) for variable in self._untracked_variables()]
 
     # What Keras asks for before the first step ---------------------------------------------------------------------
 
     def require_in_scope(self, student):
         """Nothing: `keras.distribution` needs no scope of its own."""
+
+    def _choose_terms(self, connection):
+        """Compute the losses from the logits."""
+        connection.terms = LossTerms(self, connection.pairing)
 
     def _check_compiled(self):
         by_language = [

@@ -43,7 +43,7 @@ class Observers:
             languages = languages_of(x, metric.language_key, metric.name)
             metric.update_state(y, prediction, sample_weight if is_weighted else None, languages=languages)
 
-    def names_of_scores(self):
+    def score_names(self):
         """The logs of those that go by language, and so need labels."""
         return {name for metric, _ in self._of(MacroF1ByLanguage) for name in metric.result()}
 

@@ -11,6 +11,8 @@ from keras_kd.large_vocabulary.fusion import refusal
 from keras_kd.outputs.precomputed import without_teacher_outputs
 from keras_kd.steps import data_checks, fused_step, guards, replicas, workers
 from keras_kd.steps.common import Batch, CommonStep
+from keras_kd.steps.loss_terms import LossTerms
+from keras_kd.steps.probability_check import ProbabilityCheck
 
 
 class TensorFlowStep(CommonStep):
@@ -22,31 +24,30 @@ class TensorFlowStep(CommonStep):
             return self._train(x, y, sample_weight)
 
     def _train(self, x, y, sample_weight):
-        pairing = self.pairing_of(x)
-        teacher, batch = pairing.read_teacher(x), Batch(without_teacher_outputs(x), y, sample_weight)
-        if self._fusion(pairing) is not None:
-            teacher = pairing.fusion.without_logits(teacher, x)
+        terms = self.connection_of(x).terms
+        teacher, batch = terms.read_teacher(x), Batch(without_teacher_outputs(x), y, sample_weight)
         finite = guards.all_finite(teacher)
         if not self.jit_compile:
             batch, teacher = guards.require(finite, "teacher", self.optimizer.iterations, (batch, teacher))
-            return self._learn(pairing, batch, teacher)
+            return self._learn(terms, batch, teacher)
         self._note.take(finite, "teacher", self.optimizer.iterations)  # XLA drops assertions
         with self._note.undoing([*self.variables, *self.optimizer.variables]):
-            return self._learn(pairing, batch, teacher)
+            return self._learn(terms, batch, teacher)
 
-    def _learn(self, pairing, batch, teacher):
-        """One step of the student on a batch of which the teacher's outputs are known; None stands for its own."""
+    def _learn(self, terms, batch, teacher):
+        """One step of the student on a batch with the teacher's outputs; None for a student that teaches itself."""
         with tf.GradientTape(persistent=self.balance is not None and self.balance.needs_gradients) as tape:
-            student = pairing.read_student(batch.x, training=True)
+            student = terms.pairing.read_student(batch.x, training=True)
             teacher = student.detached() if teacher is None else teacher
+            self._probability_check.take(terms.pairing, teacher, student)
             batch = batch._replace(y=self._sound_labels(batch.y, student.prediction))
-            hard_loss, soft_losses, total = self._hard_and_soft(pairing, teacher, student, batch, tape)
-            loss = total + self._regularization(batch.x)
+            hard_loss, soft_losses, total = terms.training(teacher, student, batch, tape)
+            loss = total + self.regularization(batch.x)
             scaled_loss = self.optimizer.scale_loss(loss)
         gradients = tape.gradient(scaled_loss, self.trainable_variables)
         with tf.control_dependencies([scaled_loss]):  # weight decay and step counter wait for the checks, too
             self._apply(gradients)
-        return self._report(pairing, teacher, student, batch, (loss, hard_loss, soft_losses))
+        return self._report(terms.pairing, teacher, student, batch, (loss, hard_loss, soft_losses))
 
     def _apply(self, gradients):
         """Let the optimizer take its step."""
@@ -63,39 +64,20 @@ class TensorFlowStep(CommonStep):
 
     # Losses ------------------------------------------------------------------------------------------------------
 
-    def _fusion(self, pairing):
-        """How this step does without logits, a `Fusion`; None where it needs them."""
-        return None if pairing.fusion is None or fused_step.reason_against(self) else pairing.fusion
-
-    def _hard_and_soft(self, pairing, teacher, student, batch, tape):
-        """L_raw, or None; each Lᵢ; and what is minimized of them."""
-        fusion = self._fusion(pairing)
-        if fusion is None:
-            return super()._hard_and_soft(pairing, teacher, student, batch, tape)
-        hard_loss, divergence, total = fused_step.losses(self, fusion, teacher, student, batch)
-        others = [
-            None
-            if distillation_loss is fusion.loss
-            else self._soft_loss(distillation_loss, pairing, teacher, student, batch)
-            for distillation_loss in self.distillation_losses
-        ]
-        soft_losses = [divergence if loss is None else loss for loss in others]
-        return hard_loss, soft_losses, total + self._total(None, others, tape)
-
-    def _test_loss(self, pairing, student, batch):
-        """L_raw and regularization, without the logits where they are not needed."""
-        fusion = self._fusion(pairing)
-        if fusion is None or batch.y is None:
-            return super()._test_loss(pairing, student, batch)
-        hard_loss, regularization = fused_step.hard_loss(self, fusion, student, batch), self._regularization(batch.x)
-        return regularization if hard_loss is None else hard_loss + regularization
+    def _choose_terms(self, connection):
+        """Choose, for what the distiller is compiled with, whether the losses are computed from the logits."""
+        fusion = connection.fusion
+        if fusion is None or fused_step.reason_against(self) is not None:
+            connection.terms = LossTerms(self, connection.pairing)
+        else:
+            connection.terms = fused_step.FusedLossTerms(self, connection.pairing, fusion)
 
     def _gradient_norms(self, losses, tape):
         """The norm of each loss's gradient with respect to all that is trained, `(losses,)`; 0 for an absent loss."""
         scaled = [None if loss is None else self.optimizer.scale_loss(loss) for loss in losses]
         with tape.stop_recording():
             gradients = [[] if one is None else tape.gradient(one, self.trainable_variables) for one in scaled]
-            return tf.stack([tf.linalg.global_norm(of_one) if of_one else 0.0 for of_one in gradients])
+            return tf.stack([tf.linalg.global_norm(gradient) if gradient else 0.0 for gradient in gradients])
 
     # Checks ------------------------------------------------------------------------------------------------------
 
@@ -125,6 +107,8 @@ class TensorFlowStep(CommonStep):
         if self.balance is not None:
             self.balance.require_supported(self.distribute_strategy.num_replicas_in_sync, self.jit_compile)
         self._note = guards.Note()
+        with self.distribute_strategy.scope():
+            self._probability_check = ProbabilityCheck()
         self._first_labels = False
 
     @functools.wraps(keras.Model.fit)
@@ -141,9 +125,12 @@ class TensorFlowStep(CommonStep):
             warnings.warn("jit_compile is turned off: XLA cannot compile a layer of the teacher.", stacklevel=2)
             self.jit_compile = False
         super().make_train_function(force=True)
-        self.train_function = guards.raising_value_errors(
-            self.train_function, self._note.explain if self.jit_compile else lambda: None
-        )
+        self.train_function = guards.raising_value_errors(self.train_function, self._after_step)
+
+    def _after_step(self):
+        if self.jit_compile:
+            self._note.explain()
+        self._probability_check.warn()
 
     def make_test_function(self, force=False):
         if self.test_function is not None and not (force or self._first_labels):
@@ -171,7 +158,7 @@ class TensorFlowStep(CommonStep):
         unbuilt = [part for part in (self._compile_loss, self._compile_metrics) if part is not None and not part.built]
         x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
         # A step that was traced without labels cannot build them; one without logits never does.
-        self._first_labels = y is not None and bool(unbuilt) and self._fusion(self.pairing_of(x)) is None
+        self._first_labels = y is not None and bool(unbuilt) and self.connection_of(x).terms.builds_compiled_loss
 
     def _logs(self, results, absent, y):
         return replicas.worker_logs(super()._logs(results, absent, y), self.distribute_strategy)

@@ -1,4 +1,4 @@
-"""Several teachers as one model: their mean, or their answers side by side."""
+"""Several teachers as one model: their mean, or one output per teacher."""
 
 import math
 
@@ -19,33 +19,34 @@ from keras_kd.teachers.members import (
 
 
 def ensemble(teachers, *, weights=None, mean_of="probabilities"):
-    """Several teachers as one: the weighted mean of what they say.
+    """Return the weighted mean of several teachers as one model.
 
-    With `mean_of="probabilities"` the ensemble gives `log Σᵢ wᵢ softmax(zᵢ)`, computed in log space and in float32: its
-    softmax is the mean of the teachers' distributions. With `mean_of="logits"` it gives `Σᵢ wᵢ zᵢ`, whose softmax is
-    their normalized geometric mean; this is also the one for regression heads. zᵢ are the logits of teacher i.
+    With zᵢ the logits of teacher i:
 
-    Of a teacher that is known to end in softmax, zᵢ are the log probabilities; a subclassed teacher must give logits.
-    Teachers that all end in sigmoid have independent units: the mean is that of each unit's Bernoulli distribution, and
-    the ensemble ends in sigmoid. With several outputs, each is averaged with its counterparts.
+    - `mean_of="probabilities"`: `log Σᵢ wᵢ softmax(zᵢ)`, in log space and float32. Its softmax is the mean of the
+      teachers' distributions.
+    - `mean_of="logits"`: `Σᵢ wᵢ zᵢ`. Its softmax is their normalized geometric mean. Use it for regression too.
 
-    Each teacher reads the inputs that have the names of its own, so that one batch, a dict, serves teachers with
-    different tokenizers; inputs of the same name are one. A subclassed teacher gets all of them. Weights and
-    `trainable` flags of the teachers stay as they are; a step costs the sum of their forward passes.
+    For a teacher that ends in softmax, zᵢ are its log probabilities; a subclassed teacher must give logits. If all end
+    in sigmoid, the mean is that of each unit's Bernoulli distribution, and the ensemble ends in sigmoid. With several
+    outputs, each is averaged with the same output of the other teachers.
+
+    Each teacher reads the inputs that it has by name, so that a dict of inputs serves teachers with different
+    tokenizers. A subclassed teacher gets all inputs. The teachers are not changed.
 
     Args:
         teachers: A list of built `keras.Model`s, one at least functional or sequential.
-        weights: A number > 0 for each teacher; they are divided by their sum. None: all alike.
+        weights: A number > 0 per teacher; they are divided by their sum. None: all equal.
         mean_of: "probabilities" or "logits".
 
     Returns:
-        A functional `keras.Model` that gives logits, in the structure and under the names of the first functional
-        teacher's outputs.
+        A functional `keras.Model` that gives logits, with the output structure and names of the first functional
+        teacher.
 
     Raises:
-        TypeError: `teachers` is no list of `keras.Model`s; a weight is no number.
-        ValueError: an unbuilt teacher, or none that shows its inputs; outputs that differ in number, shape or in
-            whether they end in sigmoid; inputs of one name that differ; weights that are not > 0 or not one each.
+        TypeError: `teachers` is not a list of `keras.Model`s, or a weight not a number.
+        ValueError: A teacher is not built; none is functional or sequential; outputs differ in number, shape or in
+            whether they end in sigmoid; inputs of one name differ; `weights` are not > 0 or not one per teacher.
 
     Example:
 
@@ -76,13 +77,13 @@ def ensemble(teachers, *, weights=None, mean_of="probabilities"):
 
 
 def multi_output(teachers):
-    """Several teachers as one model with an output for each, so that each loss has a teacher of its own.
+    """Return several teachers as one model with one output per teacher, for losses that each use another teacher.
 
-    The output is a dict, `{"bert": logits, "cnn": logits}`. A teacher that ends in softmax hands out its log
-    probabilities, one that ends in sigmoid its probabilities, as the losses over independent units expect. Of a
-    teacher with several outputs, each stands under "teacher/output", by name or index: "bert/hidden", "bert/0".
+    The output is a dict, `{"bert": logits, "cnn": logits}`. A teacher that ends in softmax gives its log probabilities,
+    one that ends in sigmoid its probabilities, as losses over independent units expect. Several outputs of one teacher
+    are named "teacher/output", by name or index: "bert/hidden", "bert/0".
 
-    Inputs are shared as in `ensemble`. Weights and `trainable` flags of the teachers stay as they are.
+    Inputs are shared as in `ensemble`. The teachers are not changed.
 
     Args:
         teachers: A dict of built `keras.Model`s by name, one at least functional or sequential.
@@ -91,8 +92,8 @@ def multi_output(teachers):
         A functional `keras.Model` with a dict of outputs, float32.
 
     Raises:
-        TypeError: `teachers` is no dict of `keras.Model`s by str.
-        ValueError: an unbuilt teacher, or none that shows its inputs; inputs of one name that differ.
+        TypeError: `teachers` is not a dict of `keras.Model`s by str.
+        ValueError: A teacher is not built; none is functional or sequential; inputs of one name differ.
 
     Example:
 
@@ -123,7 +124,7 @@ def _shares(weights, count):
         weights = [1.0] * count
     if not isinstance(weights, (list, tuple)) or len(weights) != count:
         raise ValueError(f"weights must be a list with one number for each of {count} teachers, got {weights!r}.")
-    hint = "Leave out a teacher that is not to count."
+    hint = "Leave a teacher out to ignore it."
     weights = [require_number(weight, f"weights[{i}]", above=0.0, hint=hint) for i, weight in enumerate(weights)]
     return [weight / math.fsum(weights) for weight in weights]
 

@@ -1,4 +1,4 @@
-"""Teachers that are no Keras models: a SavedModel on disk, any function of NumPy arrays."""
+"""Teachers that are not Keras models: a SavedModel, or any function of NumPy arrays."""
 
 import keras
 import numpy as np
@@ -6,37 +6,37 @@ import tensorflow as tf
 
 from keras_kd._checks import require_choice, require_count
 from keras_kd.deploy.runtimes import SavedModelRuntime, open_runtime
-from keras_kd.outputs.reader import logits_of
+from keras_kd.outputs.endings import logits_of
 
 _GIVES = ["logits", "probabilities"]
 _LEAST_SUM, _LARGEST_SUM = 0.99, 1.01  # of probabilities, which may come in half precision
 
 
 def from_saved_model(path, *, output=None, gives="logits"):
-    """A SavedModel on disk as a teacher, run through its serving signature.
+    """Load a SavedModel as a teacher, through its serving signature.
 
-    Names, shapes and dtypes of the inputs are the signature's: what `keras_kd.export(model, folder)` and
-    `model.export(folder)` write, and other programs too. TensorFlow is enough to run it, the classes that made it are
-    not needed. Its weights are no weights of the Keras model, so they are not listed, saved or trained.
+    Inputs have the names, shapes and dtypes of the signature, as `keras_kd.export(model, folder)`,
+    `model.export(folder)` and other programs write it. The model's Python classes are not needed. Its weights are not
+    weights of the returned model: they are not listed, saved or trained.
 
-    Strings as inputs are fine (`fit` takes them as arrays of dtype object, as `tf.constant`, or in a
-    `tf.data.Dataset`); `jit_compile` is then turned off.
+    Inputs may be strings (for `fit`: arrays of dtype object, `tf.constant`, or a `tf.data.Dataset`); `jit_compile` is
+    then turned off.
 
     Args:
         path: The folder (str or PathLike).
-        output: The name of the output, needed where the signature has several.
-        gives: "logits", or "probabilities" of classes, of which the log is taken.
+        output: Name of the output, if the signature has several.
+        gives: "logits", or "probabilities" over classes, whose log is taken.
 
     Returns:
         A functional `keras.Model` that gives logits in float32. It takes a tensor if the signature has one input, else
         a dict of tensors by name.
 
     Raises:
-        TypeError: `path` is no path.
-        FileNotFoundError: nothing is there.
-        ValueError: no SavedModel, a damaged one, or one without a serving signature; one that is bound to a number of
-            examples, that leaves the rank of an input or output open, or whose output holds no floats; several outputs
-            without `output`, or an unknown one.
+        TypeError: `path` is not a path.
+        FileNotFoundError: `path` does not exist.
+        ValueError: `path` is not a SavedModel, or a damaged one, or has no serving signature; the signature has a fixed
+            batch size, an input or output of unknown rank, or an output that is not floating point; it has several
+            outputs and `output` does not name one.
 
     Example:
 
@@ -49,7 +49,7 @@ def from_saved_model(path, *, output=None, gives="logits"):
     require_choice(gives, "gives", _GIVES)
     runtime = open_runtime(path)
     if not isinstance(runtime, SavedModelRuntime):
-        raise ValueError(f"path must be a SavedModel folder, got {path!r}, which is none.")
+        raise ValueError(f"path must be a SavedModel folder, got {path!r}.")
     if runtime.fixed_batch is not None:
         raise ValueError(
             f"path must hold a SavedModel for any number of examples, got one for {runtime.fixed_batch} a call. Export "
@@ -66,32 +66,31 @@ def from_saved_model(path, *, output=None, gives="logits"):
 
 
 def from_function(function, *, inputs, classes, gives="probabilities"):
-    """Any function of NumPy arrays as a teacher: scikit-learn's `predict_proba`, a PyTorch model, an API.
+    """Make a teacher of any function of NumPy arrays: scikit-learn's `predict_proba`, a PyTorch model, an API.
 
-    The function is called once a batch, in this process, outside of TensorFlow's graph, and holds Python meanwhile; XLA
-    cannot compile that (`jit_compile` is turned off with a warning), and the model cannot be saved or exported. What it
-    returns is checked in every batch.
+    The function is called once per batch, in this process and outside of TensorFlow's graph. XLA cannot compile that
+    (`jit_compile` is turned off with a warning), and the model cannot be saved or exported. What the function returns
+    is checked for every batch.
 
-    A PyTorch model, for instance: `lambda x: model(torch.from_numpy(x)).detach().numpy()`, under `torch.no_grad()`.
+    For a PyTorch model: `lambda x: model(torch.from_numpy(x)).detach().numpy()`.
 
     Args:
-        function: A callable. It gets the batch in the structure of `inputs`, as NumPy arrays `(examples, ...)` (strings
-            as arrays of str, dtype object), and returns an array `(examples, classes)` of numbers. It is never called
-            with no examples.
-        inputs: A `keras.Input`, or a list or a flat dict of them: what the function takes. Of a dict batch it gets the
-            entries that have the names of the inputs, or the keys of the dict.
-        classes: Number of classes ≥ 1. For outputs of more dimensions a tuple: `(None, classes)` for one distribution a
-            token.
-        gives: "probabilities" of classes, of which the log is taken, or "logits".
+        function: A callable. It gets NumPy arrays `(batch, ...)` in the structure of `inputs` (strings as str in an
+            array of dtype object) and returns an array of numbers, `(batch, classes)`. It is never called with an empty
+            batch.
+        inputs: A `keras.Input`, or a list or flat dict of them: what the function takes. From a dict batch it gets the
+            entries with the names of the inputs, or the keys of the dict.
+        classes: Number of classes ≥ 1; a tuple for more dimensions: `(None, classes)` for one distribution per token.
+        gives: "probabilities" over classes, whose log is taken, or "logits".
 
     Returns:
         A functional `keras.Model` that gives logits in float32.
 
     Raises:
-        TypeError: `function` is not callable; `inputs` are no `keras.Input`s; `classes` is no whole number.
+        TypeError: `function` is not callable, `inputs` are not `keras.Input`s, or `classes` is not a whole number.
         ValueError: `classes` < 1.
-        tf.errors.InvalidArgumentError: while it runs, the function returns another shape, or numbers that are no
-            probabilities although `gives` says so.
+        tf.errors.InvalidArgumentError: During training, the function returns another shape, or numbers that are not
+            probabilities with `gives="probabilities"`.
 
     Example:
 
@@ -112,7 +111,7 @@ def from_function(function, *, inputs, classes, gives="probabilities"):
         if size is not None:
             require_count(size, "classes", at_least=1)
     require_count(sizes[-1] if sizes else None, "classes", at_least=1)
-    if isinstance(inputs, dict):  # Keras wants names that are the keys
+    if isinstance(inputs, dict):  # Keras requires input names to equal the keys
         inputs = {key: keras.Input(tuple(i.shape[1:]), dtype=i.dtype, name=key) for key, i in inputs.items()}
     layer = NumpyFunction(function, sizes, gives)
     return keras.Model(inputs, layer(inputs), name="from_function")
@@ -143,11 +142,11 @@ class SavedModel(keras.layers.Layer):
 
 
 class NumpyFunction(keras.layers.Layer):
-    """A function of NumPy arrays, its answers as logits.
+    """A function of NumPy arrays; its results as logits.
 
     Args:
         function: A callable.
-        sizes: The shape of its answer for one example; None where a size is open.
+        sizes: Shape of its result for one example; None where a size is unknown.
         gives: "logits" or "probabilities".
     """
 
@@ -160,31 +159,31 @@ class NumpyFunction(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs):
-        def answer(*arrays):
-            return self._answer(keras.tree.pack_sequence_as(inputs, [_decoded(array) for array in arrays]))
+        def compute(*arrays):
+            return self._checked(keras.tree.pack_sequence_as(inputs, [_decoded(array) for array in arrays]))
 
-        answers = tf.numpy_function(answer, keras.tree.flatten(inputs), tf.float32)
-        return _as_logits(tf.ensure_shape(answers, (None, *self._sizes)), self._gives)
+        results = tf.numpy_function(compute, keras.tree.flatten(inputs), tf.float32)
+        return _as_logits(tf.ensure_shape(results, (None, *self._sizes)), self._gives)
 
     def compute_output_spec(self, inputs):
         return keras.KerasTensor((None, *self._sizes), "float32")
 
-    def _answer(self, inputs):
-        """What the function says, checked, float32."""
+    def _checked(self, inputs):
+        """The result of the function, checked, float32."""
         examples = len(keras.tree.flatten(inputs)[0])
         if not examples:  # a replica without examples
             return np.zeros((0, *(size or 1 for size in self._sizes)), np.float32)
-        answer = np.asarray(self._function(inputs))
+        result = np.asarray(self._function(inputs))
         expected = (examples, *self._sizes)
-        if answer.dtype.kind not in "fiu" or not tf.TensorShape(answer.shape).is_compatible_with(expected):
+        if result.dtype.kind not in "fiu" or not tf.TensorShape(result.shape).is_compatible_with(expected):
             raise ValueError(
                 f"{self._function!r} must return an array of numbers of shape {expected} for {examples} examples, "
-                f"got {answer.dtype} of shape {answer.shape}."
+                f"got {result.dtype} of shape {result.shape}."
             )
-        answer = answer.astype(np.float32)
+        result = result.astype(np.float32)
         if self._gives == "probabilities":
-            _require_probabilities(answer, self._function)
-        return answer
+            _require_probabilities(result, self._function)
+        return result
 
 
 def _as_logits(tensor, gives):
@@ -192,19 +191,19 @@ def _as_logits(tensor, gives):
     return logits_of(tensor, "softmax") if gives == "probabilities" else tensor
 
 
-def _require_probabilities(answer, function):
-    """NaN passes: the distiller says which batch it came from."""
-    sums = answer.sum(axis=-1)
-    if (answer < 0).any() or (sums < _LEAST_SUM).any() or (sums > _LARGEST_SUM).any():
+def _require_probabilities(result, function):
+    """NaN passes: the distiller names its batch."""
+    sums = result.sum(axis=-1)
+    if (result < 0).any() or (sums < _LEAST_SUM).any() or (sums > _LARGEST_SUM).any():
         raise ValueError(
             f"{function!r} must return probabilities that add up to 1 for each example, got numbers from "
-            f"{answer.min():.3g} to {answer.max():.3g} that add up to {sums.min():.3g} to {sums.max():.3g}. "
+            f"{result.min():.3g} to {result.max():.3g} that add up to {sums.min():.3g} to {sums.max():.3g}. "
             "For logits, pass gives='logits'."
         )
 
 
 def _decoded(array):
-    """TensorFlow hands out strings as bytes."""
+    """An array of str: TensorFlow gives strings as bytes."""
     if array.dtype != object:
         return array
     return np.array([value.decode() for value in array.ravel()], dtype=object).reshape(array.shape)
@@ -214,8 +213,8 @@ def _require_ranks(specs):
     open_ranks = [name for name, spec in specs.items() if spec.shape.rank is None]
     if open_ranks:
         raise ValueError(
-            f"path must hold a SavedModel whose signature tells the rank of its inputs and outputs, got {open_ranks} "
-            "without one. Export it again with input_signature=."
+            f"path must hold a SavedModel whose inputs and outputs have a known rank, got {open_ranks} "
+            "of unknown rank. Export it again with input_signature=."
         )
 
 

@@ -1,28 +1,26 @@
-"""A teacher's copy in half precision."""
+"""A teacher in half precision."""
 
 import keras
 from keras import ops
 
-from keras_kd._checks import require_choice
+from keras_kd._checks import require_choice, require_teacher
 from keras_kd._keras_private import call_model, functional_graph
 from keras_kd.deploy.precision import rebuilt
 from keras_kd.outputs.reader import output_names
-from keras_kd.teachers.members import require_teacher
 
 
 def cast(teacher, dtype):
-    """A copy of the teacher whose weights and computation are bfloat16 or float16: half the bytes.
+    """Return a copy of the teacher with bfloat16 or float16 weights and computation: half the memory.
 
-    For inference: nothing in it is trainable. Its outputs are float32, under the names that they have in the teacher.
-    The teacher itself stays as it is, and the two share nothing. Inputs are taken as the teacher takes them, and
-    rounded by the first layer, but for `keras.layers.Normalization`, which stays in float32, so that raw numbers are
-    standardized before they are rounded.
+    For inference: nothing in it is trainable. Outputs are float32 and keep their names. The teacher is not changed, and
+    the copy shares nothing with it. The first layer rounds the inputs, except `keras.layers.Normalization`, which stays
+    in float32 and so standardizes raw numbers before they are rounded.
 
-    How much faster it is depends on the machine: `benchmarks/teachers.py` measures it. float16 overflows beyond 65,504;
-    bfloat16 has the range of float32, and 8 bits for the digits.
+    The speed depends on the machine: `benchmarks/teachers.py` measures it. float16 overflows above 65,504; bfloat16 has
+    the range of float32 and 8 significant bits.
 
-    The copy is made through Keras's own files, in a temporary folder that holds the teacher's weights for a moment, so
-    the teacher's own classes need `get_config` and registration.
+    The copy is made with Keras's own files, in a temporary folder, so custom classes need `get_config` and
+    registration.
 
     Args:
         teacher: A built `keras.Model`.
@@ -33,8 +31,8 @@ def cast(teacher, dtype):
 
     Raises:
         TypeError: `teacher` is not a `keras.Model`.
-        ValueError: `teacher` is not built; another dtype.
-        RuntimeError: the teacher cannot be rebuilt from its config.
+        ValueError: `teacher` is not built, or `dtype` is another one.
+        RuntimeError: The teacher cannot be rebuilt from its config.
 
     Example:
 
@@ -43,7 +41,7 @@ def cast(teacher, dtype):
     >>> {weight.dtype for weight in small.weights}, small.output.dtype
     ({'bfloat16'}, 'float32')
     """
-    require_teacher(teacher, "teacher")
+    require_teacher(teacher)
     require_choice(dtype, "dtype", ["bfloat16", "float16"])
     copy = rebuilt(teacher, dtype, f"the teacher {teacher.name!r}")
     copy.trainable = False
@@ -54,13 +52,13 @@ def cast(teacher, dtype):
     copy = keras.Model(graph.input, keras.tree.map_structure(_in_float32, graph.output), name=teacher.name)
     copy.trainable = False
     if not isinstance(graph.output, dict):
-        copy.output_names = names  # of the layers, not of the casts behind them
+        copy.output_names = names  # of the layers, not of the casts after them
     return copy
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class Float32Outputs(keras.Model):
-    """A model that gives the outputs of another in float32.
+    """A model with the outputs of another in float32.
 
     Args:
         model: A built `keras.Model`.

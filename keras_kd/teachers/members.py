@@ -1,26 +1,27 @@
-"""What the teachers made of several models have in common: members, shared inputs, outputs that fit together."""
+"""Shared by the teachers made of several models: members, common inputs, matching outputs."""
 
 import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_kd._checks import require_model
+from keras_kd._checks import require_teacher
 from keras_kd._keras_private import functional_graph
 from keras_kd._quiet import first_line
 from keras_kd.outputs.model_inputs import input_names, input_specs
-from keras_kd.outputs.reader import OutputReader, output_activations, output_names
+from keras_kd.outputs.endings import output_activations
+from keras_kd.outputs.reader import OutputReader, output_names
 
 _MAKE_FUNCTIONAL = "Make it functional: inputs = keras.Input(shape, name=...); keras.Model(inputs, teacher(inputs))."
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class Member(keras.layers.Layer):
-    """One of several teachers: reads the inputs that have the names of its own, gives logits.
+    """One of several teachers: reads its inputs by name, gives logits.
 
     Args:
         model: A built `keras.Model`. A functional or sequential one reads its own inputs and, where it ends in softmax
-            or sigmoid, gives what stood before. Any other gets all inputs, and gives its outputs as they are.
-        name: Name of the layer; the model's own may be that of another member.
+            or sigmoid, gives the logits before it. Any other gets all inputs, and gives its outputs as they are.
+        name: Name of the layer; models may have the same name.
 
     Call arguments:
         inputs: `{input name: tensor}`.
@@ -38,7 +39,7 @@ class Member(keras.layers.Layer):
 
     @property
     def endings(self):
-        """The last activation of each output, "unknown" where the model does not tell; an empty list if subclassed."""
+        """The last activation of each output, "unknown" where it cannot be seen; an empty list if subclassed."""
         return output_activations(self.model)
 
     def call(self, inputs, training=None):
@@ -57,7 +58,7 @@ class Member(keras.layers.Layer):
         tensors = keras.tree.flatten(outputs.prediction)
         endings = self.endings or ["unknown"] * len(tensors)
         undoes = [ending if ending in ("softmax", "sigmoid") else None for ending in endings]
-        undone = [self._reader.outputs(outputs, i, undo=undo)[0] for i, undo in enumerate(undoes)]
+        undone = [self._reader.select(outputs, i, undo=undo)[0] for i, undo in enumerate(undoes)]
         return [ops.cast(tensor, "float32") for tensor in undone]
 
     def get_config(self):
@@ -70,25 +71,15 @@ class Member(keras.layers.Layer):
 
 
 def members_of(models):
-    """Return a `Member` for each of `models`, a dict of them by what messages call them, such as "teachers[0]".
+    """Return a `Member` for each of `models`, a dict of them by the name of the argument, such as "teachers[0]".
 
     Raises:
-        TypeError: one is not a `keras.Model`.
-        ValueError: none is given; one is not built, or ends in a softmax over another axis than the last.
+        TypeError: A model is not a `keras.Model`.
+        ValueError: There is no model; one is not built, or ends in a softmax over another axis than the last.
     """
     if not models:
         raise ValueError("teachers must hold one teacher or more, got none.")
     return [_member(model, argument, position) for position, (argument, model) in enumerate(models.items())]
-
-
-def require_teacher(model, argument):
-    """Return `model` if it is a built `keras.Model`, else raise TypeError or ValueError."""
-    if not require_model(model, argument).built:
-        raise ValueError(
-            f"{argument} must be built, got {model.name!r} without weights. Call it once on a batch, or give it a "
-            "keras.Input, and load its weights first."
-        )
-    return model
 
 
 def _member(model, argument, position):
@@ -110,10 +101,10 @@ def shared_inputs(members, extra=None):
 
     Args:
         members: `Member`s.
-        extra: {input name: tf.TensorSpec} of inputs that no member has to have.
+        extra: {input name: tf.TensorSpec} of further inputs.
 
     Raises:
-        ValueError: no member tells its inputs; two members read different things under one name.
+        ValueError: No member is functional or sequential; inputs of one name differ.
     """
     specs = {}
     for member in members:
@@ -121,7 +112,7 @@ def shared_inputs(members, extra=None):
             specs[name] = _merged(name, specs.get(name, spec), spec)
     if not specs:
         raise ValueError(
-            "one teacher at least must be functional or sequential: the others show no names and shapes of inputs. "
+            "one teacher at least must be functional or sequential: other models have no known inputs. "
             + _MAKE_FUNCTIONAL
         )
     specs = {**(extra or {}), **specs}
@@ -129,9 +120,9 @@ def shared_inputs(members, extra=None):
 
 
 def input_structure(members, inputs):
-    """Return `inputs`, {input name: keras.Input}, as the combined model is to take them.
+    """Return `inputs`, {input name: keras.Input}, in the members' structure if all have the same.
 
-    In the members' structure where they have one in common; else a single tensor, or the dict.
+    Otherwise a single tensor, or the dict.
     """
     structures = [names for names in (input_names(member.model) for member in members) if names is not None]
     alike = all(names == structures[0] for names in structures)
@@ -144,7 +135,7 @@ def outputs_of(member, inputs):
     """Return the member's logits, a list of symbolic tensors, for {input name: keras.Input}."""
     try:
         return member(inputs)
-    except Exception as error:  # whatever a subclassed model raises on inputs that it was not written for
+    except Exception as error:  # a subclassed model may raise anything for inputs of others
         model = member.model
         raise ValueError(
             f"teacher {model.name!r}, a {type(model).__name__}, could not be called on the inputs {sorted(inputs)}: "
@@ -153,7 +144,7 @@ def outputs_of(member, inputs):
 
 
 def _merged(name, spec, other):
-    """One spec for what two members read under one name; where one leaves a size open, the other's."""
+    """One spec for an input that two members share; a size that one leaves open is taken from the other."""
     integers = spec.dtype.is_integer and other.dtype.is_integer
     if not spec.shape.is_compatible_with(other.shape) or not (spec.dtype == other.dtype or integers):
         raise ValueError(
@@ -173,12 +164,12 @@ def _shown(spec):
 
 
 def require_alike(members, outputs):
-    """Return the shape and the ending of each output that all members have in common: `[(shape, ending), ...]`.
+    """Return the common shape and ending of each output: `[(shape, ending), ...]`.
 
-    The ending is "sigmoid" for independent units, else "linear". A size is None where members leave it open.
+    The ending is "sigmoid" for independent units, else "linear". A size is None where it is unknown.
 
     Raises:
-        ValueError: members differ in the number of outputs or in an output's shape; one ends in sigmoid, another not.
+        ValueError: Members differ in the number of outputs, in an output's shape, or in whether it ends in sigmoid.
     """
     counts = [len(tensors) for tensors in outputs]
     if len(set(counts)) != 1:
@@ -190,9 +181,9 @@ def require_alike(members, outputs):
 
 
 def like_members(members, tensors, endings):
-    """Return one list of logits as the outputs of the combined model: in the structure and under the names of a member.
+    """Return a list of logits as the outputs of the combined model, with the structure and names of a member.
 
-    An output that ended in sigmoid ends so again: independent units stay known as such.
+    An output that ended in sigmoid does so again: its units are independent.
     """
     model = next(member.model for member in members if functional_graph(member.model) is not None)
     structure = functional_graph(model).output
@@ -203,7 +194,7 @@ def like_members(members, tensors, endings):
 
 
 def ending_in(ending, tensor, name=None):
-    """The logits `tensor` behind a last activation, "sigmoid" or "linear", in float32."""
+    """Apply the last activation, "sigmoid" or "linear", to logits, in float32."""
     return keras.layers.Activation(ending, dtype="float32", name=name)(tensor)
 
 
@@ -223,7 +214,7 @@ def _common_ending(position, members):
     if set(endings) != {"sigmoid"}:
         raise ValueError(
             f"teachers must all end in sigmoid or none of them, but output {position} ends in {endings}: independent "
-            "units and classes that exclude each other have no mean. For teachers that give logits of independent "
+            "units and mutually exclusive classes have no mean. For teachers that give logits of independent "
             "units: keras.Sequential([teacher, keras.layers.Activation('sigmoid')])."
         )
     return "sigmoid"

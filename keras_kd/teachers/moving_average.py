@@ -1,42 +1,40 @@
-"""A teacher that is the student itself: its average over time, or its former generation."""
+"""A teacher that is the average of the student over time."""
 
 import math
 
 import keras
 import tensorflow as tf
 
-from keras_kd._checks import require_count, require_distiller, require_model, require_number, require_tensorflow
+from keras_kd._checks import require_count, require_distiller, require_number, require_tensorflow
 
 
 class MeanTeacher(keras.callbacks.Callback):
-    """Makes the teacher of a `Distiller` the exponential moving average of its student.
+    """Callback that makes the teacher of a `Distiller` the exponential moving average of its student.
 
-    Behind each step of the optimizer, for each weight: `teacher ← d · teacher + (1 − d) · student`, with
-    `d = min(decay, 1 − 1 / (n + 1))` behind step n = 1, 2, …, as in the authors' code: the plain mean of the student at
-    first (and of the teacher's initial weights, which so fade), the exponential average from step decay / (1 − decay)
-    on. The statistics of BatchNormalization are averaged like the weights, as the teacher runs in inference mode;
-    integer weights are copied.
+    After step n = 1, 2, … of the optimizer, for each weight: `teacher ← d · teacher + (1 − d) · student`, with
+    `d = min(decay, 1 − 1 / (n + 1))`, as in the authors' code. So it is the plain mean of the student (and of the
+    teacher's initial weights) at first, and the exponential average from step decay / (1 − decay) on. Statistics of
+    BatchNormalization are averaged like weights, since the teacher runs in inference mode; integer weights are copied.
 
-    This is the one case in which keras_kd changes a teacher's weights: hand in a model of its own,
-    `keras.models.clone_model(student)`, which may start from any weights. Nothing else is changed: its `trainable`
-    flags stay, and the average is kept in float32 however the models compute.
+    This is the only case in which keras_kd changes a teacher's weights: pass a model of its own,
+    `keras.models.clone_model(student)`, with any weights. `trainable` flags do not change. The average is kept in
+    float32 whatever the models compute in.
 
-    A step is one of the optimizer: with gradient accumulation the teacher moves when the student does. With
-    `steps_per_execution=k` it moves once for k steps, `d` being the product of the k decays: it forgets as fast, but
-    sees the student of the last of these steps only, and teaches unchanged through them.
+    With gradient accumulation the teacher moves when the student does. With `steps_per_execution=k` it moves once per k
+    steps, with the product of the k decays, from the student after the last of them.
 
-    The step is read off `optimizer.iterations` and the average is the teacher's weights: nothing else is kept. To go on
-    exactly where training stopped, keep both: `distiller.save("d.keras")` and `teacher.save_weights("t.weights.h5")`.
+    The step is `optimizer.iterations` and the average is the teacher's weights; there is no other state. To continue
+    exactly where training stopped, save both: `distiller.save("d.keras")`, `teacher.save_weights("t.weights.h5")`.
 
     Args:
-        decay: Share in [0, 1) of the average that stays, a step; 0.99 to 0.9999 is usual.
-        warmup_steps: Steps ≥ 0 in which d may be below `decay`; None: as many as the formula has,
-            decay / (1 − decay); 0: none, for a teacher that is worth keeping from the start.
+        decay: Share in [0, 1) of the average that stays at each step; 0.99 to 0.9999 is usual.
+        warmup_steps: Steps ≥ 0 in which d may be below `decay`. None: those of the formula, decay / (1 − decay). 0:
+            none, for a teacher that is already trained.
 
     Raises:
         TypeError: An argument is not a number; `fit` is called on another model than a `keras_kd.Distiller`.
         ValueError: An argument is out of range. When `fit` begins: teacher and student differ in their weights' number
-            or shapes, or share some; a weight of the teacher is of half precision; the teacher's outputs are stored.
+            or shapes, or share some; a weight of the teacher is in half precision; the teacher's outputs are cached.
 
     Example:
 
@@ -65,7 +63,7 @@ class MeanTeacher(keras.callbacks.Callback):
         self.warmup_steps = min(formula_steps, given)
 
     def decay_at(self, step):
-        """d behind the optimizer's step n = 1, 2, …"""
+        """d after step n = 1, 2, … of the optimizer."""
         step = require_count(step, "step", at_least=1)
         return step / (step + 1) if step <= self.warmup_steps else self.decay
 
@@ -89,70 +87,16 @@ class MeanTeacher(keras.callbacks.Callback):
         self._average()
 
     def _kept(self, done, step):
-        """The product of the decays behind the steps `done + 1` to `step`: 1 where there was none."""
-        # n / (n + 1) over the warm-up's share of these steps leaves the ends: (done + 1) / (end + 1).
+        """The product of the decays of steps `done + 1` to `step`; 1 if there was none."""
+        # The product of n / (n + 1) over the warm-up's part of these steps is (done + 1) / (end + 1).
         end = tf.clip_by_value(float(self.warmup_steps), done, step)
         return (done + 1.0) / (end + 1.0) * tf.pow(self.decay, step - end)
 
 
-def born_again(teacher, make_student, fit, *, generations=3):
-    """Born-again networks: each generation's student is the teacher of the next.
-
-    ```
-    teacher ─► student 1 ─► student 2 ─► … ─► student n
-    ```
-
-    Students of the teacher's own architecture often end up better than it. Averaged, the generations form the paper's
-    ensemble: see `keras_kd.teachers.ensemble`.
-
-    Args:
-        teacher: A trained `keras.Model`, the teacher of the first generation.
-        make_student: Called without arguments once a generation; returns a new, untrained `keras.Model`.
-        fit: Called as `fit(teacher, student)` once a generation; trains the student in place. Losses, optimizer,
-            callbacks and data are all its own choice.
-        generations: How many students, at least 1.
-
-    Returns:
-        The trained students in a list, the last generation at its end.
-
-    Raises:
-        TypeError: `teacher` or what `make_student` returns is no `keras.Model`, or `make_student` or `fit` cannot be
-            called.
-        ValueError: `generations` is below 1; a student is an earlier model or shares weights with one, so that training
-            it would change that one.
-
-    Example:
-
-    >>> x, y = np.random.rand(64, 8), np.random.randint(0, 3, 64)
-    >>> teacher = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
-    >>> def fit(teacher, student):
-    ...     distiller = keras_kd.Distiller(teacher, student, keras_kd.losses.SoftLabels(temperature=1.0))
-    ...     distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    ...     distiller.fit(x, y, verbose=0)
-    >>> students = keras_kd.teachers.born_again(teacher, lambda: keras.models.clone_model(teacher), fit, generations=2)
-    >>> [student.predict(x, verbose=0).shape for student in students]
-    [(64, 3), (64, 3)]
-
-    Reference: Furlanello et al., "Born-Again Neural Networks", ICML 2018 (https://arxiv.org/abs/1805.04770).
-    """
-    require_model(teacher, "teacher")
-    for value, argument in ((make_student, "make_student"), (fit, "fit")):
-        if not callable(value):
-            raise TypeError(f"{argument} must be callable, got {type(value).__name__}: {value!r}.")
-    students = []
-    for generation in range(1, require_count(generations, "generations", at_least=1) + 1):
-        student = require_model(make_student(), "what make_student returns")
-        for earlier in (teacher, *students):
-            _require_apart(earlier, student, f"the student of generation {generation}")
-        fit(students[-1] if students else teacher, student)
-        students.append(student)
-    return students
-
-
 def _require_apart(teacher, student, role):
     """Raise ValueError if training the student would change the teacher."""
-    of_teacher = {id(variable) for variable in teacher.weights}
-    shared = [variable.path for variable in student.weights if id(variable) in of_teacher]
+    teacher_variables = {id(variable) for variable in teacher.weights}
+    shared = [variable.path for variable in student.weights if id(variable) in teacher_variables]
     if student is teacher or shared:
         what = f"shares {len(shared)} weights with" if student is not teacher else "is the same model as"
         raise ValueError(
@@ -165,15 +109,15 @@ def _teacher_and_student(distiller):
     require_tensorflow("MeanTeacher")
     if require_distiller(distiller, "MeanTeacher").learns_from_precomputed_outputs:
         raise ValueError(
-            "MeanTeacher changes the teacher while the student learns, but the data bring along what the teacher said "
-            "before. Give fit data without outputs, and no cache=."
+            "MeanTeacher changes the teacher during training, but the data contain its earlier outputs. Call fit with "
+            "data without teacher outputs, and without cache=."
         )
     _require_apart(distiller.teacher, distiller.student, "the student")
     return distiller.teacher, distiller.student
 
 
 def _paired_weights(teacher, student):
-    """The weights of both models side by side, after checking that they fit."""
+    """Pairs of weights of both models, checked to match."""
     way_out = "MeanTeacher needs a teacher of the student's architecture: keras.models.clone_model(student)."
     counts = len(teacher.weights), len(student.weights)
     if counts[0] != counts[1]:

@@ -1,4 +1,4 @@
-"""Teachers that each know some languages, as one: every example goes to the teacher of its language alone."""
+"""One teacher per language, as one model."""
 
 import keras
 import tensorflow as tf
@@ -16,35 +16,32 @@ from keras_kd.teachers.members import (
 
 
 def route_by_language(teachers, *, language_key="language", default=None):
-    """Teachers that each know some languages, as one: every example goes to the teacher of its language alone.
+    """Return one model that sends each example to the teacher of its language.
 
-    The language travels with the batch, as the entry `x["language"]` of a dict. The examples of each teacher are
-    gathered, answered and put back in their places, so that a step costs about what one teacher costs; a teacher
-    without examples in a batch does not run. XLA cannot compile that: `jit_compile` is turned off with a warning.
+    The batch is a dict with the language of each example, `x["language"]`. Each teacher runs on its own examples only,
+    and a teacher without examples in a batch does not run, so that a step costs about as much as one teacher. XLA
+    cannot compile that: `jit_compile` is turned off with a warning.
 
-    Each teacher reads the inputs that have the names of its own, and gives logits, as in `ensemble`. Weights and
-    `trainable` flags of the teachers stay as they are. Layers inside the teachers cannot be hooked: they see only some
-    rows of the batch.
+    Each teacher reads the inputs that it has by name, and gives logits, as in `ensemble`. The teachers are not changed.
+    Layers inside the teachers cannot be hooked, since they see only some rows of the batch.
 
-    Keras refuses arrays of NumPy's own strings, `array(["en", "de"])`: give `fit` the languages as
-    `array(["en", "de"], dtype=object)`, of one dimension, as `tf.constant(["en", "de"])`, or in a `tf.data.Dataset`.
+    Keras refuses NumPy's string dtype: pass languages to `fit` as `np.array(["en", "de"], dtype=object)`, as
+    `tf.constant(["en", "de"])`, or in a `tf.data.Dataset`.
 
     Args:
-        teachers: A dict of built `keras.Model`s by language, all str or all int; several languages may share one. Their
-            outputs have the same shapes. One at least is functional or sequential.
-        language_key: The name of the entry that holds each example's language: strings or integers, `(batch,)` or
-            `(batch, 1)`.
-        default: A `keras.Model` for all other languages. None: another language is an error that names it, and nothing
-            is learnt from its batch.
+        teachers: A dict of built `keras.Model`s by language, all str or all int; languages may share one. Their outputs
+            have the same shapes. One at least is functional or sequential.
+        language_key: Key of `x` for the language of each example: strings or integers, `(batch,)` or `(batch, 1)`.
+        default: A `keras.Model` for all other languages. None: another language raises, before its batch is trained on.
 
     Returns:
         A functional `keras.Model` that takes a dict of the teachers' inputs and `language_key`, and gives logits.
 
     Raises:
-        TypeError: `teachers` is no dict of `keras.Model`s by str or by int; `language_key` is no str.
-        ValueError: no language; an unbuilt teacher, or none that shows its inputs; outputs that differ in number, shape
-            or in whether they end in sigmoid; inputs of one name that differ.
-        tf.errors.InvalidArgumentError: while it runs, a language that has no teacher; ValueError in eager execution.
+        TypeError: `teachers` is not a dict of `keras.Model`s by str or by int, or `language_key` not a str.
+        ValueError: There is no language; a teacher is not built; none is functional or sequential; outputs differ in
+            number, shape or in whether they end in sigmoid; inputs of one name differ.
+        tf.errors.InvalidArgumentError: During training, a language without a teacher; ValueError in eager execution.
 
     Example:
 
@@ -75,8 +72,8 @@ def route_by_language(teachers, *, language_key="language", default=None):
     inputs = shared_inputs(members, {language_key: tf.TensorSpec((None,), dtype)})
     if tf.as_dtype(inputs[language_key].dtype).is_integer != dtype.is_integer:
         raise ValueError(
-            f"entry {language_key!r} must hold {dtype.name}, as the keys of teachers do, but a teacher reads it as "
-            f"{inputs[language_key].dtype}. Key the teachers by what it reads, or name another entry."
+            f"x[{language_key!r}] must be {dtype.name}, as the keys of teachers are, but a teacher reads it as "
+            f"{inputs[language_key].dtype}. Use keys of that dtype, or another language_key."
         )
     readable = _readable(members, inputs, language_key)
     common = require_alike(members, [outputs_of(member, readable) for member in members])
@@ -90,13 +87,13 @@ def route_by_language(teachers, *, language_key="language", default=None):
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class Router(keras.layers.Layer):
-    """Hands each example to the member of its language, and each member only its examples.
+    """Send each example to the member of its language.
 
     Args:
         members: `Member`s.
-        choices: `[language, place of its member]` of every language, all str or all int.
-        default: The place of the member for all other languages, or None.
-        shapes: The shape of each output, None where it is open.
+        choices: `[language, index of its member]` of every language, all str or all int.
+        default: Index of the member for all other languages, or None.
+        shapes: Shape of each output; None where a size is unknown.
 
     Call arguments:
         batch: `{"languages": (batch,) or (batch, 1), "inputs": {input name: (batch, ...)}}`.
@@ -117,17 +114,17 @@ class Router(keras.layers.Layer):
     def call(self, batch):
         chosen = self._chosen(batch["languages"])
         rows = [tf.where(chosen == place)[:, 0] for place in range(len(self.members))]
-        answers = [self._answers(member, batch["inputs"], own) for member, own in zip(self.members, rows, strict=True)]
+        logits = [self._logits(member, batch["inputs"], own) for member, own in zip(self.members, rows, strict=True)]
         return [
-            tf.ensure_shape(_in_places(rows, logits), shape)
-            for logits, shape in zip(zip(*answers, strict=True), self.shapes, strict=True)
+            tf.ensure_shape(_reordered(rows, parts), shape)
+            for parts, shape in zip(zip(*logits, strict=True), self.shapes, strict=True)
         ]
 
     def compute_output_spec(self, batch):
         return [keras.KerasTensor(shape, "float32") for shape in self.shapes]
 
     def _chosen(self, languages):
-        """The place of each example's member, `(batch,)`; the batch fails if there is none."""
+        """Index of each example's member, `(batch,)`; raises where there is none."""
         table = LanguageTable([language for language, _ in self.choices], "teachers")
         places = tf.constant([place for _, place in self.choices])
         languages = tf.reshape(languages, (-1,))
@@ -136,14 +133,14 @@ class Router(keras.layers.Layer):
         positions = table.positions(languages)
         return tf.where(positions >= 0, tf.gather(places, tf.maximum(positions, 0)), self.default)
 
-    def _answers(self, member, inputs, rows):
-        """The member's logits for its rows, one tensor an output; without rows it does not run."""
+    def _logits(self, member, inputs, rows):
+        """The member's logits for its rows, one tensor per output; without rows it does not run."""
 
         def run():
             return member({name: tf.gather(tensor, rows) for name, tensor in inputs.items()})
 
         def skip():
-            # 1 for sizes that are open: they are taken from the other members.
+            # 1 for unknown sizes: the other members have the real ones.
             return [tf.zeros([0, *(size or 1 for size in shape[1:])]) for shape in self.shapes]
 
         return tf.cond(tf.size(rows) > 0, run, skip)
@@ -163,14 +160,14 @@ class Router(keras.layers.Layer):
         return cls(**{**config, "members": members})
 
 
-def _in_places(rows, answers):
-    """The rows of all answers, `(rows of a member, ...)` each, as one tensor `(batch, ...)` in the batch's order."""
-    sizes = tf.reduce_max(tf.stack([tf.shape(answer)[1:] for answer in answers]), axis=0)
-    answers = [tf.reshape(answer, tf.concat([tf.shape(answer)[:1], sizes], axis=0)) for answer in answers]
-    return tf.dynamic_stitch([tf.cast(own, tf.int32) for own in rows], answers)
+def _reordered(rows, parts):
+    """The logits of all members, `(rows of a member, ...)` each, as one tensor `(batch, ...)` in the batch's order."""
+    sizes = tf.reduce_max(tf.stack([tf.shape(part)[1:] for part in parts]), axis=0)
+    parts = [tf.reshape(part, tf.concat([tf.shape(part)[:1], sizes], axis=0)) for part in parts]
+    return tf.dynamic_stitch([tf.cast(own, tf.int32) for own in rows], parts)
 
 
 def _readable(members, inputs, language_key):
-    """The inputs that the members may read: the language only where one of them has an input of that name."""
+    """The inputs of the members: the language only if one of them has an input of that name."""
     read = {name for member in members for name in input_specs(member.model) or {}}
     return {name: tensor for name, tensor in inputs.items() if name != language_key or language_key in read}

@@ -1,4 +1,4 @@
-"""MeanTeacher against the recursion in float64 NumPy, wherever a step is taken; generations of born-again networks."""
+"""MeanTeacher against the recursion in float64 NumPy, wherever a step is taken."""
 
 import contextlib
 
@@ -256,71 +256,3 @@ def test_another_model_is_refused(data):
     model.compile("sgd", crossentropy())
     with pytest.raises(TypeError, match=r"MeanTeacher works with a keras_kd.Distiller, got Sequential"):
         model.fit(*data, verbose=0, callbacks=[keras_kd.teachers.MeanTeacher()])
-
-
-# Born-again networks ----------------------------------------------------------------------------------------------
-
-
-def test_each_student_is_the_teacher_of_the_next():
-    teacher, precomputed = dense_model(4, 3), []
-    students = keras_kd.teachers.born_again(
-        teacher, lambda: dense_model(4, 3), lambda *pair: precomputed.append(pair), generations=3
-    )
-    assert precomputed == list(zip([teacher, *students], students, strict=False))
-    assert len(students) == 3
-
-
-def test_generations_learn_from_each_other(data):
-    """On unlabelled data each generation comes close to the teacher before it; the teacher stays as it is."""
-    x, _ = data
-    teacher = dense_model(8, 3)
-    before = teacher.get_weights()
-    losses = []
-
-    def fit(teacher, student):
-        distiller = keras_kd.Distiller(teacher, student, keras_kd.losses.SoftLabels(1.0))
-        distiller.compile(keras.optimizers.Adam(0.05), None)
-        losses.append(distiller.fit(x, batch_size=37, epochs=30, verbose=0).history["soft_labels"])
-
-    students = keras_kd.teachers.born_again(teacher, lambda: keras.models.clone_model(teacher), fit, generations=2)
-    assert len(losses) == len(students) == 2
-    for history in losses:
-        assert history[-1] < 0.2 * history[0]
-    for now, then in zip(teacher.get_weights(), before, strict=True):
-        np.testing.assert_array_equal(now, then)
-
-
-def no_fit(teacher, student):
-    pass
-
-
-@pytest.mark.parametrize(
-    ("arguments", "error", "message"),
-    [
-        ({"teacher": "bert"}, TypeError, "teacher must be a keras.Model, got str"),
-        ({"make_student": None}, TypeError, "make_student must be callable, got NoneType"),
-        ({"fit": 3}, TypeError, "fit must be callable, got int: 3"),
-        ({"generations": 0}, ValueError, "generations must be >= 1, got 0"),
-        ({"make_student": lambda: 3}, TypeError, "what make_student returns must be a keras.Model, got int"),
-    ],
-)
-def test_bad_arguments_of_born_again_are_refused(arguments, error, message):
-    good = {"teacher": dense_model(4, 3), "make_student": lambda: dense_model(4, 3), "fit": no_fit}
-    with pytest.raises(error, match=message):
-        keras_kd.teachers.born_again(**{**good, **arguments})
-
-
-def test_a_student_that_is_an_earlier_model_is_refused():
-    teacher, student = dense_model(4, 3, name="first"), dense_model(4, 3, name="second")
-    with pytest.raises(ValueError, match="the student of generation 1 is the same model as 'first'"):
-        keras_kd.teachers.born_again(teacher, lambda: teacher, no_fit)
-    with pytest.raises(ValueError, match="the student of generation 2 is the same model as 'second'"):
-        keras_kd.teachers.born_again(teacher, lambda: student, no_fit)
-
-
-def test_a_student_that_shares_weights_with_an_earlier_model_is_refused():
-    teacher = dense_model(4, 3, name="first")
-    with pytest.raises(ValueError, match="the student of generation 1 shares 2 weights with 'first'"):
-        keras_kd.teachers.born_again(
-            teacher, lambda: keras.Sequential([teacher.layers[0], keras.layers.Dense(3)]), no_fit
-        )

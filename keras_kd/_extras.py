@@ -1,0 +1,19 @@
+"""Packages that only some functions need: each belongs to an extra, which the error names."""
+
+import contextlib
+
+
+@contextlib.contextmanager
+def needs_extra(name):
+    """Import packages of the extra `name` inside; a missing one raises ImportError that says what to install.
+
+    Example:
+
+    >>> with needs_extra("plot"):
+    ...     from matplotlib.figure import Figure
+    """
+    try:
+        yield
+    except ImportError as error:
+        package = (error.name or "a package").partition(".")[0]
+        raise ImportError(f"{package} is needed here and not installed: pip install 'keras-kd[{name}]'") from error

@@ -1,0 +1,157 @@
+"""How the outputs of a model end: in logits, in probabilities over the last axis, or otherwise."""
+
+import keras
+from keras import ops
+
+from keras_kd._keras_private import functional_graph, get_mask, nested_output, producer, set_mask
+from keras_kd.outputs.top_classes import TINY
+
+CHANNELS_FIRST = "channels_first"
+_LEAST_REST = 2.0**-25  # half the distance from 1 to the float32 below: what a probability of 1 may leave
+
+_KEEP_VALUES = (
+    keras.layers.ActivityRegularization,
+    keras.layers.Dropout,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+    keras.layers.Identity,
+    keras.layers.Masking,
+    keras.layers.SpatialDropout1D,
+    keras.layers.SpatialDropout2D,
+    keras.layers.SpatialDropout3D,
+)
+_MOVE_POSITIONS = (  # where their last axis is as long as before, each distribution along it is one of the input's
+    keras.layers.Cropping1D,
+    keras.layers.Cropping2D,
+    keras.layers.Cropping3D,
+    keras.layers.Flatten,
+    keras.layers.Permute,
+    keras.layers.RepeatVector,
+    keras.layers.Reshape,
+    keras.layers.UpSampling1D,
+    keras.layers.UpSampling2D,
+    keras.layers.UpSampling3D,
+)
+_AVERAGE_POSITIONS = (  # a mean of distributions is one
+    keras.layers.AveragePooling1D,
+    keras.layers.AveragePooling2D,
+    keras.layers.AveragePooling3D,
+    keras.layers.GlobalAveragePooling1D,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.GlobalAveragePooling3D,
+)
+_MOVING_OPERATIONS = {"BroadcastTo", "Copy", "ExpandDims", "Flip", "GetItem", "Reshape", "Roll", "Squeeze", "Transpose"}
+_LAYERS_WITH_ACTIVATION = (
+    keras.layers.Activation,
+    keras.layers.Dense,
+    keras.layers.EinsumDense,
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+)
+
+
+def output_activations(model):
+    """Name of each output's last activation, e.g. "softmax", "linear", or "unknown", in the order of the outputs.
+
+    Functional and sequential models are followed back through nested models, through layers that change nothing
+    (linear activations, dropout, identity, casts) and through layers that leave the last axis alone (reshaping,
+    cropping, average pooling); an average or a concatenation of outputs that all end alike ends so too. A softmax over
+    another axis than the last is called "softmax over axis 1", and an output whose channels are on axis 1
+    "channels_first". Of a subclassed model nothing is known: an empty list.
+    """
+    graph = functional_graph(model)
+    return [] if graph is None else [_ending(tensor) for tensor in keras.tree.flatten(graph.output)]
+
+
+def ends_in_softmax(model):
+    """For each output of the model, whether its last layer or activation is known to be a softmax over the last axis.
+
+    Example:
+
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax")])
+    >>> keras_kd.outputs.ends_in_softmax(model)
+    [True]
+    """
+    return [activation == "softmax" for activation in output_activations(model)]
+
+
+def logits_of(tensor, activation):
+    """What the activation was applied to, up to a constant: log p of a softmax, log p − log(1 − p) of a sigmoid."""
+    probabilities = ops.cast(tensor, "float32")
+    logits = ops.log(ops.maximum(probabilities, TINY))
+    if activation == "sigmoid":
+        logits = logits - ops.log(ops.maximum(1.0 - probabilities, _LEAST_REST))
+    return logits if isinstance(tensor, keras.KerasTensor) else set_mask(logits, get_mask(tensor))
+
+
+def _ending(tensor):
+    return CHANNELS_FIRST if _has_channels_first(tensor) else _final_activation(tensor)
+
+
+def _has_channels_first(tensor):
+    """Whether axis 1 holds the channels: a layer with that data format made the tensor, or one that keeps its shape."""
+    if len(tensor.shape) < 3:
+        return False
+    operation, index, inputs = producer(tensor)
+    inner = nested_output(operation, index)
+    if inner is not None:
+        return _has_channels_first(inner)
+    data_format = getattr(operation, "data_format", None)
+    if data_format is not None:
+        return data_format == "channels_first"
+    return any(_has_channels_first(one) for one in inputs if tuple(one.shape) == tuple(tensor.shape))
+
+
+def _final_activation(tensor):
+    operation, tensor_index, inputs = producer(tensor)
+    if isinstance(operation, keras.layers.TimeDistributed):
+        operation = operation.layer
+    inner = nested_output(operation, tensor_index)
+    if inner is not None:
+        return _final_activation(inner)
+    if type(operation).__name__ == "Softmax":  # the layer and the operation
+        return _softmax_over(operation.axis, len(tensor.shape))
+    if _keeps_distributions(operation, inputs, tensor):
+        endings = {_final_activation(one) for one in inputs}
+        return endings.pop() if len(endings) == 1 else "unknown"
+    return _own_activation(operation, tensor, inputs)
+
+
+def _own_activation(operation, tensor, inputs):
+    if not isinstance(operation, _LAYERS_WITH_ACTIVATION):
+        return "unknown"
+    activation = operation.activation
+    if isinstance(activation, keras.layers.Softmax):
+        return _softmax_over(activation.axis, len(tensor.shape))
+    if isinstance(operation, keras.layers.Activation) and activation is keras.activations.linear:
+        return _final_activation(inputs[0])
+    name = getattr(activation, "__name__", "unknown")
+    return "softmax" if name == "softmax_v2" else name  # so is tf.nn.softmax called
+
+
+def _keeps_distributions(operation, inputs, tensor):
+    """Whether each vector along the last axis of the tensor is one of the inputs', or a mean of some."""
+    if isinstance(operation, (*_KEEP_VALUES, keras.layers.Average)) or type(operation).__name__ == "Cast":
+        return True
+    last = {one.shape[-1] for one in (*inputs, tensor) if len(one.shape)}
+    if len(last) != 1 or None in last or getattr(operation, "data_format", None) == "channels_first":
+        return False
+    if isinstance(operation, keras.layers.Permute):
+        return operation.dims[-1] == len(operation.dims)
+    if isinstance(operation, keras.layers.Concatenate):
+        return operation.axis not in (-1, len(tensor.shape) - 1)
+    if type(operation).__name__ == "Transpose":
+        return operation.axes is not None and operation.axes[-1] in (-1, len(tensor.shape) - 1)
+    is_moved = isinstance(operation, (*_MOVE_POSITIONS, *_AVERAGE_POSITIONS))
+    return is_moved or type(operation).__name__ in _MOVING_OPERATIONS
+
+
+def _softmax_over(axis, rank):
+    axes = [axis] if isinstance(axis, int) else list(axis)
+    return "softmax" if axes in ([-1], [rank - 1]) else f"softmax over axis {axis}"
