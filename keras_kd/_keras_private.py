@@ -60,6 +60,11 @@ def has_loss_weights(model):
     return model._compile_loss is not None and model._compile_loss._user_loss_weights is not None
 
 
+def has_metrics(model):
+    """Whether the model was compiled with metrics that Keras updates."""
+    return model._compile_metrics is not None
+
+
 def replace_compiled_losses(model, wrap):
     """Replace each loss of `compile(loss=...)` by `wrap(loss)`; does nothing where it is done already."""
     compile_loss = model._compile_loss

@@ -207,7 +207,9 @@ def test_no_python_number_is_assigned_while_training(data, monkeypatch):
     x, y = data
     teacher = dense_model(16, 3)
     distillation_losses = [keras_kd.losses.SoftLabels(3.0), keras_kd.losses.Hint("logits", "logits")]
-    distiller = keras_kd.Distiller(teacher, dense_model(6, 3), distillation_losses, balance=keras_kd.UncertaintyBalance())
+    distiller = keras_kd.Distiller(
+        teacher, dense_model(6, 3), distillation_losses, balance=keras_kd.UncertaintyBalance()
+    )
     distiller.compile("sgd", crossentropy(), metrics=["accuracy"])
     ramps = [
         keras_kd.LambdaRamp(0.0, 1.0, ramp_steps=90),
@@ -224,7 +226,10 @@ def test_no_python_number_is_assigned_while_training(data, monkeypatch):
 
     monkeypatch.setattr(keras.Variable, "assign", recording)
     distiller.fit(x, y, batch_size=8, epochs=3, verbose=0, callbacks=ramps)
-    hyperparameters = {distiller.soft_weight.path, *(v.path for o in distillation_losses for v in o.hyperparameters().values())}
+    hyperparameters = {
+        distiller.soft_weight.path,
+        *(v.path for o in distillation_losses for v in o.hyperparameters().values()),
+    }
     assert len([path for path, _ in assigned if path in hyperparameters]) > 15 * 3
     assert [path for path, kind in assigned if issubclass(kind, (int, float)) and path in hyperparameters] == []
 

@@ -1,4 +1,4 @@
-"""`tf.distribute`: which strategies and settings are supported, and what a replica without examples does to each loss."""
+"""`tf.distribute`: which strategies and settings are supported, and each loss with a replica without examples."""
 
 import keras
 import numpy as np

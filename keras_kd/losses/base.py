@@ -37,8 +37,8 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
         needs_labels: True for a `LabelledDistillationLoss`.
         shares_projection: Whether one projection serves all pairs of layers, where each has its own otherwise.
         tokenwise: Whether the value of an example, or of a token, depends on its own outputs and label alone.
-        relates_examples: Whether the value of an example depends on the other examples of the batch. Over several replicas
-            each then gets the outputs of all, so that the value is that of the whole batch.
+        relates_examples: Whether the value of an example depends on the other examples of the batch. Over several
+            replicas, each then gets the outputs of all, so that the value is that of the whole batch.
         language_key: The entry of a dict `x` that the loss needs beside the outputs, each example's language; or None.
     """
 

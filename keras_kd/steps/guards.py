@@ -13,8 +13,9 @@ from keras_kd.steps import replicas
 
 _EXPLANATIONS = {
     "teacher": (
-        f"the teacher's output holds NaN or infinite values in training batch {PLACE} (counted from 0 over all epochs); "
-        "nothing was learnt from that batch. Check the teacher on it: its inputs, its weights, an overflow in float16."
+        f"the teacher's output holds NaN or infinite values in training batch {PLACE} (counted from 0 over all "
+        "epochs); nothing was learnt from that batch. Check the teacher on it: its inputs, its weights, an overflow in "
+        "float16."
     ),
     "labels": (
         f"y holds a label outside the student's classes in training batch {PLACE} (counted from 0 over all epochs); "
@@ -136,4 +137,3 @@ def _identity(tensor):
 
 def _all(conditions):
     return ops.all(ops.stack([ops.convert_to_tensor(True), *conditions]))
-

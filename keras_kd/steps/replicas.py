@@ -172,7 +172,8 @@ class GlobalMean:
         counted = None if counted is None else tf.cast(counted, tf.float32)
         if weighted:
             weight = tf.cast(sample_weight, tf.float32)
-            source, counted = weight, weight if counted is None else counted * tf.reshape(weight, _broadcastable(weight, counted))
+            source = weight
+            counted = weight if counted is None else counted * tf.reshape(weight, _broadcastable(weight, counted))
         count = tf.reduce_sum(counted)
         return count, sum_over_replicas(count) if _STEP.sums is None else _STEP.sums.of(source, count)
 
@@ -271,7 +272,8 @@ def require_supported(distiller):
 def batch_spec(epoch_iterator):
     """Shapes and dtypes of the batches that an epoch iterator hands to one replica, without drawing a batch."""
     spec = epoch_element_spec(epoch_iterator)
-    return keras.tree.map_structure(lambda part: None if isinstance(part, tf.OptionalSpec) else replica_spec(part), spec)
+    without_options = lambda part: None if isinstance(part, tf.OptionalSpec) else replica_spec(part)  # noqa: E731
+    return keras.tree.map_structure(without_options, spec)
 
 
 def worker_logs(logs, strategy):
