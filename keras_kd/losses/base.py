@@ -37,6 +37,8 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
         needs_labels: True for a `LabelledDistillationLoss`.
         shares_projection: Whether one projection serves all pairs of layers, where each has its own otherwise.
         tokenwise: Whether the value of an example, or of a token, depends on its own outputs and label alone.
+        relates_examples: Whether the value of an example depends on the other examples of the batch. Over several
+            replicas, each then gets the outputs of all, so that the value is that of the whole batch.
         language_key: The entry of a dict `x` that the loss needs beside the outputs, each example's language; or None.
     """
 
@@ -45,6 +47,7 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
     parts = ("output",)
     needs_labels = False
     tokenwise = False
+    relates_examples = False
     language_key = None
     shares_projection = False
 
@@ -298,6 +301,7 @@ class DistillationLossWrapper(DistillationLoss):
         self.__dict__["weight"] = loss.weight  # the same variable
         self.undoes, self.parts, self.shares_projection = loss.undoes, loss.parts, loss.shares_projection
         self.needs_labels, self.language_key = loss.needs_labels, loss.language_key
+        self.relates_examples = loss.relates_examples
 
     @property
     def temperature(self):

@@ -23,8 +23,8 @@ class DIST(TemperatureLoss):
     the classes, one value an example, and ρ_batch that over the examples of the batch, averaged over the classes. The
     student has to rank as the teacher does, classes within an example and examples within a class, not to match it.
 
-    ρ_batch belongs to the whole batch: every example's value holds it. Give it batches of 64 or more; over several
-    replicas it is each replica's own.
+    ρ_batch belongs to the whole batch: every example's value holds it. Give it batches of 64 or more. Over several
+    replicas it is that of the whole batch.
 
     Args:
         beta: β ≥ 0, weight of the relation between classes.
@@ -53,6 +53,7 @@ class DIST(TemperatureLoss):
 
     undoes = "softmax"
     scales_with_temperature = True
+    relates_examples = True
 
     def __init__(self, beta=1.0, gamma=1.0, *, temperature=1.0, **options):
         super().__init__(temperature, **options)
@@ -90,13 +91,15 @@ class RelationLoss(FeatureLoss):
     """Base class of the losses over how the features of the examples of a batch relate to each other.
 
     An output of any shape counts as one vector an example; widths may differ, since examples are only compared with
-    examples of the same model. Relations belong to the whole batch: give it batches of 64 or more; over several
-    replicas they are each replica's own. A subclass implements `compare(teacher, student)`.
+    examples of the same model. Relations belong to the whole batch: give it batches of 64 or more. Over several
+    replicas they are those of the whole batch. A subclass implements `compare(teacher, student)`.
 
     Args:
         options: `teacher_layer`, `student_layer`, `weight`, `output`, `teacher_output`, `name`, `reduction`, `dtype`:
             as in `DistillationLoss`.
     """
+
+    relates_examples = True
 
     def __init__(self, **options):
         super().__init__(**options)
@@ -341,7 +344,7 @@ class ContrastiveKD(ProjectedFeatureLoss):
 
     This is contrastive representation distillation with negatives from the batch, not with the published memory bank of
     16,384 negatives and its noise-contrastive estimate: give it large batches. Equal examples in a batch are taken for
-    different ones. Over several replicas the negatives are each replica's own.
+    different ones. Over several replicas the negatives are those of the whole batch.
 
     Args:
         temperature: T > 0; 0.05 to 0.5 is usual. Kept in a variable, `loss.temperature`.
@@ -371,6 +374,7 @@ class ContrastiveKD(ProjectedFeatureLoss):
     """
 
     of_vectors = True
+    relates_examples = True
     temperature = Hyperparameter(above=0.0, hint="0.05 to 0.5 is usual.")
 
     def __init__(self, temperature=0.1, *, symmetric=True, **options):
