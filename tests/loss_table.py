@@ -156,9 +156,7 @@ LOSSES = {
         lambda t, s: formulas.binary_soft_labels(t, s, temperature=2.0),
     ),
     "hint": Row(lambda **o: keras_kd.losses.Hint("logits", "logits", **o), lambda t, s: np.mean((t - s) ** 2, axis=-1)),
-    "embeddings": Row(
-        lambda **o: keras_kd.losses.Embeddings(**o), lambda t, s: np.mean((t - s) ** 2, axis=-1), **OF_VECTORS
-    ),
+    "hint of outputs": Row(lambda **o: keras_kd.losses.Hint(**o), lambda t, s: np.mean((t - s) ** 2, axis=-1)),
     "cosine_features": Row(
         lambda **o: keras_kd.losses.CosineFeatures(**o), formulas.cosine_features, far=scaled, saturates=True
     ),
@@ -194,8 +192,9 @@ LOSSES = {
         model=attention_classifier,
         part="scores",
     ),
-    "hidden_states": Row(
-        lambda **o: keras_kd.losses.HiddenStates("logits", "logits", **o), lambda t, s: np.mean((t - s) ** 2, axis=-1)
+    "hint with a shared projection": Row(
+        lambda **o: keras_kd.losses.Hint(["logits"], ["logits"], shared_projection=True, **o),
+        lambda t, s: np.mean((t - s) ** 2, axis=-1),
     ),
     "relational_kd": Row(
         lambda **o: keras_kd.losses.RelationalKD(distance=2.0, angle=3.0, **o),

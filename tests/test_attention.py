@@ -205,11 +205,11 @@ def test_maps_and_hidden_states_of_several_layers_at_once():
     layers = ["layer_0", "layer_2"], ["layer_0", "layer_1"]
     distillation_losses = [
         keras_kd.losses.AttentionMaps(*layers),
-        keras_kd.losses.HiddenStates(["embedding", *layers[0]], ["embedding", *layers[1]]),
+        keras_kd.losses.Hint(["embedding", *layers[0]], ["embedding", *layers[1]], shared_projection=True),
     ]
     history = fitted(teacher, student, distillation_losses)
     assert history["attention_maps"][0] == pytest.approx(expected, rel=1e-4)
-    assert history["hidden_states"][-1] < history["hidden_states"][0]
+    assert history["hint"][-1] < history["hint"][0]
 
 
 def test_maps_that_do_not_fit_are_refused():
@@ -231,7 +231,7 @@ def test_maps_that_do_not_fit_are_refused():
     [
         keras_kd.losses.SelfAttentionRelations("layer_0", "layer_0", heads=4, of=("query", "key"), weight=0.5),
         keras_kd.losses.AttentionMaps(["layer_0"], ["layer_0"], mean_over_heads=True),
-        keras_kd.losses.HiddenStates(["layer_0"], ["layer_0"], name="hidden"),
+        keras_kd.losses.Hint(["layer_0"], ["layer_0"], shared_projection=True, name="hidden"),
     ],
     ids=lambda distillation_loss: distillation_loss.name,
 )

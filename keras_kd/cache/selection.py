@@ -35,8 +35,7 @@ class Selection:
         self._reader = OutputReader(teacher, hooks, role="teacher")
         if self._reader.symbolic() is not None:
             for loss in self._over_outputs:
-                if loss.undoes:
-                    require_comparable(self._reader, loss, "teacher")
+                require_comparable(self._reader, loss, "teacher")
 
     def __call__(self, x):
         """`(prediction, layers)` of a batch: outputs as logits where that is known, `{"layer:part": tensor}`."""

@@ -5,6 +5,7 @@ import tensorflow as tf
 from tensorflow.python.distribute.values import PerReplicaSpec
 
 from keras_kd._keras_private import backend_variable, get_mask, sparse_label_options
+from keras_kd.losses.base import DistillationLoss
 
 
 def replica_count():
@@ -43,7 +44,8 @@ class GlobalMean:
 
     def _count(self, y_true, y_pred, sample_weight):
         """What this replica's mean is divided by, up to a factor that all replicas share."""
-        mask = get_mask(y_pred)
+        own = isinstance(self.loss, DistillationLoss)
+        mask = self.loss.token_mask(y_true, y_pred) if own else get_mask(y_pred)
         _, ignore_class = sparse_label_options(self.loss)
         if ignore_class is not None:
             labelled = tf.not_equal(tf.reshape(y_true, tf.shape(y_pred)[:-1]), tf.cast(ignore_class, y_true.dtype))
