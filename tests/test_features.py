@@ -66,7 +66,9 @@ def test_each_pair_of_layers_has_a_projection_of_its_own_unless_they_share_one(d
         projected = output_of(student, layer, x) @ kernel + bias
         expected += np.mean((output_of(teacher, layer, x) - projected) ** 2)
     assert fitted(distiller, x, y)["hint"][0] == pytest.approx(expected, rel=1e-4)
-    shared = keras_kd.Distiller(dense_model(16, 16, 3), dense_model(5, 5, 3), keras_kd.losses.Hint(*layers, shared_projection=True))
+    shared = keras_kd.Distiller(
+        dense_model(16, 16, 3), dense_model(5, 5, 3), keras_kd.losses.Hint(*layers, shared_projection=True)
+    )
     assert list(shared.projections) == ["hint"]
     with pytest.raises(ValueError, match=r"one projection, from 5 features to 16, but one of its pairs has"):
         keras_kd.Distiller(teacher, student, keras_kd.losses.Hint(*layers, shared_projection=True))
@@ -173,12 +175,12 @@ def test_an_encoder_of_one_language_teaches_an_encoder_of_another():
         ),
         (
             lambda: keras_kd.losses.Hint(student_layer="maps"),
-            r"one vector an example, \(batch, features\), but the teacher gives \(None, 3\), the student's layer "
-            r"'maps' \(None, 4, 4, 4\)\. Pool tokens or positions first",
+            r"of one shape, but the teacher gives \(None, 3\), the student's layer 'maps' \(None, 4, 4, 4\)",
         ),
         (
             lambda: keras_kd.losses.ContrastiveKD(teacher_layer="maps", student_layer="pooled"),
-            r"but the teacher's layer 'maps' gives \(None, 8, 8, 9\), the student's layer 'pooled' \(None, 4\)",
+            r"one vector per example, \(batch, features\), but the teacher's layer 'maps' gives \(None, 8, 8, 9\), the "
+            r"student's layer 'pooled' \(None, 4\)\. Pool tokens or positions first",
         ),
     ],
 )

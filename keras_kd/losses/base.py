@@ -224,7 +224,7 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
         return self.teacher_output if side == "teacher" and self.teacher_output is not None else self.output
 
     def expected_ending(self, side):
-        """"logits" or "probabilities" where `call` needs outputs of that kind from this side, else None.
+        """ "logits" or "probabilities" where `call` needs outputs of that kind from this side, else None.
 
         A `Distiller` refuses a model that is known to end in the other. What `undoes` converts needs no expectation.
         """

@@ -41,7 +41,9 @@ class Divergence(TemperatureLoss):
 
     def divergence(self, teacher_log_probs, student_log_probs):
         """One value per sample: the divergence D of log probabilities `(..., classes)`, `(...)` nats."""
-        raise NotImplementedError(f"{type(self).__name__} must implement divergence(teacher_log_probs, student_log_probs).")
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement divergence(teacher_log_probs, student_log_probs)."
+        )
 
     def call(self, teacher, student):
         # (..., classes) x2 -> (...) nats

@@ -132,6 +132,7 @@ class RelationLoss(FeatureLoss):
             )
         return super().values(teacher, student, labels=labels)
 
+
 @keras.saving.register_keras_serializable(package="keras_kd")
 class RelationalKD(RelationLoss):
     """Relational knowledge distillation (RKD): distances and angles between examples are as for the teacher.

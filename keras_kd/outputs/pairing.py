@@ -249,7 +249,7 @@ def _known_endings(reader, loss, side):
 
 
 def ending_kind(activation):
-    """"logits" or "probabilities", or None where the name of the last activation does not say which."""
+    """ "logits" or "probabilities", or None where the name of the last activation does not say which."""
     if activation == "sigmoid" or activation.startswith("softmax"):
         return "probabilities"
     return "logits" if activation == "linear" else None
