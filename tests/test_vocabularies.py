@@ -33,7 +33,7 @@ def loss_and_gradient(distillation_loss, teacher, student, jit_compile=False, **
     return float(loss), gradient.numpy()
 
 
-# UniversalLogitDistillation ----------------------------------------------------------------------------------------------
+# UniversalLogitDistillation ----------------------------------------------------------------------------------------
 
 
 def test_universal_logit_distillation_equal_the_authors_code():

@@ -107,8 +107,9 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
     def __setattr__(self, name, value):
         if name in self.__dict__.get("_fixed", ()):
             raise AttributeError(
-                f"{name} of {self.name!r} cannot be changed once the loss is part of a distiller, whose steps are traced "
-                f"with it; what can be changed is {sorted(self.hyperparameters())}. Make a new loss and a new distiller."
+                f"{name} of {self.name!r} cannot be changed once the loss is part of a distiller, whose steps are "
+                f"traced with it; what can be changed is {sorted(self.hyperparameters())}. Make a new loss and a new "
+                "distiller."
             )
         super().__setattr__(name, value)
 

@@ -42,7 +42,9 @@ class ByLanguage(DistillationLossWrapper):
     Example:
 
     >>> loss = keras_kd.losses.ByLanguage(
-    ...     keras_kd.losses.SoftLabels(temperature=4.0), temperatures={"en": 4.0, "sw": 1.0}, weights={"en": 1.0, "sw": 3.0}
+    ...     keras_kd.losses.SoftLabels(temperature=4.0),
+    ...     temperatures={"en": 4.0, "sw": 1.0},
+    ...     weights={"en": 1.0, "sw": 3.0},
     ... )
     >>> teacher, student = np.array([[2.0, 0.0], [2.0, 0.0]]), np.zeros((2, 2))
     >>> round(float(loss(teacher, student, languages=np.array(["en", "sw"]))), 4)

@@ -13,7 +13,7 @@ class KerasLoss(DistillationLoss):
 
     A `Distiller` wraps those that it gets; wrap one yourself to give it a weight, an output or layers.
 
-    A `Loss` gets the teacher's output as `y_true` and the student's as `y_pred`, as the models give them; both must have
+    A `Loss` gets the teacher's output as `y_true` and the student's as `y_pred`, as the models give them; both have
     one shape (but for the class ids of a sparse loss). Its values are per sample, so masks and sample weights act. A
     `DistillationLoss` gets both outputs, or the layers that it names, and gives one number per batch: masks do not act
     on it, and sample weights only by their mean.
@@ -136,13 +136,15 @@ def loss_list(distillation_losses):
     distillation_losses = [_as_loss(loss) for loss in distillation_losses]
     if not distillation_losses:
         raise ValueError(
-            "distillation_losses must be at least one, got an empty list. keras_kd.losses.SoftLabels() is the usual one."
+            "distillation_losses must be at least one, got an empty list. "
+            "keras_kd.losses.SoftLabels() is the usual one."
         )
     _require_distinct_names(distillation_losses)
     unreduced = [loss.name for loss in distillation_losses if loss.reduction in ("none", None)]
     if unreduced:
         raise ValueError(
-            f"distillation_losses must each give one number, but {unreduced} have reduction=None. Use 'sum_over_batch_size'."
+            f"distillation_losses must each give one number, but {unreduced} have reduction=None. Use "
+            "'sum_over_batch_size'."
         )
     return distillation_losses
 
@@ -167,6 +169,7 @@ def _require_distinct_names(distillation_losses):
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(
-            f"distillation_losses must come each with its own name, but with {[loss.name for loss in distillation_losses]} the "
+            f"distillation_losses must come each with its own name, but with "
+            f"{[loss.name for loss in distillation_losses]} the "
             f"logs would hold {twice[0]!r} twice. Give other names with name=."
         )

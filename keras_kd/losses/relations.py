@@ -231,7 +231,7 @@ def _products(features):
 
 
 def _row_differences(teacher, student):
-    """The mean squared difference of each row: `(batch, batch)` x2 -> `(batch,)`; its mean is `‖G^t − G^s‖² / batch²`."""
+    """Mean squared difference of each row: `(batch, batch)` x2 -> `(batch,)`; its mean is `‖G^t − G^s‖² / batch²`."""
     return ops.mean(ops.square(teacher - student), axis=-1)
 
 

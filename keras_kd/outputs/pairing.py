@@ -9,7 +9,6 @@ from keras_kd.outputs.hooks import Hook
 from keras_kd.outputs.precomputed import PrecomputedTeacher, without_teacher_outputs
 from keras_kd.outputs.reader import OutputReader
 
-
 _SIDES = ("teacher", "student")
 
 
@@ -235,8 +234,8 @@ def _require_one_kind(teacher_reader, student_reader, loss):
     kinds = [{ending_kind(ending) for ending in endings[side]} for side in sides]
     if sorted(map(len, kinds)) == [1, 1] and None not in kinds[0] | kinds[1] and kinds[0] != kinds[1]:
         raise ValueError(
-            f"{loss.name} compares outputs as they are, but the teacher ends in {', '.join(endings['teacher'])} and the "
-            f"student in {', '.join(endings['student'])}: probabilities and logits. Use keras_kd.losses.SoftLabels, "
+            f"{loss.name} compares outputs as they are, but the teacher ends in {', '.join(endings['teacher'])} "
+            f"and the student in {', '.join(endings['student'])}: probabilities and logits. Use keras_kd.losses.SoftLabels, "
             "which takes either (BinarySoftLabels for independent units), or end both models alike. A loss of your own "
             "that is for such a pair says so in expected_ending."
         )
@@ -256,8 +255,10 @@ def ending_kind(activation):
 
 
 _ENDINGS = {
-    "sigmoid": "distributions over classes, but the {role} ends in sigmoid, one independent probability per unit. End it "
-    "in a linear layer (logits) or a softmax, name another output with output=, or use keras_kd.losses.BinarySoftLabels.",
+    "sigmoid": "distributions over classes, but the {role} ends in sigmoid, one independent probability per unit. "
+    "End it in a linear layer (logits) or a softmax, name another output with output=, or use "
+    "keras_kd.losses.BinarySoftLabels.",
     "softmax": "independent probabilities, one per unit, but the {role} ends in softmax, a distribution over classes. "
-    "End it in a linear layer (logits) or a sigmoid, name another output with output=, or use keras_kd.losses.SoftLabels.",
+    "End it in a linear layer (logits) or a sigmoid, name another output with output=, or use "
+    "keras_kd.losses.SoftLabels.",
 }
