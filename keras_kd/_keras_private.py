@@ -9,6 +9,7 @@ import inspect
 
 import keras
 from keras.src import backend
+from keras.src.losses.loss import reduce_weighted_values
 from keras.src.losses.losses import LossFunctionWrapper
 from keras.src.models.functional import Functional
 from keras.src.trainers.trainer import model_supports_jit
@@ -77,6 +78,11 @@ def loss_function(loss):
     if isinstance(loss, LossFunctionWrapper):
         return loss.fn, loss._fn_kwargs
     return loss, {}
+
+
+def reduce_values(values, sample_weight, mask, reduction, dtype):
+    """What `keras.losses.Loss` makes of one value per sample or token, with weights and a mask or None."""
+    return reduce_weighted_values(values, sample_weight, mask, reduction, dtype)
 
 
 def sparse_label_options(loss):

@@ -115,7 +115,7 @@ class CommonStep:
             projected = self.project(pair)
             weight = pair.sample_weight
             if weight is not None:
-                weight = with_rank(weight, distillation_loss.rank_of_values(len(projected.shape)))
+                weight = with_rank(weight, distillation_loss.value_rank(len(projected.shape)))
             options = {"labels": pair.labels} if distillation_loss.needs_labels else {}
             if distillation_loss.language_key is not None:
                 options["languages"] = languages_of(batch.x, distillation_loss.language_key, distillation_loss.name)

@@ -160,7 +160,8 @@ class GlobalMean:
 
     def _counts(self, y_true, y_pred, sample_weight):
         """What this replica's mean is divided by, up to a factor that all replicas share; and the sum over replicas."""
-        mask = get_mask(y_pred)
+        is_distillation = isinstance(self.loss, DistillationLoss)
+        mask = self.loss.token_mask(y_true, y_pred) if is_distillation else get_mask(y_pred)
         _, ignore_class = sparse_label_options(self.loss)
         weighted = self.loss.reduction == "mean_with_sample_weight" and sample_weight is not None
         if mask is None and ignore_class is None and not weighted:
