@@ -466,5 +466,5 @@ def test_a_damaged_file_is_named(data, tmp_path, name, damage):
 )
 def test_a_metric_with_the_name_of_a_loss_is_refused(loss, metric, where):
     distiller = keras_kd.Distiller(dense_model(6, 3), dense_model(4, 3), loss())
-    with pytest.raises(ValueError, match="metrics has one called .* under which the distiller already logs"):
+    with pytest.raises(ValueError, match=r"metrics has one called .* under which the distiller already logs"):
         distiller.compile("sgd", crossentropy(), **{where: [metric]})

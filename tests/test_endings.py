@@ -145,3 +145,43 @@ def test_an_unknown_ending_that_gives_logits_is_not_warned_of(data, recwarn):
     distiller.compile("sgd", crossentropy())
     distiller.fit(*data, verbose=0)
     assert not [warning for warning in recwarn if "probabilities" in str(warning.message)]
+
+
+LOGITS, PROBABILITIES = None, "softmax"
+MISTAKEN = [
+    (keras.losses.BinaryCrossentropy(), LOGITS, r"BinaryCrossentropy\(from_logits=True\)"),
+    ("binary_crossentropy", LOGITS, r"BinaryCrossentropy\(from_logits=True\)"),
+    (keras.losses.BinaryCrossentropy(from_logits=True), "sigmoid", r"BinaryCrossentropy\(from_logits=False\)"),
+    (keras.losses.BinaryFocalCrossentropy(), LOGITS, r"BinaryFocalCrossentropy\(from_logits=True\)"),
+    (keras.losses.CategoricalCrossentropy(), LOGITS, r"CategoricalCrossentropy\(from_logits=True\)"),
+    (keras.losses.CategoricalFocalCrossentropy(from_logits=True), PROBABILITIES, r"\(from_logits=False\)"),
+    (keras.losses.SparseCategoricalCrossentropy(from_logits=True), PROBABILITIES, r"\(from_logits=False\)"),
+    (keras.losses.sparse_categorical_crossentropy, LOGITS, r"SparseCategoricalCrossentropy\(from_logits=True\)"),
+    (keras.losses.KLDivergence(), LOGITS, "End the student in softmax or sigmoid"),
+    ("kl_divergence", LOGITS, "End the student in softmax or sigmoid"),
+    (keras.losses.Dice(), LOGITS, "End the student in softmax or sigmoid"),
+]
+
+
+@pytest.mark.parametrize(("loss", "last", "way_out"), MISTAKEN)
+def test_a_compiled_loss_that_expects_another_ending_is_warned_of(loss, last, way_out):
+    distiller = keras_kd.Distiller(dense_model(6, 3), dense_model(4, 3, last=last), losses.Hint("hidden_0", "hidden_0"))
+    with pytest.warns(UserWarning, match=rf"the student ends in .* but the loss expects .*{way_out}"):
+        distiller.compile("sgd", loss)
+
+
+@pytest.mark.parametrize(
+    ("loss", "last"),
+    [
+        ("mse", LOGITS),
+        (keras.losses.Huber(), PROBABILITIES),
+        (keras.losses.BinaryCrossentropy(), "sigmoid"),
+        (keras.losses.KLDivergence(), PROBABILITIES),
+        (keras.losses.CategoricalHinge(), LOGITS),
+        (crossentropy(), LOGITS),
+    ],
+)
+def test_losses_that_fit_are_not_warned_of(loss, last, recwarn):
+    distiller = keras_kd.Distiller(dense_model(6, 3), dense_model(4, 3, last=last), losses.Hint("hidden_0", "hidden_0"))
+    distiller.compile("sgd", loss)
+    assert not [warning for warning in recwarn if "the loss expects" in str(warning.message)]

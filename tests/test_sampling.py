@@ -127,7 +127,7 @@ ROWS = [0.5, 2.0, 2.0, 0.0]  # the weights of LANGUAGES, by hand
 
 
 def labelled(*sample_weight, languages=LANGUAGES, language_key="language"):
-    x = {"text": np.arange(4.0, dtype="float32"), entry: languages}
+    x = {"text": np.arange(4.0, dtype="float32"), language_key: languages}
     return tf.data.Dataset.from_tensor_slices((x, [0, 1, 2, 3], *sample_weight))
 
 

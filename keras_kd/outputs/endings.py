@@ -81,6 +81,13 @@ def ends_in_softmax(model):
     return [activation == "softmax" for activation in output_activations(model)]
 
 
+def ending_kind(activation):
+    """ "logits" or "probabilities", or None where the name of the last activation does not tell."""
+    if activation == "sigmoid" or activation.startswith("softmax"):
+        return "probabilities"
+    return "logits" if activation == "linear" else None
+
+
 def logits_of(tensor, activation):
     """What the activation was applied to, up to a constant: log p of a softmax, log p − log(1 − p) of a sigmoid."""
     probabilities = ops.cast(tensor, "float32")

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import keras
 
-from keras_kd.outputs.endings import CHANNELS_FIRST
+from keras_kd.outputs.endings import CHANNELS_FIRST, ending_kind
 from keras_kd.outputs.hooks import Hook
 from keras_kd.outputs.precomputed import PrecomputedTeacher, without_teacher_outputs
 from keras_kd.outputs.reader import OutputReader
@@ -238,8 +238,8 @@ def _require_one_kind(teacher_reader, student_reader, loss):
     if sorted(map(len, kinds)) == [1, 1] and None not in kinds[0] | kinds[1] and kinds[0] != kinds[1]:
         raise ValueError(
             f"{loss.name} compares outputs as they are, but the teacher ends in {', '.join(endings['teacher'])} "
-            f"and the student in {', '.join(endings['student'])}: probabilities and logits. Use keras_kd.losses.SoftLabels, "
-            "which takes either (BinarySoftLabels for independent units), or end both models alike. A loss of your own "
+            f"and the student in {', '.join(endings['student'])}: probabilities and logits. Use "
+            "keras_kd.losses.SoftLabels, which takes either (BinarySoftLabels for independent units), or end both models alike. A loss of your own "
             "that is for such a pair says so in expected_ending."
         )
 
@@ -248,13 +248,6 @@ def _known_endings(reader, loss, side):
     """The last activations of the compared outputs; none where the model does not show them."""
     outputs = None if reader is None else reader.symbolic()
     return [] if outputs is None else reader.activations(outputs, loss.output_of(side))
-
-
-def ending_kind(activation):
-    """ "logits" or "probabilities", or None where the name of the last activation does not say which."""
-    if activation == "sigmoid" or activation.startswith("softmax"):
-        return "probabilities"
-    return "logits" if activation == "linear" else None
 
 
 _ENDINGS = {

@@ -1,6 +1,7 @@
 """What is visibly wrong with the data, or with loss and student together, before the first step."""
 
 import collections.abc
+import inspect
 import warnings
 from typing import NamedTuple
 
@@ -9,7 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from keras_kd._keras_private import functional_graph, loss_argument, loss_function, sparse_label_options
-from keras_kd.outputs.endings import output_activations
+from keras_kd.losses.keras_losses import expected_ending
+from keras_kd.outputs.endings import ending_kind, output_activations
 from keras_kd.outputs.model_inputs import input_names
 from keras_kd.outputs.reader import by_output
 
@@ -171,21 +173,16 @@ def warn_of_mistaken_logits(distiller):
     losses = by_output(loss_argument(distiller), graph.output, distiller.output_names)
     names = distiller.output_names or range(len(losses))
     for name, loss, activation in zip(names, losses, output_activations(graph), strict=True):
-        function, options = loss_function(loss)
-        crossentropy = next((known for known in _CROSSENTROPIES if known is function), None)
-        from_logits = options.get("from_logits", False)
-        expected = {"linear": True, "softmax": False}.get(activation, from_logits)
-        if crossentropy is None or from_logits == expected:
+        expected, given = expected_ending(loss), ending_kind(activation)
+        if None in (expected, given) or expected == given:
             continue
-        given, wanted = ("probabilities", "logits") if from_logits else ("logits", "probabilities")
+        function, options = loss_function(loss)
+        way_out = f"End the student in {'a linear layer' if expected == 'logits' else 'softmax or sigmoid'}"
+        if "from_logits" in options or "from_logits" in inspect.signature(function).parameters:
+            class_name = "".join(part.title() for part in function.__name__.split("_"))
+            way_out = f"Compile with loss=keras.losses.{class_name}(from_logits={given == 'logits'})"
         warnings.warn(
-            f"the student ends in {activation}, so it gives {given} (output {name!r}), but the loss expects {wanted}. "
-            f"Compile with loss=keras.losses.{_CROSSENTROPIES[crossentropy]}(from_logits={expected}).",
+            f"the student ends in {activation}, so it gives {given} (output {name!r}), but the loss expects {expected}. "
+            f"{way_out}.",
             stacklevel=3,
         )
-
-
-_CROSSENTROPIES = {
-    keras.losses.sparse_categorical_crossentropy: "SparseCategoricalCrossentropy",
-    keras.losses.categorical_crossentropy: "CategoricalCrossentropy",
-}

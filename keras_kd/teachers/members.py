@@ -7,8 +7,8 @@ from keras import ops
 from keras_kd._checks import require_teacher
 from keras_kd._keras_private import functional_graph
 from keras_kd._quiet import first_line
-from keras_kd.outputs.model_inputs import input_names, input_specs
 from keras_kd.outputs.endings import output_activations
+from keras_kd.outputs.model_inputs import input_names, input_specs
 from keras_kd.outputs.reader import OutputReader, output_names
 
 _MAKE_FUNCTIONAL = "Make it functional: inputs = keras.Input(shape, name=...); keras.Model(inputs, teacher(inputs))."
