@@ -271,7 +271,7 @@ def test_outputs_are_stored_as_logits(data, tmp_path, last):
     np.testing.assert_allclose(precomputed.prediction, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_outputs_that_losses_want_in_two_ways_are_refused(data, tmp_path):
+def test_outputs_that_losses_need_in_two_forms_are_refused(data, tmp_path):
     x, _ = data
     both = [keras_kd.losses.SoftLabels(), keras_kd.losses.KerasLoss(keras.losses.MeanSquaredError())]
     with pytest.raises(ValueError, match="both as it is and as logits, and it ends in softmax"):
@@ -546,12 +546,12 @@ def test_shards_and_files_that_changed_places_are_noticed(cache):
         keras_kd.open_teacher_cache(cache)
 
 
-def signed(folder, manifest):
+def signed(folder, manifest, name="manifest.json"):
     """Write a manifest with the checksum it should have, as whoever changes it on purpose would."""
     content = {name: value for name, value in manifest.items() if name != "sha256"}
     text = json.dumps(content, sort_keys=True)
     content["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    (folder / "manifest.json").write_text(json.dumps(content))
+    (folder / name).write_text(json.dumps(content))
 
 
 def test_a_cache_of_another_version_is_refused(cache):
@@ -607,6 +607,29 @@ def test_a_manifest_that_was_changed_and_signed_again_is_refused_whatever_field_
     assert tried > 200
     signed(folder, manifest)
     keras_kd.open_teacher_cache(folder, teacher=teacher)
+
+
+def test_a_begun_build_that_was_changed_and_signed_again_is_refused_whatever_field_it_is(data, tmp_path):
+    teacher, folder, dataset = dense_model(3), tmp_path / "cache", batches_of(data[0], batch=4)
+    interrupted(teacher, dataset, folder, 6)
+    begun = json.loads((folder / "building.json").read_text())
+    del begun["sha256"]
+    tried = 0
+    for path, changed in changes({**begun, "shards": begun["shards"][:1]}):
+        if not path or changed == {**begun, "shards": []}:  # without its last shards it resumes before them
+            continue
+        if path[-1] in ("preprocessing", "undone") and f'"{path[-1]}"' not in json.dumps(changed):  # they are null
+            continue
+        if isinstance(changed.get("shards"), list) and len(changed["shards"]) == 1:
+            changed = {**changed, "shards": [*changed["shards"], *begun["shards"][1:]]}
+        signed(folder, changed, "building.json")
+        with pytest.raises(ValueError) as error:
+            stored(teacher, dataset, folder)
+        assert str(folder) in str(error.value), path
+        tried += 1
+    assert tried > 60
+    signed(folder, begun, "building.json")
+    stored(teacher, dataset, folder)
 
 
 FREE = [("setting", "outputs", "key"), ("setting", "outputs", "endings")]
@@ -669,7 +692,7 @@ class FullDisk:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 0.8, 0.99])
-def test_a_full_disk_is_told_and_the_build_goes_on_when_there_is_space(data, tmp_path, monkeypatch, share):
+def test_a_full_disk_is_reported_and_the_build_resumes_when_there_is_space(data, tmp_path, monkeypatch, share):
     teacher, dataset = dense_model(3), batches_of(*data, batch=4)
     with monkeypatch.context() as patched:
         disk = FullDisk(patched, 10**6)

@@ -130,7 +130,7 @@ def test_the_likeliest_of_an_api_are_kept_in_whatever_order_it_gives_them():
 
 
 @pytest.mark.parametrize("wrong", [-1, 10])
-def test_classes_that_there_are_not_are_refused(tmp_path, wrong):
+def test_classes_out_of_range_are_refused(tmp_path, wrong):
     answers = TopLogProbs(np.array([[7, wrong]]), np.log(np.array([[0.6, 0.3]])), of=10)
     with pytest.raises(tf.errors.InvalidArgumentError, match="classes must be >= 0 and below of=10"):
         keras_kd.cache_teacher_outputs("api", [(np.arange(1), answers)], tmp_path, key="id", verbose=0)

@@ -41,15 +41,15 @@ def test_the_teacher_runs_once_and_the_numbers_are_those_of_a_live_teacher(data,
     x, y = data
     teacher = Counting(dense_model(16, 3))
     live = distiller_of(teacher)
-    of_live = live.fit(dataset_of(x, y), epochs=3, verbose=0).history
+    live_history = live.fit(dataset_of(x, y), epochs=3, verbose=0).history
     passes = int(teacher.passes)
     cached = distiller_of(teacher)
     cache = {"path": tmp_path / "outputs", "dtype": "float32"}
-    of_cached = cached.fit(dataset_of(x, y), epochs=3, cache=cache, verbose=0).history
+    cached_history = cached.fit(dataset_of(x, y), epochs=3, cache=cache, verbose=0).history
     assert passes == 15
     assert int(teacher.passes) - passes == 5
-    for name, values in of_live.items():
-        np.testing.assert_allclose(of_cached[name], values, rtol=1e-5, err_msg=name)
+    for name, values in live_history.items():
+        np.testing.assert_allclose(cached_history[name], values, rtol=1e-5, err_msg=name)
     for a, b in zip(live.get_weights(), cached.get_weights(), strict=True):
         np.testing.assert_allclose(b, a, atol=1e-6)
 
@@ -83,7 +83,7 @@ def test_a_stopped_fit_resumes_though_its_data_is_shuffled_anew(data, tmp_path):
     assert keras_kd.open_teacher_cache(tmp_path / "outputs").examples == 37
 
 
-def test_a_full_disk_is_told_as_it_is_before_training(data, tmp_path, monkeypatch):
+def test_a_full_disk_is_reported_as_an_os_error_before_training(data, tmp_path, monkeypatch):
     distiller = distiller_of(dense_model(16, 3))
     before = distiller.student.get_weights()
     with monkeypatch.context() as patched:
@@ -116,7 +116,7 @@ def test_a_finished_cache_needs_no_teacher(data, tmp_path):
         ({"dtype": "int8"}, "layer hidden_0"),
     ],
 )
-def test_a_finished_cache_without_a_teacher_is_compared_with_what_is_asked_for(data, tmp_path, options, differs):
+def test_a_finished_cache_without_a_teacher_is_compared_with_the_given_options(data, tmp_path, options, differs):
     distillation_losses = [
         keras_kd.losses.SoftLabels(1.0),
         keras_kd.losses.Hint(teacher_layer="hidden_0", student_layer="hidden_0"),
@@ -139,7 +139,7 @@ def test_a_finished_cache_of_samples_is_for_losses_of_temperature_one(data, tmp_
         distiller_of(None, keras_kd.losses.SoftLabels(2.0)).fit(dataset_of(*data), cache=cache, verbose=0)
 
 
-def test_hidden_states_that_losses_ask_for_are_kept(data, tmp_path):
+def test_hidden_states_that_losses_compare_are_stored(data, tmp_path):
     distillation_losses = [
         keras_kd.losses.Hint(teacher_layer="hidden_0", student_layer="hidden_0"),
         keras_kd.losses.SoftLabels(2.0),

@@ -20,6 +20,7 @@ from keras_kd.cache.reading import (
     plain,
     require_batches,
     require_same,
+    require_shards,
     teacher_setting,
 )
 from keras_kd.cache.sources import ArraySource, TeacherSource
@@ -215,12 +216,14 @@ class Writer:
         self.folder, self._setting, self.layout, self._shard_bytes = folder, setting, layout, shard_bytes
         storage.remove_halves(folder)
         self._shards = self._begun()
-        self._sizes = {}
-        for name in layout.columns:
-            parts = parts_of(self._shards, name)
-            storage.require_parts(folder, name, parts, verify=True, longer=True)
-            self._sizes[name] = sum(part["bytes"] for part in parts)
-            storage.cut(folder, name, self._sizes[name])  # what a killed run wrote after its last finished shard
+        with storage.fields_of(folder / storage.BEGUN):
+            require_shards(self._shards, layout)
+            parts = {name: parts_of(self._shards, name) for name in layout.columns}
+            for name in layout.columns:
+                storage.require_parts(folder, name, parts[name], verify=True, longer=True)
+        self._sizes = {name: sum(part["bytes"] for part in parts[name]) for name in layout.columns}
+        for name, size in self._sizes.items():
+            storage.cut(folder, name, size)  # what a killed run wrote after its last finished shard
         self._tokens = {name: int(self.stored(layout.end_of(name))[-1:].sum()) for name in layout.by_token}
         self._batches, self._buffered = [], 0
 
@@ -260,8 +263,8 @@ class Writer:
         """The finished shards of an earlier run."""
         if (self.folder / storage.BEGUN).exists():
             begun = storage.read_json(self.folder, storage.BEGUN)
-            require_same(begun["setting"], self._setting, self.folder)
-            return begun["shards"]
+            require_same(begun.get("setting"), self._setting, self.folder)
+            return begun.get("shards")
         if self.folder.exists() and any(self.folder.iterdir()):
             raise ValueError(f"path must be a new or empty folder, or a cache, got {str(self.folder)!r} with files.")
         self._note([])

@@ -227,37 +227,39 @@ def _checked_manifest(folder, verify):
             )
         raise FileNotFoundError(f"path must be the folder of a cache, but there is no {str(manifest_path)!r}.")
     manifest = storage.read_json(folder, storage.MANIFEST)
-    try:
+    with storage.fields_of(manifest_path):
         found = manifest["setting"]["outputs"]["format"]
         if found != FORMAT:
             raise ValueError(f"its format is {found!r}; this version reads {FORMAT!r}")
-        layout = Layout.from_config(manifest["setting"]["outputs"])
-        _require_files(folder, manifest, layout, verify)
-    except storage.AlteredFileError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
-        reason = f"the field {error} is missing or unknown" if isinstance(error, KeyError) else str(error).rstrip(".")
-        raise ValueError(
-            f"{str(manifest_path)!r} is no manifest of a cache: {reason}. Copy the cache again, or remove its folder "
-            "and build it anew."
-        ) from error
+        _require_files(folder, manifest, Layout.from_config(manifest["setting"]["outputs"]), verify)
     return manifest
+
+
+def require_shards(shards, layout):
+    """Raise ValueError unless the shards of a JSON file have the fields that they should."""
+    if not isinstance(shards, list):
+        raise ValueError(f"its field 'shards' is no list: {shards!r}")
+    for number, shard in enumerate(shards):
+        if set(shard["files"]) != {*layout.columns} or shard["examples"] * 8 != shard["files"][KEY]["bytes"]:
+            raise ValueError(f"shard {number} of 'shards' has other files or another number of 'examples'")
+        names = shard["sequences"]
+        if {*names} != {*layout.by_token} or not all(isinstance(one, (list, type(None))) for one in names.values()):
+            raise ValueError(f"shard {number} of 'shards' has the 'sequences' {names}")
 
 
 def _require_files(folder, manifest, layout, verify):
     """Raise ValueError unless the files of a cache are those of its manifest."""
-    if set(manifest) - {"setting", "examples", "sequences", "shards", "index"} or set(manifest["index"]) != {
-        *storage.INDEX
-    }:
-        raise ValueError(f"its fields are {sorted(manifest)}, those of 'index' {sorted(manifest['index'])}")
-    if set(manifest["setting"]) != {"teacher", "preprocessing", "outputs"}:
-        raise ValueError(f"the fields of 'setting' are {sorted(manifest['setting'])}")
+    for part, fields in (
+        (manifest, {"setting", "examples", "sequences", "shards", "index"}),
+        (manifest["setting"], {"teacher", "preprocessing", "outputs"}),
+        (manifest["index"], {*storage.INDEX}),
+    ):
+        if set(part) != fields:
+            raise ValueError(f"the fields {sorted(part)} should be {sorted(fields)}")
     shards = manifest["shards"]
-    for number, shard in enumerate(shards):
-        if set(shard["files"]) != {*layout.columns} or shard["examples"] * 8 != shard["files"][KEY]["bytes"]:
-            raise ValueError(f"the shard {number} of 'shards' has other files or another number of 'examples'")
+    require_shards(shards, layout)
     sequences = common_sequences(shard["sequences"] for shard in shards)
-    if manifest["sequences"] != sequences or {*sequences} != {*layout.by_token}:
+    if manifest["sequences"] != sequences:
         raise ValueError(f"its field 'sequences' is {manifest['sequences']}, but that of its shards is {sequences}")
     parts = {name: parts_of(shards, name) for name in layout.columns}
     parts |= {name: [manifest["index"][name]] for name in storage.INDEX}

@@ -105,6 +105,21 @@ def remove_halves(folder):
 
 
 @contextlib.contextmanager
+def fields_of(path):
+    """Name the JSON file in errors of its fields."""
+    try:
+        yield
+    except AlteredFileError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
+        reason = f"the field {error} is missing or unknown" if isinstance(error, KeyError) else str(error).rstrip(".")
+        raise ValueError(
+            f"{str(path)!r} is not that of a cache: {reason}. Copy the cache again, or remove its folder and build it "
+            "anew."
+        ) from error
+
+
+@contextlib.contextmanager
 def _explained_if_full(path):
     """Add to the error of a full disk what is safe and how to go on."""
     try:
