@@ -120,7 +120,7 @@ class Pairing:
                 if loss.undoes != "softmax" or loss.layers_of(side) or outputs.prediction is None:
                     continue
                 activations = reader.activations(outputs, loss.output_of(side))
-                tensors = reader.select(outputs, loss.output_of(side)) if activations else []
+                tensors = reader.select(outputs, loss.output_of(side), undo=loss.undoes) if activations else []
                 unknown = [one for one, activation in zip(tensors, activations, strict=True) if activation == "unknown"]
                 if unknown:
                     yield loss.name, side, unknown

@@ -8,8 +8,8 @@ import keras
 import tensorflow as tf
 
 from keras_kd._keras_private import set_mask
-from keras_kd.outputs.hooks import Hook
 from keras_kd.outputs.endings import logits_of
+from keras_kd.outputs.hooks import Hook
 from keras_kd.outputs.reader import ModelOutputs, dict_keys, output_positions
 from keras_kd.outputs.top_classes import in_full
 
