@@ -1,4 +1,4 @@
-"""How much longer `import keras_kd` takes than Keras and TensorFlow by themselves: interleaved, fresh processes.
+"""Time that `import keras_kd` adds to importing Keras and TensorFlow: fresh processes, in turn.
 
 Run it as `python benchmarks/import_time.py [runs]`.
 """
@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 
-ALONE, WITH_US = "import keras, tensorflow", "import keras, tensorflow, keras_kd"
+WITHOUT, WITH = "import keras, tensorflow", "import keras, tensorflow, keras_kd"
 
 
 def seconds(code):
@@ -18,11 +18,11 @@ def seconds(code):
 
 
 def main(runs=7):
-    seconds(WITH_US)  # fills the file cache
-    pairs = [(seconds(ALONE), seconds(WITH_US)) for _ in range(runs)]
-    alone, with_us = (statistics.median(times) for times in zip(*pairs, strict=True))
+    seconds(WITH)  # fills the file cache
+    pairs = [(seconds(WITHOUT), seconds(WITH)) for _ in range(runs)]
+    without, with_package = (statistics.median(times) for times in zip(*pairs, strict=True))
     extra = sorted(b - a for a, b in pairs)
-    print(f"keras and tensorflow {alone:.2f} s, with keras_kd {with_us:.2f} s (medians of {runs})")
+    print(f"keras and tensorflow {without:.2f} s, with keras_kd {with_package:.2f} s (medians of {runs})")
     print(f"extra: median {statistics.median(extra):.2f} s, from {extra[0]:.2f} to {extra[-1]:.2f} s")
 
 

@@ -135,7 +135,9 @@ LOSSES = {
     "AttentionMaps(mean_over_heads=True)": functools.partial(
         keras_kd.losses.AttentionMaps, "attention_1", "attention_0", mean_over_heads=True
     ),
-    "HiddenStates": functools.partial(keras_kd.losses.HiddenStates, ["embedding", "block_1"], ["embedding", "block_0"]),
+    "HiddenStates": functools.partial(
+        keras_kd.losses.Hint, ["embedding", "block_1"], ["embedding", "block_0"], shared_projection=True
+    ),
     "CosineFeatures": functools.partial(keras_kd.losses.CosineFeatures, "pooled", "pooled"),
 }
 

@@ -1,6 +1,6 @@
 """Write the tree of `keras_kd/` into docs/design.md: each module with the first line of its docstring.
 
-    python docs/design_tree.py
+python docs/design_tree.py
 """
 
 import ast
@@ -12,13 +12,13 @@ BEGIN, END = "<!-- tree: python docs/design_tree.py -->", "<!-- end of tree -->"
 
 
 def tree():
-    """The tree as text: folders with what their `__init__.py` says, then their modules."""
-    lines = ["keras_kd/"]
-    for path in _in_order(ROOT / "keras_kd"):
-        depth = len(path.relative_to(ROOT).parts) - 1
-        name = "  " * depth + (f"{path.name}/" if path.is_dir() else path.name)
-        lines.append(f"{name:24} {_first_line(path / '__init__.py' if path.is_dir() else path)}")
-    return "\n".join(line.rstrip() for line in lines)
+    """The tree as a nested Markdown list: folders with what their `__init__.py` says, then their modules."""
+    return "\n".join(
+        "    " * (len(path.relative_to(ROOT).parts) - 2)
+        + (f"- **`{path.name}/`** " if path.is_dir() else f"- `{path.name}` ")
+        + _first_line(path / "__init__.py" if path.is_dir() else path)
+        for path in _in_order(ROOT / "keras_kd")
+    )
 
 
 def _in_order(folder):
@@ -43,7 +43,7 @@ def page_with_tree(page):
     """The page with the tree as it is now."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return f"{before}{BEGIN}\n\n```text\n{tree()}\n```\n\n{END}{after}"
+    return f"{before}{BEGIN}\n\n{tree()}\n\n{END}{after}"
 
 
 if __name__ == "__main__":

@@ -118,3 +118,10 @@ def require_count(value, argument, *, at_least):
     if value < at_least:
         raise ValueError(f"{argument} must be >= {at_least}, got {value!r}.")
     return int(value)
+
+
+def require_flag(value, argument):
+    """Return `value` if it is a bool, else raise TypeError."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{argument} must be True or False, got {value!r}.")
+    return value

@@ -1,17 +1,20 @@
-"""Everything that keras_kd takes from Keras's insides, in one place: `tests/test_keras_private.py` pins each.
+"""Everything that keras_kd takes from the insides of Keras and TensorFlow: `tests/test_keras_private.py` pins each.
 
-Public Keras has no name for these: whether `call` takes `training`, the mask that travels with a tensor, the losses
-behind `compile(loss=...)`, the `tf.Variable` behind a variable.
+Neither has a public name for these: whether `call` takes `training`, the mask that travels with a tensor, the losses
+in `compile(loss=...)`, the `tf.Variable` of a `keras.Variable`, what one replica gets of a batch. Elsewhere, keras_kd
+only overrides the hooks of `keras.Model` that a subclass has to, as `_maybe_symbolic_build`.
 """
 
 import inspect
 
 import keras
 from keras.src import backend
+from keras.src.losses.loss import reduce_weighted_values
 from keras.src.losses.losses import LossFunctionWrapper
 from keras.src.models.functional import Functional
 from keras.src.trainers.trainer import model_supports_jit
 from keras.src.utils import naming
+from tensorflow.python.distribute.values import PerReplicaSpec
 
 
 def call_model(model, inputs, training):
@@ -58,6 +61,11 @@ def has_loss_weights(model):
     return model._compile_loss is not None and model._compile_loss._user_loss_weights is not None
 
 
+def has_metrics(model):
+    """Whether the model was compiled with metrics that Keras updates."""
+    return model._compile_metrics is not None
+
+
 def replace_compiled_losses(model, wrap):
     """Replace each loss of `compile(loss=...)` by `wrap(loss)`; does nothing where it is done already."""
     compile_loss = model._compile_loss
@@ -72,6 +80,11 @@ def loss_function(loss):
     return loss, {}
 
 
+def reduce_values(values, sample_weight, mask, reduction, dtype):
+    """What `keras.losses.Loss` makes of one value per sample or token, with weights and a mask or None."""
+    return reduce_weighted_values(values, sample_weight, mask, reduction, dtype)
+
+
 def sparse_label_options(loss):
     """`(True, ignore_class)` if the loss is sparse categorical cross-entropy in any form, else `(False, None)`."""
     function, options = loss_function(loss)
@@ -81,6 +94,16 @@ def sparse_label_options(loss):
 def backend_variable(variable):
     """The backend's own variable, e.g. `tf.Variable`, of a `keras.Variable`."""
     return variable._value
+
+
+def epoch_element_spec(epoch_iterator):
+    """Shapes and dtypes of the batches that the iterator of `fit`'s epochs hands out, without drawing a batch."""
+    return epoch_iterator._distributed_dataset.element_spec
+
+
+def replica_spec(spec):
+    """What one replica gets of a spec that is per replica; any other spec as it is."""
+    return spec._value_specs[0] if isinstance(spec, PerReplicaSpec) else spec
 
 
 def producer(tensor):

@@ -73,7 +73,7 @@ def languages_of(x, language_key, user):
     if not isinstance(x, dict) or language_key not in x:
         found = f"the entries {sorted(x)}" if isinstance(x, dict) else f"a {type(x).__name__}"
         raise ValueError(
-            f"{user} needs each example's language: x must be a dict with the entry {language_key!r}, got {found}. Models "
-            "read the entries that they have inputs for; the language may stand beside them."
+            f"{user} needs each example's language: x must be a dict with the entry {language_key!r}, got {found}. "
+            "Models read the entries that they have inputs for; the language may stand beside them."
         )
     return tf.reshape(x[language_key], (-1,))

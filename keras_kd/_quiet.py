@@ -1,4 +1,4 @@
-"""Less noise from TensorFlow, whose C++ code writes to the standard error past Python."""
+"""Silence TensorFlow, whose C++ code writes to the standard error past Python."""
 
 import contextlib
 import logging
@@ -6,19 +6,19 @@ import os
 import threading
 import warnings
 
-_ONE_AT_A_TIME = threading.RLock()  # two threads that redirect in turn would restore each other's redirection
+_ONE_AT_A_TIME = threading.RLock()  # interleaved threads would restore each other's redirection
 
 
 @contextlib.contextmanager
 def quiet():
-    """Keep the standard error (file descriptor 2), Python's warnings and TensorFlow's loggers off the terminal.
+    """Drop what is written to the standard error (file descriptor 2), to Python's warnings and to TensorFlow's loggers.
 
-    They are one for all threads: what others write meanwhile is lost too, and a second thread waits for the first.
+    They are shared by all threads: what other threads write meanwhile is lost too, and a second call waits.
     """
     with _ONE_AT_A_TIME, _without_warnings(), open(os.devnull, "wb") as nowhere:
         try:
             terminal = os.dup(2)
-        except OSError:  # it is closed: there is nothing to keep quiet
+        except OSError:  # it is closed: nothing is written
             yield
             return
         os.dup2(nowhere.fileno(), 2)
@@ -31,7 +31,7 @@ def quiet():
 
 @contextlib.contextmanager
 def _without_warnings():
-    """Python warns of TensorFlow's own deprecations; its loggers tell where files go."""
+    """Silence warnings of TensorFlow's own deprecations, and its loggers."""
     loggers = [logging.getLogger(name) for name in ("tensorflow", "absl")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings():

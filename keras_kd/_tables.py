@@ -4,7 +4,7 @@ import io
 
 
 def plain_text(renderable):
-    """Return what rich draws as text without colours, as wide as it needs to be."""
+    """Return a rich renderable as text without colors, as wide as needed."""
     from rich.console import Console
 
     page = io.StringIO()

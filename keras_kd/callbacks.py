@@ -5,6 +5,7 @@ import math
 import keras
 
 from keras_kd._checks import require_choice, require_distiller, require_number
+from keras_kd._hyperparameters import assign_scalar
 
 _SHAPES = {
     "linear": lambda progress: progress,
@@ -106,7 +107,8 @@ class LambdaRamp(keras.callbacks.Callback):
     def _set(self, time):
         name = "temperature" if self.temperature_of is not None else "weight"
         bound = {"above": 0.0} if self.temperature_of is not None else {"at_least": 0.0}
-        self._hyperparameter.assign(require_number(self.value(time), f"{name} given by schedule at {time}", **bound))
+        value = require_number(self.value(time), f"{name} given by schedule at {time}", **bound)
+        assign_scalar(self._hyperparameter, value)
 
     def _find_hyperparameter(self):
         hyperparameters = require_distiller(self.model, "LambdaRamp").hyperparameters

@@ -13,7 +13,7 @@ from keras_kd._checks import require_choice, require_model, require_teacher
 from keras_kd._hyperparameters import Hyperparameter, scalar_value
 from keras_kd._keras_private import functional_graph, random_states, symbolic_result
 from keras_kd.balancing import Balance
-from keras_kd.cache.building import cached
+from keras_kd.cache.building import cached, require_cacheable
 from keras_kd.large_vocabulary.fusion import Fusion
 from keras_kd.losses.keras_losses import loss_list
 from keras_kd.outputs.pairing import Pairing
@@ -228,6 +228,8 @@ class Distiller(Step, keras.Model):
         Returns:
             The `History`.
         """
+        if cache is not None:
+            require_cacheable(x, cache)
         data_checks.require_usable(self, x, y, _arguments("fit", x, y, args, kwargs))
         if cache is not None:
             x = cached(x, cache, self, verbose=kwargs.get("verbose", 1))

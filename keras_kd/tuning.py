@@ -8,6 +8,7 @@ import io
 import json
 import math
 import pathlib
+import tempfile
 import typing
 import warnings
 
@@ -18,6 +19,7 @@ from keras_kd import fingerprint
 from keras_kd._checks import require_choice, require_count, require_number, require_teacher
 from keras_kd._extras import needs_extra
 from keras_kd._files import written_whole
+from keras_kd._quiet import quiet
 from keras_kd.distiller import Distiller
 
 LEARNING_RATE = "learning_rate"
@@ -143,19 +145,19 @@ def tune(
     recipe.check()
     space = _checked_space(search, recipe.hyperparameter_names())
     setting = {"goal": str(objective), "method": method, "search": space, **recipe.fingerprint(space)}
-    _claim(pathlib.Path(directory), setting)
+    store = _Store(pathlib.Path(directory), setting)
     options = {
         "objective": objective,
         "max_trials": min(trials, _combinations(space)),
         "seed": seed + 1,  # KerasTuner takes 0 for no seed
         "hyperparameters": _hyperparameters(keras_tuner, space),
         "max_consecutive_failed_trials": -1,  # no limit
-        "directory": str(directory),
         "project_name": "trials",
     }
-    tuner = _tuner(keras_tuner, method, recipe, options, verbose)
-    with warnings.catch_warnings():
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="keras_tuner|sklearn")
+        store.restore(folder)
+        tuner = _tuner(keras_tuner, method, recipe, store, {**options, "directory": folder}, verbose)
         try:
             tuner.search()
         except keras_tuner.errors.FatalError as error:  # KerasTuner lets no other error out of a trial
@@ -166,9 +168,10 @@ def tune(
             f"each of the {len(found)} trials failed; in the last one, {found[-1].failure}. Search smaller learning "
             f"rates, or look for what is wrong with the data. The trials are in {directory}."
         )
-    best = tuner.oracle.get_best_trials(1)[0]
-    distiller = recipe.new_distiller(best.hyperparameters.values)
-    distiller.student.load_weights(tuner.weights_file(best))
+    better = max if objective.direction == "max" else min  # the first of equals
+    best = better((n for n, trial in enumerate(found) if not trial.failed), key=lambda n: found[n].score)
+    distiller = recipe.new_distiller(found[best].values)
+    distiller.student.load_weights(store.weights_file(tuner.oracle.start_order[best]))
     return TuningResult(objective.name, objective.direction, found, distiller, recipe.new_distiller)
 
 
@@ -242,12 +245,11 @@ class TuningResult:
         return f"TuningResult({self.goal}={self.best_score:.4g}, best={self.best}, trials={len(self.trials)})"
 
     def __str__(self):
-        names = list(self.trials[0].values)
+        names, numbers = list(self.trials[0].values), {id(trial): n for n, trial in enumerate(self.trials, start=1)}
         rows = [["trial", self.goal, "epoch", *names]]
         for trial in [*self.ranked, *(trial for trial in self.trials if trial.failed)]:
             outcome = ["failed", "-"] if trial.failed else [f"{trial.score:.4f}", str(trial.epoch)]
-            number = str(self.trials.index(trial) + 1)
-            rows.append([number, *outcome, *(f"{trial.values[name]:.3g}" for name in names)])
+            rows.append([str(numbers[id(trial)]), *outcome, *(f"{trial.values[name]:.3g}" for name in names)])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
         failures = {trial.failure: None for trial in self.trials if trial.failed}
@@ -265,17 +267,16 @@ def _trial(trial):
 # Trials ------------------------------------------------------------------------------------------------------------
 
 
-def _tuner(keras_tuner, method, recipe, options, verbose):
+def _tuner(keras_tuner, method, recipe, store, options, verbose):
     """KerasTuner's tuner for this method, whose trials are those of the recipe."""
     base = keras_tuner.BayesianOptimization if method == "bayesian" else keras_tuner.RandomSearch
 
     class DistillerTuner(base):
-        def weights_file(self, trial):
-            return pathlib.Path(self.get_trial_dir(trial.trial_id)) / "student.weights.h5"
-
         def run_trial(self, trial):
             try:
-                best = _BestEpoch(self.oracle.objective, trial.hyperparameters.values, self.weights_file(trial))
+                best = _BestEpoch(
+                    self.oracle.objective, trial.hyperparameters.values, store.weights_file(trial.trial_id)
+                )
                 history = recipe.fit(trial.hyperparameters.values, best)
             except Exception as error:
                 raise keras_tuner.errors.FatalError from error
@@ -283,6 +284,10 @@ def _tuner(keras_tuner, method, recipe, options, verbose):
                 trial.message = best.failure
                 return {self.oracle.objective.name: math.nan}
             return history
+
+        def on_trial_end(self, trial):
+            super().on_trial_end(trial)
+            store.keep(self.project_dir)
 
     # It prints where it reloads from.
     with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
@@ -438,7 +443,8 @@ class _BestEpoch(keras.callbacks.Callback):
             self.model.stop_training = True
         elif self._best is None or self._objective.better_than(logs[name], self._best):
             self._best = logs[name]
-            self.model.student.save_weights(self._path)
+            with quiet():  # Keras warns of its own use of NumPy
+                self.model.student.save_weights(self._path)
 
 
 # Settings ----------------------------------------------------------------------------------------------------------
@@ -503,26 +509,55 @@ def _hyperparameters(keras_tuner, space):
     return hyperparameters
 
 
-def _claim(folder, setting):
-    """Write the setting of a search into its folder, or raise ValueError if that holds another search."""
-    file, setting = folder / "search.json", json.loads(json.dumps(setting))
-    if not file.exists() and (folder / "trials").exists():
-        raise ValueError(f"directory {str(folder)!r} holds trials that keras_kd.tune did not write.")
-    if not any(folder.glob("trials/tuner*.json")):  # KerasTuner writes it after the first trial
-        with written_whole(file) as partial:
-            partial.write_text(json.dumps({"format": _FORMAT, "setting": setting}, indent=1), encoding="utf-8")
-        return
-    content = {}
-    with contextlib.suppress(json.JSONDecodeError):
-        content = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
-        raise ValueError(f"directory holds {file}, which keras_kd.tune did not write ({_FORMAT}).")
-    differing = list(fingerprint.differences(content["setting"], setting))
-    if differing:
-        raise ValueError(
-            f"directory {str(folder)!r} holds another search, whose trials must not be mixed with these. It differs "
-            "in\n" + "\n".join(differing) + "\nGive another directory, or remove that one."
-        )
+class _Store:
+    """The folder of a search: `search.json`, its setting and the files of KerasTuner; the students.
+
+    KerasTuner writes its files in place, so that a killed process may leave half of one. So it works in a temporary
+    folder, and after each trial its files are written here at once.
+    """
+
+    def __init__(self, folder, setting):
+        self.folder, self._setting, self._files = folder, json.loads(json.dumps(setting)), {}
+        if self._file.exists():
+            self._files = self._read()
+
+    @property
+    def _file(self):
+        return self.folder / "search.json"
+
+    def weights_file(self, trial_id):
+        """Where the student of a trial is saved."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / f"trial_{int(trial_id)}.weights.h5"
+
+    def restore(self, folder):
+        """Write the files of KerasTuner to `folder`."""
+        for name, text in self._files.items():
+            path = pathlib.Path(folder) / "trials" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+
+    def keep(self, project):
+        """Save the files of KerasTuner in the folder `project`."""
+        project = pathlib.Path(project)
+        files = {path.relative_to(project).as_posix(): path.read_text("utf-8") for path in project.rglob("*.json")}
+        content = {"format": _FORMAT, "setting": self._setting, "keras_tuner": files}
+        with written_whole(self._file) as partial:
+            partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+
+    def _read(self):
+        content = {}
+        with contextlib.suppress(json.JSONDecodeError):
+            content = json.loads(self._file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise ValueError(f"directory holds {self._file}, which keras_kd.tune did not write ({_FORMAT}).")
+        differing = list(fingerprint.differences(content["setting"], self._setting))
+        if differing:
+            raise ValueError(
+                f"directory {str(self.folder)!r} holds another search, whose trials must not be mixed with these. It "
+                "differs in\n" + "\n".join(differing) + "\nGive another directory, or remove that one."
+            )
+        return content["keras_tuner"]
 
 
 def _called(data):

@@ -65,8 +65,9 @@ class Row(NamedTuple):
         least_is_zero: It is 0 where teacher and student are equal; a cross-entropy is not.
         saturates: Far out its gradient tends to 0, by its formula.
         of_sequences: It takes sequences.
-        refusal: What it says of masked sequences otherwise.
+        refusal: The error message for masked sequences otherwise.
         refused: Shapes of teacher and student that do not fit.
+        any_positions: It compares outputs whose steps or positions differ, without broadcasting.
         outputs: Of teacher and student, what it is tried on.
         far: Outputs of a size to be finite at; the student's is wrong.
         model: Makes a model of 8 inputs and 5 classes that it is trained on, of a given width.
@@ -81,6 +82,7 @@ class Row(NamedTuple):
     of_sequences: bool = True
     refusal: str = r"\(batch, classes\), but the student gives \(2, 4, 5\)"
     refused: tuple = (((4, 5), (4, 1, 5)), ((4, 5), (4, 4)))
+    any_positions: bool = False
     outputs: tuple = (TEACHER, STUDENT)
     far: object = opposite
     model: object = classifier
@@ -95,14 +97,15 @@ OF_VECTORS = {
 }
 OF_RELATIONS = {
     "of_sequences": False,
-    "refusal": r"relates whole examples, but the student gives masked tokens \(2, 4, 5\)",
+    "refusal": r"relates whole examples, but the outputs are of masked tokens: the student gives \(2, 4, 5\)",
+    "any_positions": True,
     "refused": (((4, 5), (4,)), ((4, 5), (3, 5))),
     "far": scaled,
     "saturates": True,
 }
 
 
-# One row a loss. Every law below runs on each.
+# One row per loss. Every law of `test_losses.py` runs on each.
 LOSSES = {
     "soft_labels": Row(
         lambda **o: keras_kd.losses.SoftLabels(temperature=3.0, **o),
@@ -156,9 +159,7 @@ LOSSES = {
         lambda t, s: formulas.binary_soft_labels(t, s, temperature=2.0),
     ),
     "hint": Row(lambda **o: keras_kd.losses.Hint("logits", "logits", **o), lambda t, s: np.mean((t - s) ** 2, axis=-1)),
-    "embeddings": Row(
-        lambda **o: keras_kd.losses.Embeddings(**o), lambda t, s: np.mean((t - s) ** 2, axis=-1), **OF_VECTORS
-    ),
+    "hint of outputs": Row(lambda **o: keras_kd.losses.Hint(**o), lambda t, s: np.mean((t - s) ** 2, axis=-1)),
     "cosine_features": Row(
         lambda **o: keras_kd.losses.CosineFeatures(**o), formulas.cosine_features, far=scaled, saturates=True
     ),
@@ -176,7 +177,7 @@ LOSSES = {
         lambda t, s: formulas.self_attention_relations(t, s, heads=2),
         saturates=True,
         of_sequences=False,
-        refusal=r"\(batch, length, heads, dim\), but the teacher gives \(2, 4, 5\)",
+        refusal=r"\(batch, length, heads, dim\), but the teacher's layer 'attention' gives \(2, 4, 5\)",
         outputs=QUERIES,
         far=lambda scale: tuple(scale * queries for queries in QUERIES),
         refused=(((4, 3, 2), (4, 3, 2)), ((4, 3, 2, 6), (4, 2, 2, 4)), ((4, 3, 1, 6), (4, 3, 1, 5))),
@@ -187,15 +188,16 @@ LOSSES = {
         lambda **o: keras_kd.losses.AttentionMaps("attention", "attention", **o),
         lambda t, s: np.mean((t - s) ** 2, axis=(1, 3)),
         of_sequences=False,
-        refusal=r"\(batch, heads, queries, keys\), but the teacher gives \(2, 4, 5\)",
+        refusal=r"\(batch, heads, queries, keys\), but the teacher's layer 'attention' gives \(2, 4, 5\)",
         outputs=SCORES,
         far=lambda scale: tuple(scale * scores for scores in SCORES),
         refused=(((4, 3, 3), (4, 3, 3)), ((4, 4, 3, 3), (4, 2, 3, 3)), ((4, 2, 3, 3), (4, 2, 3, 4))),
         model=attention_classifier,
         part="scores",
     ),
-    "hidden_states": Row(
-        lambda **o: keras_kd.losses.HiddenStates("logits", "logits", **o), lambda t, s: np.mean((t - s) ** 2, axis=-1)
+    "hint with a shared projection": Row(
+        lambda **o: keras_kd.losses.Hint(["logits"], ["logits"], shared_projection=True, **o),
+        lambda t, s: np.mean((t - s) ** 2, axis=-1),
     ),
     "relational_kd": Row(
         lambda **o: keras_kd.losses.RelationalKD(distance=2.0, angle=3.0, **o),
@@ -231,6 +233,7 @@ LOSSES = {
         lambda t, s: formulas.universal_logit_distillation(t, s, temperature=2.0),
         saturates=True,
         refused=(((4, 5), (4, 1, 5)), ((4, 2, 2, 5), (4, 2, 2, 5))),
+        any_positions=True,
         far=undecided,
     ),
     "soft_labels through a vocabulary map": Row(

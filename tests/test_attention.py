@@ -146,11 +146,15 @@ def test_relations_under_two_replicas_equal_those_of_one():
 
 def test_relations_that_do_not_fit_are_refused_before_anything_runs():
     teacher, student = transformer(1, 4, 16), transformer(1, 2, 12)
-    with pytest.raises(ValueError, match=r"head by head, but the teacher gives \(None, None, 4, 4\), the student"):
+    with pytest.raises(
+        ValueError, match=r"head by head, but the teacher's layer 'layer_0' gives \(None, None, 4, 4\), the student"
+    ):
         keras_kd.Distiller(teacher, student, keras_kd.losses.SelfAttentionRelations("layer_0", "layer_0"))
     with pytest.raises(ValueError, match=r"heads must divide heads · dim of the student, 2 · 6 = 12, got 8"):
         keras_kd.Distiller(teacher, student, keras_kd.losses.SelfAttentionRelations("layer_0", "layer_0", heads=8))
-    with pytest.raises(ValueError, match=r"token by token, but .* \(2, 3, 2, 6\), the student \(2, 2, 2, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"token by token, but .* \(2, 3, 2, 6\), the student's layer 'b' \(2, 2, 2, 4\)"
+    ):
         relations_of()(QUERIES_TEACHER, QUERIES_STUDENT[:, :2])
     with pytest.raises(ValueError, match=r"\(batch, length, heads, dim\), but"):
         relations_of()(QUERIES_TEACHER[0], QUERIES_STUDENT[0])
@@ -205,15 +209,17 @@ def test_maps_and_hidden_states_of_several_layers_at_once():
     layers = ["layer_0", "layer_2"], ["layer_0", "layer_1"]
     distillation_losses = [
         keras_kd.losses.AttentionMaps(*layers),
-        keras_kd.losses.HiddenStates(["embedding", *layers[0]], ["embedding", *layers[1]]),
+        keras_kd.losses.Hint(["embedding", *layers[0]], ["embedding", *layers[1]], shared_projection=True),
     ]
     history = fitted(teacher, student, distillation_losses)
     assert history["attention_maps"][0] == pytest.approx(expected, rel=1e-4)
-    assert history["hidden_states"][-1] < history["hidden_states"][0]
+    assert history["hint"][-1] < history["hint"][0]
 
 
 def test_maps_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match=r"\(2, 4, 3, 3\), the student \(2, 2, 3, 3\). Set mean_over_heads=True"):
+    with pytest.raises(
+        ValueError, match=r"\(2, 4, 3, 3\), the student's layer 'b' \(2, 2, 3, 3\). Set mean_over_heads=True"
+    ):
         maps_of()(scores_of(0, 4), scores_of(1))
     with pytest.raises(TypeError, match="mean_over_heads must be True or False, got 'yes'"):
         maps_of(mean_over_heads="yes")
@@ -231,7 +237,7 @@ def test_maps_that_do_not_fit_are_refused():
     [
         keras_kd.losses.SelfAttentionRelations("layer_0", "layer_0", heads=4, of=("query", "key"), weight=0.5),
         keras_kd.losses.AttentionMaps(["layer_0"], ["layer_0"], mean_over_heads=True),
-        keras_kd.losses.HiddenStates(["layer_0"], ["layer_0"], name="hidden"),
+        keras_kd.losses.Hint(["layer_0"], ["layer_0"], shared_projection=True, name="hidden"),
     ],
     ids=lambda distillation_loss: distillation_loss.name,
 )

@@ -138,7 +138,7 @@ def test_long_epochs_without_a_teacher_are_the_students_in_memory_and_from_the_c
         function()
         assert int(function.args[0].optimizer.iterations) == bench_steps.PASSES * task.steps
     precomputed = [next(iter(functions[name].args[1]))[0] for name in (bench_steps.IN_MEMORY, bench_steps.CACHED)]
-    in_memory, cached = (one.outputs().prediction for one in precomputed)
+    in_memory, cached = (one.teacher_outputs().prediction for one in precomputed)
     np.testing.assert_allclose(in_memory, cached, rtol=1e-3, atol=1e-3)
 
 

@@ -151,7 +151,7 @@ def test_a_batch_without_languages_is_refused():
         (
             lambda: by_language(keras_kd.losses.LogitsMSE()),
             ValueError,
-            "temperatures need a loss .* logits_mse is none",
+            "temperatures need a loss .* logits_mse is not one",
         ),
         (lambda: by_language(keras_kd.losses.NormalizedKD()), ValueError, "temperatures need a loss whose"),
         (

@@ -79,7 +79,7 @@ def tagger_outputs(teacher, x):
 def test_losses_see_the_masks_of_the_teacher(texts, tmp_path):
     attached = stored(tagger(), padded(texts, 8), tmp_path / "cache", outputs=[None, "attention:query"])
     (precomputed,) = next(iter(attached))
-    outputs = precomputed.outputs()
+    outputs = precomputed.teacher_outputs()
     for output in (outputs.prediction, *outputs.layers.values()):
         np.testing.assert_array_equal(get_mask(output), precomputed.x.numpy() != 0)
 

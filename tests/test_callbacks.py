@@ -1,10 +1,13 @@
 """LambdaRamp: the values by hand, on every hyperparameter, without retracing, in the logs."""
 
 import csv
+import gc
 import math
+import os
 
 import keras
 import pytest
+import tensorflow as tf
 from conftest import crossentropy, dense_model
 
 import keras_kd
@@ -197,3 +200,63 @@ def test_another_model_is_refused(data):
     model.compile("sgd", crossentropy())
     with pytest.raises(TypeError, match=r"LambdaRamp works with a keras_kd.Distiller, got Sequential"):
         model.fit(*data, verbose=0, callbacks=[keras_kd.LambdaRamp(0.0, 1.0, ramp_epochs=2)])
+
+
+def test_no_python_number_is_assigned_while_training(data, monkeypatch):
+    """TensorFlow keeps a copy of each Python number that it has turned into a tensor, for ever."""
+    x, y = data
+    teacher = dense_model(16, 3)
+    distillation_losses = [keras_kd.losses.SoftLabels(3.0), keras_kd.losses.Hint("logits", "logits")]
+    distiller = keras_kd.Distiller(
+        teacher, dense_model(6, 3), distillation_losses, balance=keras_kd.UncertaintyBalance()
+    )
+    distiller.compile("sgd", crossentropy(), metrics=["accuracy"])
+    ramps = [
+        keras_kd.LambdaRamp(0.0, 1.0, ramp_steps=90),
+        keras_kd.LambdaRamp(0.0, 1.0, ramp_epochs=2),
+        keras_kd.LambdaRamp(0.0, 1.0, ramp_steps=90, weight_of="hint"),
+        keras_kd.LambdaRamp(4.0, 1.0, ramp_steps=90, temperature_of="soft_labels"),
+    ]
+    assigned = []
+    original = keras.Variable.assign
+
+    def recording(variable, value):
+        assigned.append((variable.path, type(value)))
+        return original(variable, value)
+
+    monkeypatch.setattr(keras.Variable, "assign", recording)
+    distiller.fit(x, y, batch_size=8, epochs=3, verbose=0, callbacks=ramps)
+    hyperparameters = {
+        distiller.soft_weight.path,
+        *(v.path for o in distillation_losses for v in o.hyperparameters().values()),
+    }
+    assert len([path for path, _ in assigned if path in hyperparameters]) > 15 * 3
+    assert [path for path, kind in assigned if issubclass(kind, (int, float)) and path in hyperparameters] == []
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads the size of the process from /proc")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # which pytest would keep, one for each step
+def test_a_ramp_by_step_does_not_grow(data):
+    """680 bytes for each of 20,000 steps would be 13 MB."""
+    distiller = keras_kd.Distiller(dense_model(16, 3), dense_model(6, 3))
+    distiller.compile("sgd", crossentropy())
+    ramp = keras_kd.LambdaRamp(0.0, 1.0, ramp_steps=30_000)
+    ramp.set_model(distiller)
+    ramp.on_train_begin()
+
+    def resident():
+        gc.collect()
+        with open("/proc/self/statm") as statm:
+            return int(statm.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+    def steps(count):
+        for _ in range(count):
+            distiller.optimizer.iterations.assign_add(one)
+            ramp.on_train_batch_begin(0)
+
+    one = tf.constant(1, distiller.optimizer.iterations.dtype)
+    steps(2_000)
+    before = resident()
+    steps(20_000)
+    assert float(distiller.soft_weight.numpy()) == pytest.approx(21_999 / 30_000, abs=1e-4)
+    assert resident() - before < 4e6

@@ -1,4 +1,4 @@
-"""The examples in the docstrings of the public names run, and give the numbers that they show."""
+"""The examples in the docstrings of the public names run, and print the numbers that they show."""
 
 import doctest
 import inspect
@@ -11,9 +11,9 @@ import tensorflow as tf
 
 import keras_kd
 
-# These must have an example; other public names may.
+# Public names that must have an example; others may.
 WITH_EXAMPLE = ["Distiller", "Hint", "LambdaRamp", "SoftLabels", "outputs.ends_in_softmax", "transfer_weights"]
-# Theirs begin with trained models and a test set, and show what one run measured.
+# Examples that begin with trained models and a test set, and show what one run measured: not run.
 OF_TRAINED_MODELS = ["evaluate", "export"]
 GLOBALS = {"keras": keras, "keras_kd": keras_kd, "np": np, "tf": tf}
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

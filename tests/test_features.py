@@ -11,7 +11,7 @@ import keras_kd
 
 OF_VECTORS = {
     "cosine_features": (keras_kd.losses.CosineFeatures, formulas.cosine_features),
-    "embeddings": (keras_kd.losses.Embeddings, lambda t, s: np.mean((t - s) ** 2, axis=-1)),
+    "hint": (keras_kd.losses.Hint, lambda t, s: np.mean((t - s) ** 2, axis=-1)),
     "contrastive_kd": (keras_kd.losses.ContrastiveKD, lambda t, s: formulas.contrastive_kd(t, s, 0.1, symmetric=True)),
 }
 OF_RELATIONS = {
@@ -66,10 +66,12 @@ def test_each_pair_of_layers_has_a_projection_of_its_own_unless_they_share_one(d
         projected = output_of(student, layer, x) @ kernel + bias
         expected += np.mean((output_of(teacher, layer, x) - projected) ** 2)
     assert fitted(distiller, x, y)["hint"][0] == pytest.approx(expected, rel=1e-4)
-    shared = keras_kd.Distiller(dense_model(16, 16, 3), dense_model(5, 5, 3), keras_kd.losses.HiddenStates(*layers))
-    assert list(shared.projections) == ["hidden_states"]
+    shared = keras_kd.Distiller(
+        dense_model(16, 16, 3), dense_model(5, 5, 3), keras_kd.losses.Hint(*layers, shared_projection=True)
+    )
+    assert list(shared.projections) == ["hint"]
     with pytest.raises(ValueError, match=r"one projection, from 5 features to 16, but one of its pairs has"):
-        keras_kd.Distiller(teacher, student, keras_kd.losses.HiddenStates(*layers))
+        keras_kd.Distiller(teacher, student, keras_kd.losses.Hint(*layers, shared_projection=True))
 
 
 @pytest.mark.parametrize("name", OF_VECTORS)
@@ -140,12 +142,12 @@ def test_an_encoder_of_one_language_teaches_an_encoder_of_another():
         return keras.Model(ids, keras.layers.Dense(4)(pooled))
 
     teacher, student = encoder("english", 4, 9), encoder("text", 6, 20)
-    distiller = keras_kd.Distiller(teacher, student, keras_kd.losses.Embeddings())
+    distiller = keras_kd.Distiller(teacher, student, keras_kd.losses.Hint())
     distiller.compile(keras.optimizers.Adam(0.02), None)
     x = {"english": english, "text": text}
     error = lambda: np.mean((teacher.predict(english, verbose=0) - student.predict(text, verbose=0)) ** 2)  # noqa: E731
     before = error()
-    history = distiller.fit(x, batch_size=32, epochs=40, verbose=0).history["embeddings"]
+    history = distiller.fit(x, batch_size=32, epochs=40, verbose=0).history["hint"]
     assert history[0] == pytest.approx(before, rel=1e-4)
     assert error() < 0.2 * before
 
@@ -172,13 +174,13 @@ def test_an_encoder_of_one_language_teaches_an_encoder_of_another():
             r"the teacher's layer 'maps' gives \(None, 8, 8, 9\), the student's layer 'pooled' \(None, 4\)",
         ),
         (
-            lambda: keras_kd.losses.Embeddings(student_layer="maps"),
-            r"one vector an example, \(batch, features\), but the teacher gives \(None, 3\), the student's layer "
-            r"'maps' \(None, 4, 4, 4\)\. Pool tokens or positions first",
+            lambda: keras_kd.losses.Hint(student_layer="maps"),
+            r"of one shape, but the teacher gives \(None, 3\), the student's layer 'maps' \(None, 4, 4, 4\)",
         ),
         (
             lambda: keras_kd.losses.ContrastiveKD(teacher_layer="maps", student_layer="pooled"),
-            r"but the teacher's layer 'maps' gives \(None, 8, 8, 9\), the student's layer 'pooled' \(None, 4\)",
+            r"one vector per example, \(batch, features\), but the teacher's layer 'maps' gives \(None, 8, 8, 9\), the "
+            r"student's layer 'pooled' \(None, 4\)\. Pool tokens or positions first",
         ),
     ],
 )

@@ -393,16 +393,37 @@ def uncompiled():
     return by_mode
 
 
-@case(ON_JAX)
-def two_devices():
-    """The same training on one device and, batches split, on two."""
-    one = trained(distiller_of(dense_model(32, 3), dense_model(8, 3)), *examples(32))
-    keras.distribution.set_distribution(keras.distribution.DataParallel(devices=["cpu:0", "cpu:1"]))
+def on_four_devices(make_distribution):
+    """The same training on one device and on four: weights, losses, and how a kernel lies on the devices."""
+
+    def train():
+        losses = [keras_kd.losses.SoftLabels(2.0), keras_kd.losses.RelationalKD()]
+        distiller = distiller_of(dense_model(32, 4), dense_model(8, 4), losses)
+        result = trained(distiller, *examples(32, classes=4))
+        return result, len(distiller.student.layers[0].kernel.value.sharding.device_set)
+
+    one, _ = train()
+    keras.distribution.set_distribution(make_distribution([f"cpu:{index}" for index in range(4)]))
     try:
-        two = trained(distiller_of(dense_model(32, 3), dense_model(8, 3)), *examples(32))
+        four, devices = train()
     finally:
         keras.distribution.set_distribution(None)
-    return {"one": one["weights 0"], "two": two["weights 0"], "loss": [one["loss"], two["loss"]]}
+    return {"one": one["weights 0"], "four": four["weights 0"], "loss": [one["loss"], four["loss"]], "devices": devices}
+
+
+@case(ON_JAX)
+def data_parallel():
+    return on_four_devices(lambda devices: keras.distribution.DataParallel(devices=devices))
+
+
+@case(ON_JAX)
+def model_parallel():
+    def distribution(devices):
+        layouts = keras.distribution.LayoutMap(keras.distribution.DeviceMesh((2, 2), ["data", "model"], devices))
+        layouts[".*kernel"] = (None, "model")
+        return keras.distribution.ModelParallel(layout_map=layouts, batch_dim_name="data")
+
+    return on_four_devices(distribution)
 
 
 @case(ON_JAX)
@@ -461,7 +482,7 @@ def main(out):
 def results(tmp_path_factory):
     """`results(backend, case)`: what the case returned on that backend."""
     folder = tmp_path_factory.mktemp("backends")
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     processes = {
         backend: subprocess.Popen(
             [sys.executable, os.path.abspath(__file__), str(folder / f"{backend}.npz")],
@@ -559,10 +580,12 @@ def test_a_step_that_is_not_compiled_does_the_same(on_jax):
     np.testing.assert_allclose(weights["no jit"], weights["jit"], atol=1e-6)
 
 
-def test_two_devices_do_the_same_as_one(on_jax):
-    weights = on_jax("two_devices")
-    np.testing.assert_allclose(weights["two"], weights["one"], atol=1e-6)
-    np.testing.assert_allclose(*weights["loss"], atol=1e-6)
+@pytest.mark.parametrize("name", ["data_parallel", "model_parallel"])
+def test_four_devices_do_the_same_as_one(on_jax, name):
+    result = on_jax(name)
+    assert result["devices"] == 4
+    np.testing.assert_allclose(result["four"], result["one"], atol=1e-6)
+    np.testing.assert_allclose(*result["loss"], atol=1e-6)
 
 
 def test_it_trains_in_half_precision(on_jax):

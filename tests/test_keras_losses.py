@@ -19,14 +19,14 @@ def fitted(distillation_losses, data, **fit_options):
     return logits, distiller, logs
 
 
-def test_a_loss_of_keras_is_an_loss_with_sample_weights(data):
+def test_a_loss_of_keras_acts_with_sample_weights(data):
     weights = np.linspace(0.0, 2.0, len(data[0]))
     (teacher, student), _, logs = fitted(keras.losses.MeanAbsoluteError(), data, sample_weight=weights)
     expected = (weights * np.abs(teacher - student).mean(-1)).mean()
     assert logs["mean_absolute_error"][0] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_distillation_loss_of_keras_is_an_loss(data):
+def test_a_distillation_loss_of_keras_keeps_its_value(data):
     loss = keras.distillation.LogitsDistillation(temperature=2.0, loss=keras.losses.MeanSquaredError())
     expected_of = [loss.compute_loss(*map(tf.constant, fitted([loss], data)[0]))]
     keras.utils.set_random_seed(1)
@@ -64,7 +64,8 @@ def test_anything_else_is_refused(loss):
         keras_kd.losses.KerasLoss(loss)
     if loss is not None:
         with pytest.raises(
-            TypeError, match=r"losses must be a keras_kd.losses.DistillationLoss, a keras.losses.Loss or a list"
+            TypeError,
+            match=r"distillation_losses must be a keras_kd.losses.DistillationLoss, a keras.losses.Loss or a list",
         ):
             keras_kd.Distiller(dense_model(16, 3), dense_model(6, 3), loss)
 
@@ -93,3 +94,83 @@ def test_ours_work_in_the_distiller_of_keras(data, make):
     distiller.compile("sgd", crossentropy())
     logs = distiller.fit(*data, batch_size=37, verbose=0).history
     assert logs["distillation_loss"][0] == pytest.approx(expected, rel=1e-4)
+
+
+WEIGHTS = np.array([0.5, 2.0, 1.0, 0.0])
+REDUCTIONS = {  # of the values of each example, v, by hand
+    "sum": lambda v: (WEIGHTS * v).sum(),
+    "mean": lambda v: (WEIGHTS * v).mean(),
+    "sum_over_batch_size": lambda v: (WEIGHTS * v).mean(),
+    "mean_with_sample_weight": lambda v: (WEIGHTS * v).sum() / WEIGHTS.sum(),
+}
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("make", [keras.losses.MeanSquaredError, keras.losses.Huber, keras.losses.LogCosh])
+def test_a_loss_of_keras_keeps_its_reduction(make, reduction, data):
+    teacher, student = np.random.default_rng(0).normal(size=(2, 4, 3)).astype("float32")
+    each = np.array(make(reduction=None)(teacher, student))
+    loss = keras_kd.losses.KerasLoss(make(reduction=reduction))
+    assert loss.reduction == reduction
+    assert float(loss(teacher, student, WEIGHTS)) == pytest.approx(REDUCTIONS[reduction](each), rel=1e-5)
+    restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
+    assert restored.reduction == reduction
+    overridden = keras_kd.losses.KerasLoss(make(reduction="sum"), reduction="sum_over_batch_size")
+    assert overridden.reduction == "sum_over_batch_size"
+    (teacher, student), _, logs = fitted(make(reduction="sum"), data)
+    assert logs[make().name][0] == pytest.approx(float(make(reduction="sum")(teacher, student)), rel=1e-4)
+
+
+def test_a_loss_of_keras_without_a_reduction_is_refused():
+    with pytest.raises(ValueError, match=r"\['mean_squared_error'\] have reduction=None"):
+        keras_kd.Distiller(dense_model(16, 3), dense_model(6, 3), keras.losses.MeanSquaredError(reduction=None))
+
+
+def test_a_loss_of_keras_keeps_its_dtype():
+    loss = keras_kd.losses.KerasLoss(keras.losses.MeanSquaredError(dtype="float64"))
+    assert loss(np.ones((2, 3)), np.zeros((2, 3))).dtype == tf.float64
+    restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
+    assert restored.dtype == "float64"
+
+
+OVER_PROBABILITIES = [
+    keras.losses.KLDivergence(),
+    keras.losses.CategoricalCrossentropy(),
+    keras.losses.CategoricalFocalCrossentropy(),
+    keras.losses.CategoricalGeneralizedCrossEntropy(),
+    keras.losses.BinaryCrossentropy(),
+    keras.losses.BinaryFocalCrossentropy(),
+    keras.losses.Poisson(),
+    keras.losses.Dice(),
+    keras.losses.Tversky(),
+]
+
+
+@pytest.mark.parametrize("loss", OVER_PROBABILITIES, ids=lambda loss: loss.name)
+def test_losses_over_probabilities_refuse_models_that_end_in_logits(loss):
+    soft = {"last": "softmax"}
+    for teacher, student in (({}, {}), (soft, {}), ({}, soft)):
+        with pytest.raises(ValueError, match=r"needs probabilities from the .* ends in linear.*losses\.SoftLabels"):
+            keras_kd.Distiller(dense_model(16, 3, **teacher), dense_model(6, 3, **student), loss)
+    keras_kd.Distiller(dense_model(16, 3, **soft), dense_model(6, 3, **soft), loss)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [keras.losses.CategoricalCrossentropy, keras.losses.BinaryCrossentropy, keras.losses.BinaryFocalCrossentropy],
+)
+@pytest.mark.parametrize("last", ["softmax", "sigmoid"])
+def test_losses_from_logits_refuse_a_student_that_ends_in_probabilities(make, last):
+    """And a teacher that gives logits, which they take as `y_true`."""
+    loss = make(from_logits=True)
+    with pytest.raises(ValueError, match=rf"needs logits from the student, but the student ends in {last}"):
+        keras_kd.Distiller(dense_model(16, 3, last=last), dense_model(6, 3, last=last), loss)
+    with pytest.raises(ValueError, match="needs probabilities from the teacher, but the teacher ends in linear"):
+        keras_kd.Distiller(dense_model(16, 3), dense_model(6, 3), loss)
+    keras_kd.Distiller(dense_model(16, 3, last=last), dense_model(6, 3), loss)
+
+
+def test_losses_over_outputs_as_they_are_refuse_logits_beside_probabilities():
+    for loss in (keras.losses.MeanSquaredError(), keras_kd.losses.CosineFeatures(), keras_kd.losses.RelationalKD()):
+        with pytest.raises(ValueError, match="teacher ends in softmax and the student in linear"):
+            keras_kd.Distiller(dense_model(16, 3, last="softmax"), dense_model(6, 3), loss)

@@ -3,6 +3,7 @@
 import json
 import pathlib
 import re
+import warnings
 
 import keras
 import numpy as np
@@ -13,6 +14,7 @@ from formulas import binary_soft_labels
 from loss_table import LABELS, LOSSES, PUBLISHED, ROWS, STUDENT, TEACHER
 
 import keras_kd
+from keras_kd._keras_private import set_mask
 from keras_kd.outputs.hooks import Hook
 from keras_kd.outputs.reader import OutputReader
 
@@ -101,10 +103,45 @@ def test_is_finite_with_a_useful_gradient_far_out(row, scale):
         assert np.abs(gradient).max() > 0.1
 
 
-def test_is_finite_where_all_logits_are_alike(row):
-    flat = np.zeros_like(row.outputs[0], "float32")
-    loss, gradient = values_and_gradient(row.make(), flat, flat, **labels_for(row))
+def flat_first(output):
+    return np.concatenate([np.zeros_like(output[:1]), output[1:]])
+
+
+def constant_class(output):
+    return np.concatenate([np.ones_like(output[..., :1]), output[..., 1:]], axis=-1)
+
+
+def constant_over_batch(output):
+    return np.broadcast_to(output[:1], output.shape).copy()
+
+
+DEGENERATE = {
+    "both flat": lambda t, s: (0 * t, 0 * s),
+    "student flat": lambda t, s: (t, 0 * s),
+    "student flat, not at zero": lambda t, s: (t, 0 * s + 0.1),
+    "student nearly flat": lambda t, s: (t, 1e-7 * s),
+    "one example of the student flat": lambda t, s: (t, flat_first(s)),
+    "teacher flat": lambda t, s: (0 * t, s),
+    "one example of the teacher flat": lambda t, s: (flat_first(t), s),
+    "a class of the student constant": lambda t, s: (t, constant_class(s)),
+    "a class of the teacher constant": lambda t, s: (constant_class(t), s),
+    "student alike for all examples": lambda t, s: (t, constant_over_batch(s)),
+    "teacher alike for all examples": lambda t, s: (constant_over_batch(t), s),
+    "batch of one": lambda t, s: (t[:1], s[:1]),
+    "batch of one, student flat": lambda t, s: (t[:1], 0 * s[:1]),
+}
+
+
+@pytest.mark.parametrize("name", DEGENERATE)
+def test_is_finite_with_a_bounded_gradient_where_outputs_are_flat(row, name):
+    """A zero-initialized last layer, dead relus, a batch of one."""
+    labels = {"labels": LABELS[:1] if "batch of one" in name else LABELS} if row.labelled else {}
+    teacher, student = (output.astype("float32") for output in DEGENERATE[name](*row.outputs))
+    loss, gradient = values_and_gradient(row.make(), teacher, student, **labels)
+    generic = values_and_gradient(row.make(), *(o.astype("float32") for o in row.outputs), **labels_for(row))[1]
     assert np.isfinite(loss) and np.all(np.isfinite(gradient))
+    if "nearly" not in name or row.saturates is False or row.make().undoes:  # directions of tiny features stay exact
+        assert np.linalg.norm(gradient) <= 1e3 * np.linalg.norm(generic)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -131,18 +168,23 @@ def test_sample_weights_weigh_samples(row):
     assert float(loss) == pytest.approx(np.mean(values * weights), rel=1e-6)  # divided by the count, not the weights
 
 
-def test_masked_tokens_of_sequences_are_left_out(row):
+@pytest.mark.parametrize("masked", ["student", "teacher", "both"])
+def test_masked_tokens_of_sequences_are_left_out(row, masked):
+    """Whichever side masks them: the value is that of the other tokens, however large the masked ones are."""
     teacher, student = (np.stack([logits, logits[::-1] * 0.5]) for logits in (TEACHER, STUDENT))
     labels = np.stack([LABELS, LABELS[::-1]])
     mask = np.array([[True, True, False, False], [True, True, True, False]])
-    masked = keras_kd._keras_private.set_mask(tf.constant(student), tf.constant(mask))
+    kept = mask[..., None]  # for maps over all positions; elsewhere a token's value is its own
+    expected = expected_values(row, teacher * kept, student * kept, labels)[mask].mean() if row.of_sequences else None
+    outputs = [tf.constant(np.where(kept, output, 50.0)) for output in (teacher, student)]
+    for side, output in zip(("teacher", "student"), outputs, strict=True):
+        if masked in (side, "both"):
+            set_mask(output, tf.constant(mask))
     if not row.of_sequences:
         with pytest.raises(ValueError, match=row.refusal):
-            row.make()(teacher, masked)
-        return
-    kept = mask[..., None]  # of no consequence where a token's value is its own
-    expected = expected_values(row, teacher * kept, student * kept, labels)[mask].mean()
-    assert float(row.make()(teacher, masked, **labels_for(row, labels))) == pytest.approx(expected, rel=1e-6)
+            row.make()(*outputs)
+    else:
+        assert float(row.make()(*outputs, **labels_for(row, labels))) == pytest.approx(expected, rel=1e-6)
 
 
 def test_survives_serialization_with_the_current_hyperparameters(row):
@@ -175,13 +217,78 @@ def test_refuses_shapes_that_do_not_fit(row):
             row.make()(*map(np.ones, shapes), **labels_for(row))
 
 
+def sequences(shape):
+    return np.random.default_rng(len(shape)).normal(size=shape)
+
+
+@pytest.mark.parametrize("steps", [(16, 1), (1, 16), (8, 16)])
+def test_refuses_outputs_of_other_steps(row, steps):
+    """They would broadcast, or fail inside TensorFlow."""
+    shapes = [(2, length, 5) for length in steps]
+    if row.any_positions:
+        row.make()(*map(sequences, shapes))
+        return
+    labels = {"labels": np.zeros((2, steps[1]), int)} if row.labelled else {}
+    with pytest.raises(ValueError) as error:
+        row.make()(*map(sequences, shapes), **labels)
+    assert all(str(shape) in str(error.value) for shape in shapes)
+
+
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_refuses_other_steps_that_show_only_at_run_time(row, jit_compile):
+    if not row.of_sequences or row.any_positions:
+        pytest.skip("refuses sequences, or compares any number of steps")
+    labels = {"labels": tf.zeros((2, 1), "int32")} if row.labelled else {}
+    signature = [tf.TensorSpec((None, None, 5)), tf.TensorSpec((None, None, 5))]
+    loss = row.make()
+    run = tf.function(lambda t, s: loss(t, s, **labels), input_signature=signature, jit_compile=jit_compile)
+    teacher, student = (sequences((2, length, 5)).astype("float32") for length in (16, 1))
+    message = "along axis 1 teacher and student give" if not jit_compile else ""
+    with pytest.raises(tf.errors.InvalidArgumentError, match=message):
+        run(teacher, student)
+    assert np.isfinite(run(student, student))
+
+
+def ending_in(activation, logits_model):
+    outputs = logits_model.outputs[0]
+    return keras.Model(logits_model.inputs, keras.layers.Activation(activation)(outputs))
+
+
+@pytest.mark.parametrize("sides", ["teacher", "student", "both"])
+def test_a_softmax_ending_changes_nothing_or_is_refused(row, sides):
+    """Only losses that compare outputs as they are take two models that both end in softmax."""
+    loss = row.make(name="mine")
+    if loss.teacher_layer is not None:
+        pytest.skip("compares layers, not outputs")
+    x, y = np.random.default_rng(0).normal(size=(12, 8)).astype("float32"), np.arange(12) % 5
+    logits_models = {"teacher": row.model(16), "student": row.model(6)}
+    models = {
+        side: ending_in("softmax", model) if sides in (side, "both") else model for side, model in logits_models.items()
+    }
+    as_it_is = loss.undoes is None and loss.expected_ending("student") is None
+    if loss.undoes != "softmax" and not (as_it_is and sides == "both"):
+        with pytest.raises(ValueError, match="softmax"):
+            keras_kd.Distiller(models["teacher"], models["student"], loss)
+        return
+    values = []
+    for pair in (models, logits_models):
+        distiller = keras_kd.Distiller(pair["teacher"], pair["student"], row.make(name="mine"))
+        distiller.compile(keras.optimizers.SGD(0.0), "mse" if not row.labelled else "sparse_categorical_crossentropy")
+        targets = y if row.labelled else np.zeros((12, 5))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            values.append(distiller.fit(x, targets, batch_size=12, verbose=0).history["mine"][0])
+    if not as_it_is:
+        assert values[0] == pytest.approx(values[1], rel=1e-4)
+
+
 def test_trains_inside_a_distiller_on_its_own_value(row):
     """The value that `fit` logs before the first update is the formula's on the models' outputs."""
     teacher, student = row.model(16), row.model(6)
     distillation_loss = row.make(name="mine")
     x = np.random.default_rng(0).normal(size=(12, 8)).astype("float32")
     y = np.arange(12) % 5
-    layers = distillation_loss.teacher_layer, distillation_loss.student_layer
+    layers = [next(iter(distillation_loss.layers_of(side)), None) for side in ("teacher", "student")]
     sides = zip((teacher, student), layers, strict=True)
     outputs = (output_of(model, layer, row.part, x).astype("float64") for model, layer in sides)
     expected = expected_values(row, *outputs, y).mean()
@@ -190,6 +297,48 @@ def test_trains_inside_a_distiller_on_its_own_value(row):
     history = distiller.fit(x, y, batch_size=12, epochs=20, verbose=0).history["mine"]
     assert history[0] == pytest.approx(expected, rel=1e-4)
     assert history[-1] < history[0]
+
+
+# A loss of one's own ------------------------------------------------------------------------------------------------
+
+
+class OwnLoss(keras_kd.losses.DistillationLoss):
+    def call(self, teacher, student):
+        return keras.ops.mean(keras.ops.abs(teacher - student), axis=-1)
+
+
+@pytest.mark.parametrize(("teacher", "student"), [((4, 16, 5), (4, 1, 5)), ((4, 5), (4, 1)), ((1, 5), (4, 5))])
+def test_a_loss_of_ones_own_needs_no_check_of_shapes(teacher, student):
+    with pytest.raises(ValueError, match=r"own_loss compares outputs of one shape") as error:
+        OwnLoss()(np.ones(teacher), np.ones(student))
+    assert str(teacher) in str(error.value) and str(student) in str(error.value)
+
+
+def pooled_model(steps):
+    inputs = keras.Input((16, 3))
+    return keras.Model(inputs, keras.layers.Dense(4)(keras.layers.AveragePooling1D(steps)(inputs)))
+
+
+@pytest.mark.parametrize("loss", [None, OwnLoss(), keras.losses.MeanSquaredError()])
+@pytest.mark.parametrize("pools", [(1, 16), (2, 1)])
+def test_other_steps_are_refused_when_the_distiller_is_made(loss, pools):
+    with pytest.raises(ValueError, match=r"of one shape, but the teacher gives \(None, \d+, 4\), the student \(None, "):
+        keras_kd.Distiller(*map(pooled_model, pools), loss)
+
+
+def test_a_loss_of_ones_own_that_keras_does_not_know_is_named_when_it_is_loaded():
+    mapped = keras_kd.losses.VocabularyMap(keras_kd.losses.SoftLabels(), [1, 0])
+    config = mapped.get_config()
+    config["loss"] = {**config["loss"], "module": "mine", "class_name": "Mine", "registered_name": "mine>Mine"}
+    with pytest.raises(TypeError, match=r"'soft_labels' is a Mine.*register_keras_serializable.*custom_objects"):
+        keras_kd.losses.VocabularyMap.from_config(config)
+
+
+def test_shapes_with_a_better_loss_name_it():
+    with pytest.raises(ValueError, match=r"VocabularyMap.*UniversalLogitDistillation"):
+        keras_kd.losses.SoftLabels()(TEACHER, STUDENT[:, :4])
+    with pytest.raises(ValueError, match="BinarySoftLabels"):
+        keras_kd.losses.SoftLabels()(TEACHER[:, :1], STUDENT[:, :1])
 
 
 # Published values -------------------------------------------------------------------------------------------------
@@ -318,7 +467,7 @@ def test_labels_may_be_integers_columns_or_one_hot(make):
 
 
 @pytest.mark.parametrize("make", [keras_kd.losses.DecoupledKD, keras_kd.losses.NormalizedKD])
-def test_unlabelled_examples_are_passed_over(make):
+def test_unlabelled_examples_are_skipped(make):
     labels = np.where(np.arange(4) == 2, -1, LABELS)
     values = np.array(make(reduction=None)(TEACHER, STUDENT, labels=LABELS))
     partly = np.array(make(reduction=None)(TEACHER, STUDENT, labels=labels))

@@ -329,23 +329,74 @@ print("RESULT" + json.dumps({"history": history, "evaluated": evaluated, "weight
 """
 
 
-def start_worker(index, ports, folder):
+RESTARTED = """
+import json, os, pathlib, shutil
+import keras, numpy as np, tensorflow as tf
+strategy = tf.distribute.MultiWorkerMirroredStrategy()
+import keras_kd
+
+index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+folder = pathlib.Path(os.environ["FOLDER"]) / f"backup_{index}"
+x, y = np.random.default_rng(0).normal(size=(24, 8)).astype("float32"), np.arange(24) % 3
+options = tf.data.Options()
+options.experimental_distribute.auto_shard_policy = tf.data.experimental.AutoShardPolicy.DATA
+dataset = tf.data.Dataset.from_tensor_slices((x, y)).batch(8).with_options(options)
+
+def make():
+    keras.utils.set_random_seed(4)
+    model = lambda: keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
+    with strategy.scope():
+        distiller = keras_kd.Distiller(model(), model(), keras_kd.losses.SoftLabels(3.0))
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        distiller.compile(keras.optimizers.SGD(0.2), loss)
+    return distiller
+
+class KeepBackups(keras.callbacks.Callback):
+    def on_epoch_end(self, epoch, logs=None):
+        shutil.copytree(folder, f"{folder}_{epoch}")
+
+def resumed(epoch, distiller):
+    kept = f"{folder}_{epoch}"
+    if os.path.exists(kept):
+        shutil.copytree(kept, f"{folder}_resumed", dirs_exist_ok=True)  # the callback writes into its folder
+    backup = keras.callbacks.BackupAndRestore(f"{folder}_resumed")
+    try:
+        return distiller.fit(dataset, epochs=4, verbose=0, callbacks=[backup]).epoch
+    except ValueError as error:
+        return str(error)
+
+make().fit(dataset, epochs=2, verbose=0, callbacks=[keras.callbacks.BackupAndRestore(folder), KeepBackups()])
+results = {"same": resumed(1, make()), "other epochs": resumed(index, make())}
+shutil.rmtree(f"{folder}_resumed")
+distiller = make()
+distiller.fit(dataset, verbose=0)
+if index == 1:
+    for variable in distiller.trainable_variables:
+        for part in variable.value.values:
+            part.assign(part + 0.01)
+results["other weights"] = resumed("none", distiller)
+print("RESULT" + json.dumps(results))
+"""
+
+
+def start_worker(index, ports, folder, script):
     """Start one process; `ports` are those of all workers, none for a process that works alone."""
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    environment["FOLDER"] = str(folder)
     environment.pop("TF_CONFIG", None)
     if ports:
         cluster = {"worker": [f"127.0.0.1:{port}" for port in ports]}
         environment["TF_CONFIG"] = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": index}})
     root = str(pathlib.Path(keras_kd.__file__).parents[1])
     with open(folder / f"out_{index}", "w") as out, open(folder / f"err_{index}", "w") as err:
-        return subprocess.Popen([sys.executable, "-c", WORKER], env=environment, cwd=root, stdout=out, stderr=err)
+        return subprocess.Popen([sys.executable, "-c", script], env=environment, cwd=root, stdout=out, stderr=err)
 
 
-def run_workers(count, folder):
+def run_workers(count, folder, script):
     """Run so many workers at once; return what each printed, or its errors. None outlives the first that fails."""
     folder.mkdir()
     ports = free_ports(count) if count > 1 else []
-    processes = [start_worker(index, ports, folder) for index in range(count)]
+    processes = [start_worker(index, ports, folder, script) for index in range(count)]
     deadline = time.monotonic() + 240
     try:
         while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
@@ -360,10 +411,10 @@ def run_workers(count, folder):
     return succeeded, [(folder / f"{'out' if succeeded else 'err'}_{index}").read_text() for index in range(count)]
 
 
-def results_of(count, folder):
+def results_of(count, folder, script=WORKER):
     """Results of so many workers. A port that was free may be taken when a worker opens it: then they start again."""
     for attempt in range(3):
-        succeeded, texts = run_workers(count, folder / f"{count}_workers_{attempt}")
+        succeeded, texts = run_workers(count, folder / f"{count}_workers_{attempt}", script)
         if succeeded:
             return [json.loads(text.partition("RESULT")[2]) for text in texts]
         if not any("gRPC server" in text or "already in use" in text for text in texts):
@@ -392,3 +443,12 @@ def test_two_workers_equal_one_process(tmp_path):
         assert worker["evaluated"] == pytest.approx(alone["evaluated"], abs=2e-6)
         assert "y holds a label outside the student's classes in training batch" in worker["error"]
         assert worker["error"] == alone["error"]
+
+
+def test_workers_that_restart_from_different_epochs_are_refused(tmp_path):
+    """`BackupAndRestore` gives each worker what that worker kept last."""
+    for worker in results_of(2, tmp_path, RESTARTED):
+        assert worker["same"] == [2, 3]
+        assert "workers start at different steps (replica 0: step 3, replica 1: step 6)" in worker["other epochs"]
+        assert "restore the same epoch on all" in worker["other epochs"]
+        assert "workers start with different weights (replica 0: step 3, replica 1: step 3)" in worker["other weights"]

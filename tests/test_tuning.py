@@ -430,16 +430,11 @@ def test_the_folder_of_another_search_is_refused_with_the_reason(searched, began
 
 
 def test_a_file_that_is_no_record_is_refused(tmp_path):
-    with pytest.raises(RuntimeError, match="failed"):
-        tune(tmp_path, **{**DIVERGING, "search": {"learning_rate": [1e36]}})
     for text in ("{}", "[]", '{"format": "other"}', "{half"):
         (tmp_path / "search.json").write_text(text)
         with pytest.raises(ValueError, match=r"which keras_kd\.tune did not write"):
             tune(tmp_path)
         assert (tmp_path / "search.json").read_text() == text
-    (tmp_path / "search.json").unlink()
-    with pytest.raises(ValueError, match=r"holds trials that keras_kd\.tune did not write"):
-        tune(tmp_path)
 
 
 def test_arguments_may_be_corrected_before_the_first_trial_has_ended(tmp_path):

@@ -140,8 +140,8 @@ def cache_teacher_outputs(
     return cache if isinstance(teacher, str) else cache.attach(dataset)
 
 
-def cached(dataset, cache, distiller, verbose):
-    """The dataset that `distiller.fit(dataset, cache=cache)` trains on: with the teacher's outputs, stored before."""
+def require_cacheable(dataset, cache):
+    """Return the options of `fit(dataset, cache=cache)` by name; raise for other data or other options."""
     require_batches(dataset, "x (with cache=)")
     options = dict(cache) if isinstance(cache, dict) else {"path": cache}
     unknown = [name for name in options if name not in _FIT_OPTIONS]
@@ -149,9 +149,15 @@ def cached(dataset, cache, distiller, verbose):
         raise TypeError(f"fit(cache=...) has no entry {unknown[0]!r}; its entries are {_FIT_OPTIONS}.")
     if "path" not in options:
         raise ValueError(f"fit(cache=...) must have the entry 'path', a folder, got {cache!r}.")
+    if not isinstance(options["path"], (str, os.PathLike)):
+        raise TypeError(f"fit(cache=...) must be a folder or {{'path': folder, ...}}, got {options['path']!r}.")
+    return options
+
+
+def cached(dataset, cache, distiller, verbose):
+    """The dataset that `distiller.fit(dataset, cache=cache)` trains on: with the teacher's outputs, stored before."""
+    options = require_cacheable(dataset, cache)
     folder = options.pop("path")
-    if not isinstance(folder, (str, os.PathLike)):
-        raise TypeError(f"fit(cache=...) must be a folder or {{'path': folder, ...}}, got {folder!r}.")
     if distiller.teacher is distiller.student:
         raise ValueError(
             "fit(cache=...) stores a teacher's outputs once, but the teacher is the student, which changes while it "

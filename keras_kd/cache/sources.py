@@ -208,8 +208,9 @@ class Selection:
 
     def _ending(self, outputs, output):
         """How an output ends, and what of it the losses and names that chose it want undone."""
-        (activation,) = self._reader.activations(outputs, output)
-        (position,) = self._reader.positions(outputs, output)
+        (activation,), (position,) = (
+            read(outputs, output) for read in (self._reader.activations, self._reader.positions)
+        )
         known = activation if activation in _UNDONE else None
         named = output in self._outputs or None in self._outputs
         undone = {known} if named else set()

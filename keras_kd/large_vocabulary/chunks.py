@@ -137,8 +137,7 @@ class Chunks:
         """
         with tf.GradientTape() as tape, keras.StatelessScope(zip(self.variables, variables, strict=True)):
             tape.watch(logits)
-            teacher = (teacher, labels) if self.loss.needs_labels else teacher
-            soft = self.loss.call(teacher, logits)
+            soft = self.loss.values(teacher, logits, labels=labels)
             hard = label_crossentropy(labels, logits) if self.has_labels else tf.zeros_like(soft)
             total = tf.reduce_sum(soft_weights * soft + hard_weights * hard)
         return soft, hard, tape.gradient(total, logits)

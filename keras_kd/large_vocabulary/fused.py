@@ -64,7 +64,8 @@ def fused_loss(
     copy while that goes on, and its gradient is summed in float32.
 
     Args:
-        loss: A `keras_kd.losses.DistillationLoss` over logits that is `tokenwise`, for instance `SoftLabels(temperature=2.0)` or
+        loss: A `keras_kd.losses.DistillationLoss` over logits that is `tokenwise`, for instance
+            `SoftLabels(temperature=2.0)` or
             another divergence, `LogitsMSE`, `DecoupledKD`. Its `weight` is not heeded.
         teacher: A `Head`, or a `TopClasses`.
         student: A `Head`. Widths and dtypes of the two may differ; the vocabulary is one.
@@ -89,7 +90,8 @@ def fused_loss(
 
     >>> teacher = keras_kd.large_vocabulary.Head(np.array([[2.0, 0.0, -1.0]]), np.eye(3))
     >>> student = keras_kd.large_vocabulary.Head(np.array([[0.0, 0.0, 0.0]]), np.eye(3))
-    >>> loss = keras_kd.large_vocabulary.fused_loss(keras_kd.losses.SoftLabels(2.0), teacher, student, labels=np.array([0]))
+    >>> soft_labels = keras_kd.losses.SoftLabels(2.0)
+    >>> loss = keras_kd.large_vocabulary.fused_loss(soft_labels, teacher, student, labels=np.array([0]))
     >>> float(loss.soft[0]), float(loss.hard[0]), float(loss.total)
     (0.7706..., 1.0986..., 1.8692...)
 

@@ -1,9 +1,9 @@
-"""What the student is asked to imitate: one class a loss, each a `keras.losses.Loss`."""
+"""Distillation losses: each compares a teacher output with a student output, and is a `keras.losses.Loss`."""
 
-from keras_kd.losses.attention import AttentionMaps, HiddenStates, SelfAttentionRelations
+from keras_kd.losses.attention import AttentionMaps, SelfAttentionRelations
 from keras_kd.losses.base import DistillationLoss, LabelledDistillationLoss
 from keras_kd.losses.by_language import ByLanguage
-from keras_kd.losses.features import AttentionTransfer, CosineFeatures, Embeddings, Hint
+from keras_kd.losses.features import AttentionTransfer, CosineFeatures, Hint
 from keras_kd.losses.keras_losses import KerasLoss
 from keras_kd.losses.labelled import DecoupledKD, NormalizedKD
 from keras_kd.losses.logits import (
@@ -31,8 +31,6 @@ __all__ = [
     "DecoupledKD",
     "DistillationLoss",
     "Divergence",
-    "Embeddings",
-    "HiddenStates",
     "Hint",
     "JensenShannon",
     "KerasLoss",

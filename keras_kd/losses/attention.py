@@ -5,10 +5,8 @@ import math
 import keras
 from keras import ops
 
-from keras_kd._checks import require_count
-from keras_kd._keras_private import get_mask, set_mask
-from keras_kd.losses.base import DistillationLoss
-from keras_kd.losses.features import Hint
+from keras_kd._checks import require_count, require_flag
+from keras_kd.losses.base import DistillationLoss, differ
 from keras_kd.losses.logits import kl_divergence
 from keras_kd.outputs.hooks import NOT_ATTENDED
 
@@ -18,32 +16,32 @@ class SelfAttentionRelations(DistillationLoss):
     """Self-attention relations (MiniLMv2): how the tokens of a text relate to each other in one layer of each model.
 
     Of queries, keys and values each, `R = softmax(X Xᵀ / √d)` relates every token to every other, by head. The loss is
-    the KL divergence of the teacher's relations from the student's, in nats, averaged over heads, one value a token;
+    the KL divergence of the student's relations from the teacher's, in nats, averaged over heads, one value per token;
     the values of Q-Q, K-K and V-V are added. Relations have no width, so models of any widths can be compared; with
-    `heads`, both sides are cut anew into so many, so that their own numbers of heads may differ too.
+    `heads`, both sides are split into that many heads, so that their own numbers of heads may differ too.
 
-    Names layers that are or hold one `keras.layers.MultiHeadAttention` (or `GroupQueryAttention`, or a subclass):
-    KerasHub's `TransformerEncoder` and `TransformerDecoder` for instance, in models as they are. Usual are the
-    student's last layer and, of a large teacher, one some layers below its last.
+    The named layers are or hold one `keras.layers.MultiHeadAttention` (or `GroupQueryAttention`, or a subclass), as
+    KerasHub's `TransformerEncoder` and `TransformerDecoder` do. Usual are the student's last layer and, of a large
+    teacher, one some layers below its last.
 
     Padded tokens, which the attention's mask hides from all others, neither relate nor count.
 
     Args:
-        teacher_layer: The teacher's layer: its name, or as much of its path as tells.
-        student_layer: The student's.
+        teacher_layer, student_layer: The layers to compare.
         of: Which relations: some of "query", "key" and "value".
         heads: The number of relation heads ≥ 1, which must divide heads · dim of both models; more than the models
             have is usual (48 for a student 384 wide). `None`: the heads of the models, equally many on both sides.
-        options: `weight`, `name`, `reduction`, `dtype`: as in `DistillationLoss`.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
         teacher: `(batch, length, heads, dim)`: queries, keys or values of all heads.
-        student: Likewise, of the same length; number and width of the heads may differ.
-        mask: `(batch, length)` bool, False for padding; the Keras mask of `student` unless given.
+        student: The same batch and length; number and width of the heads may differ.
+        mask: `(batch, length)` bool, False for padding; the Keras masks of the outputs unless given.
 
     Raises:
         TypeError: `heads` is not a whole number.
-        ValueError: `of` names something else; a layer holds no attention; the numbers of heads do not fit.
+        ValueError: `of` names something else; a layer holds no attention; lengths differ; the numbers of heads do not
+            fit.
 
     Example:
 
@@ -55,8 +53,10 @@ class SelfAttentionRelations(DistillationLoss):
     Transformers", Findings of ACL 2021 (https://arxiv.org/abs/2012.15828), equations 5 to 8.
     """
 
-    def __init__(self, teacher_layer, student_layer, *, of=("query", "key", "value"), heads=None, **options):
-        super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **options)
+    needs_mask = True
+
+    def __init__(self, teacher_layer, student_layer, *, of=("query", "key", "value"), heads=None, **kwargs):
+        super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
         self.of = (of,) if isinstance(of, str) else tuple(of)
         if not self.of or not set(self.of) <= {"query", "key", "value"}:
             raise ValueError(f"of must be some of 'query', 'key' and 'value', got {of!r}.")
@@ -66,14 +66,17 @@ class SelfAttentionRelations(DistillationLoss):
     def parts(self):
         return self.of
 
-    def rank_of_values(self, output_rank):
+    def value_rank(self, output_rank):
         return 2
 
+    def compared_axes(self, rank):
+        return (0, 1)
+
     def check_shapes(self, teacher_shape, student_shape):
-        shapes = f"the teacher gives {teacher_shape}, the student {student_shape}"
+        shapes = self.describe_shapes(teacher_shape, student_shape)
         if len(teacher_shape) != 4 or len(student_shape) != 4:
             raise ValueError(f"{self.name} compares (batch, length, heads, dim), but {shapes}.")
-        _require_same_length(self.name, teacher_shape[1], student_shape[1], shapes)
+        _require_same_tokens(self.name, teacher_shape, student_shape, (0, 1), shapes)
         if self.heads is None and teacher_shape[2] != student_shape[2]:
             raise ValueError(
                 f"{self.name} compares head by head, but {shapes}. Give the number of relation heads with heads=; it "
@@ -86,19 +89,10 @@ class SelfAttentionRelations(DistillationLoss):
                     f"got {self.heads}; {shapes}."
                 )
 
-    def __call__(self, teacher, student, sample_weight=None, *, mask=None):
-        """The mean over the batch's tokens that are no padding."""
-        mask = get_mask(student) if mask is None else ops.convert_to_tensor(mask, dtype="bool")
-        if mask is None:
-            return super().__call__((teacher,), student, sample_weight)
-        return super().__call__((teacher, mask), set_mask(ops.copy(student), mask), sample_weight)
-
-    def call(self, teacher_and_mask, student):
-        # (batch, length, heads, dim), (batch, length), (batch, length, heads, dim) -> (batch, length) nats
-        teacher, mask = (*teacher_and_mask, None)[:2]
-        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
-        teacher_log, student_log = (self._log_relations(output, mask) for output in (teacher, student))
-        return ops.mean(kl_divergence(teacher_log, student_log), axis=1)
+    def call(self, teacher, student, mask):
+        # (batch, length, heads, dim) x2, (batch, length) or None -> (batch, length) nats
+        log_relations = (self._log_relations(output, mask) for output in (teacher, student))
+        return ops.mean(kl_divergence(*log_relations), axis=1)
 
     def _log_relations(self, output, mask):
         # (batch, length, heads, dim) -> (batch, relation heads, length, length)
@@ -107,7 +101,7 @@ class SelfAttentionRelations(DistillationLoss):
             output = ops.reshape(output, (*ops.shape(output)[:2], self.heads, width // self.heads))
         scores = ops.einsum("bqhd,bkhd->bhqk", output, output) / math.sqrt(output.shape[-1])
         if mask is not None:
-            scores = ops.where(ops.cast(mask, "bool")[:, None, None, :], scores, NOT_ATTENDED)
+            scores = ops.where(mask[:, None, None, :], scores, NOT_ATTENDED)
         return ops.log_softmax(scores, axis=-1)
 
     def get_config(self):
@@ -118,16 +112,15 @@ class SelfAttentionRelations(DistillationLoss):
 class AttentionMaps(DistillationLoss):
     """Attention maps (TinyBERT): the mean squared difference of the attention scores of two layers, before the softmax.
 
-    `L = mean over heads and keys of (Aᵗ − Aˢ)²`, `A = Q Kᵀ / √d`, one value a query. Keys that the attention's mask
-    hides on either side do not count.
+    `L = mean over heads and keys of (Aᵗ − Aˢ)²`, `A = Q Kᵀ / √d`, one value per query. Keys that the attention's mask
+    hides on either side do not count, and neither do queries that a Keras mask of either side leaves out.
 
-    Names layers as `SelfAttentionRelations` does; with lists of layers, several pairs of layers, values summed.
+    Layers are named as for `SelfAttentionRelations`; lists of layers give several pairs, values summed.
 
     Args:
-        teacher_layer: The teacher's layer, or a list of layers.
-        student_layer: The student's, likewise.
+        teacher_layer, student_layer: The layers to compare, or a list of them on both sides.
         mean_over_heads: Compare the mean over the heads of each side, so that their numbers may differ.
-        options: `weight`, `name`, `reduction`, `dtype`: as in `DistillationLoss`.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
         teacher: Scores `(batch, heads, queries, keys)`, -1e9 where a mask hides the key.
@@ -149,27 +142,26 @@ class AttentionMaps(DistillationLoss):
 
     parts = ("scores",)
 
-    def __init__(self, teacher_layer, student_layer, *, mean_over_heads=False, **options):
-        super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **options)
-        if not isinstance(mean_over_heads, bool):
-            raise TypeError(f"mean_over_heads must be True or False, got {mean_over_heads!r}.")
-        self.mean_over_heads = mean_over_heads
+    def __init__(self, teacher_layer, student_layer, *, mean_over_heads=False, **kwargs):
+        super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
+        self.mean_over_heads = require_flag(mean_over_heads, "mean_over_heads")
 
-    def rank_of_values(self, output_rank):
+    def value_rank(self, output_rank):
         return 2
 
+    def compared_axes(self, rank):
+        return (0, 2, 3) if self.mean_over_heads else (0, 1, 2, 3)
+
     def check_shapes(self, teacher_shape, student_shape):
-        shapes = f"the teacher gives {teacher_shape}, the student {student_shape}"
+        shapes = self.describe_shapes(teacher_shape, student_shape)
         if len(teacher_shape) != 4 or len(student_shape) != 4:
             raise ValueError(f"{self.name} compares (batch, heads, queries, keys), but {shapes}.")
         if teacher_shape[1] != student_shape[1] and not self.mean_over_heads:
             raise ValueError(f"{self.name} compares head by head, but {shapes}. Set mean_over_heads=True.")
-        for axis in (2, 3):
-            _require_same_length(self.name, teacher_shape[axis], student_shape[axis], shapes)
+        _require_same_tokens(self.name, teacher_shape, student_shape, (0, 2, 3), shapes)
 
     def call(self, teacher, student):
         # (batch, heads, queries, keys) x2 -> (batch, queries)
-        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
         seen = ops.logical_and(_is_seen(teacher), _is_seen(student))
         if self.mean_over_heads:
             teacher, student = (ops.mean(scores, axis=1, keepdims=True) for scores in (teacher, student))
@@ -182,41 +174,13 @@ class AttentionMaps(DistillationLoss):
         return {**super().get_config(), "mean_over_heads": self.mean_over_heads}
 
 
-@keras.saving.register_keras_serializable(package="keras_kd")
-class HiddenStates(Hint):
-    """Hidden states (TinyBERT): the mean squared difference of embeddings and hidden states, `MSE(Hᵗ, Hˢ W)`.
-
-    A `Hint` for transformers: with lists of layers it takes several pairs of them at once, values summed, and one
-    projection W, where widths differ, serves all pairs.
-
-    Args:
-        teacher_layer: The teacher's layer, or a list of layers, e.g. every third one.
-        student_layer: The student's, likewise; the embedding layer is usual as the first.
-        options: `weight`, `name`, `reduction`, `dtype`: as in `DistillationLoss`.
-
-    Call arguments and errors: as `Hint`.
-
-    Example:
-
-    >>> teacher_layers, student_layers = ["embeddings", "layer_5", "layer_11"], ["embeddings", "layer_0", "layer_1"]
-    >>> loss = keras_kd.losses.HiddenStates(teacher_layers, student_layers)
-    >>> float(loss(np.array([[[1.0, 3.0]]]), np.array([[[0.0, 1.0]]])))
-    2.5
-
-    Reference: Jiao et al., "TinyBERT: Distilling BERT for Natural Language Understanding", Findings of EMNLP 2020
-    (https://arxiv.org/abs/1909.10351), equations 8 and 9.
-    """
-
-    shares_projection = True
-
-
 def _is_seen(scores):
     """Keys that no mask hides from a query, bool `(batch, 1, queries, keys)`: masks do not differ by head."""
     return scores[:, :1] > NOT_ATTENDED / 10
 
 
-def _require_same_length(name, teacher_length, student_length, shapes):
-    if None not in (teacher_length, student_length) and teacher_length != student_length:
+def _require_same_tokens(name, teacher_shape, student_shape, axes, shapes):
+    if differ(teacher_shape, student_shape, axes):
         raise ValueError(
             f"{name} compares token by token, but {shapes}. Give both models the same tokens, padded to one length."
         )

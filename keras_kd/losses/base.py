@@ -3,48 +3,78 @@
 import re
 
 import keras
+import tensorflow as tf
 from keras import ops
 
+from keras_kd._assertions import MARK
 from keras_kd._hyperparameters import Hyperparameter, scalar_value
+from keras_kd._keras_private import get_mask, reduce_values
 
 
 class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
-    """Base class of the losses: compares one output of the teacher with one of the student.
+    """Base class of the distillation losses: compares one output of the teacher with one of the student.
 
-    A subclass implements `call(teacher, student)`, which returns one value per sample (per token for sequences), and,
-    where shapes can disagree, `check_shapes`. Keras then applies masks, sample weights, reduction and dtype, so that
-    a loss can also be called by itself: `loss(teacher, student, sample_weight=None)` is the mean over the
-    batch.
+    A subclass implements `call(teacher, student)`, which returns one value per sample (per token for sequences). The
+    base class first casts both outputs to `dtype` and refuses shapes that differ; a loss that can compare other shapes
+    overrides `compared_axes` or `check_shapes`. Afterwards, Keras masks of teacher and student, sample weights and the
+    reduction are applied. So a loss can also be called by itself: `loss(teacher, student, sample_weight=None)` is the
+    mean over the batch.
 
     Args:
         weight: wᵢ ≥ 0 in `L = L_raw + λ Σ wᵢ Lᵢ`. Kept in a variable, `loss.weight`, which callbacks may assign.
         output: Which model output is compared: its name, its key in a dict, or its index. `None`: every output with
             its counterpart, values summed. Ignored where layers are named.
-        teacher_output: The teacher's output, where it is another one than the student's: `None` stands for `output`.
-        teacher_layer: The teacher's layer whose output is the teacher output, in place of the model output: its name,
-            or as much of its path as tells ("backbone/transformer_layer_3"); a list of them for several pairs of
-            layers, values summed.
-        student_layer: Likewise of the student.
+        teacher_output: The teacher's output, where it differs from the student's; `None` stands for `output`.
+        teacher_layer: The teacher's layer whose output is compared in place of the model output: its name, or the end
+            of its path ("backbone/transformer_layer_3"); a list of them for several pairs of layers, values summed.
+        student_layer: The student's layer, likewise.
         reduction: As in `keras.losses.Loss`.
         name: Name in the logs. Defaults to the class name in snake case, e.g. `"soft_labels"`.
         dtype: Dtype of the computation, float32 unless given, whatever the policy of the models.
+
+    Call arguments:
+        teacher, student: Outputs, of one shape unless the loss says otherwise.
+        sample_weight: As in `keras.losses.Loss`.
+        labels: For losses with `needs_labels`: integers `(batch, ...)` or `(batch, ..., 1)`, or one-hot rows
+            `(batch, ..., classes)`.
+        mask: `(batch, length)` bool, False for padding, which is left out. Defaults to the Keras masks of teacher and
+            student: a token that either side masks is padding.
+
+    Raises:
+        TypeError: `weight` is not a number; a layer is not named by a string.
+        ValueError: `weight` is negative or not finite; teacher_layer and student_layer name different numbers of
+            layers; when called, the shapes of the outputs differ.
 
     Attributes:
         undoes: The output activation that is undone before `call`: `"softmax"` for losses over distributions, which
             get logits `(..., classes)` also from models that end in softmax (the log of the probabilities);
             `"sigmoid"` likewise for independent units; None for outputs as they are.
         parts: Which outputs of a named layer are compared: keys of `keras_kd.outputs.PARTS`.
-        needs_labels: True for a `LabelledDistillationLoss`.
+        needs_labels: Whether `call` takes `labels`, integers `(batch, ...)`. True for a `LabelledDistillationLoss`.
+        needs_mask: Whether `call` takes `mask`: `(batch, length)` bool, or None.
         shares_projection: Whether one projection serves all pairs of layers, where each has its own otherwise.
         tokenwise: Whether the value of an example, or of a token, depends on its own outputs and label alone.
-        language_key: The entry of a dict `x` that the loss needs beside the outputs, each example's language; or None.
+        relates_examples: Whether the value of an example depends on the other examples of the batch. Over several
+            replicas, each then gets the outputs of all, so that the value is that of the whole batch.
+        language_key: The entry of a dict `x` with each example's language, for a loss that needs it; or None.
+
+    Example:
+
+    >>> class LogitsMAE(keras_kd.losses.DistillationLoss):
+    ...     undoes = "softmax"
+    ...     def call(self, teacher, student):
+    ...         return keras.ops.mean(keras.ops.abs(teacher - student), axis=-1)
+    >>> float(LogitsMAE(weight=0.5)(np.array([[1.0, 3.0]]), np.array([[0.0, 1.0]])))
+    1.5
     """
 
     weight = Hyperparameter(at_least=0.0)
     undoes = None
     parts = ("output",)
     needs_labels = False
+    needs_mask = False
     tokenwise = False
+    relates_examples = False
     language_key = None
     shares_projection = False
 
@@ -80,8 +110,9 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
     def __setattr__(self, name, value):
         if name in self.__dict__.get("_fixed", ()):
             raise AttributeError(
-                f"{name} of {self.name!r} cannot be changed once the loss is part of a distiller, whose steps are traced "
-                f"with it; what can be changed is {sorted(self.hyperparameters())}. Make a new loss and a new distiller."
+                f"{name} of {self.name!r} cannot be changed once the loss is part of a distiller, whose steps are "
+                f"traced with it; what can be changed is {sorted(self.hyperparameters())}. Make a new loss and a new "
+                "distiller."
             )
         super().__setattr__(name, value)
 
@@ -89,7 +120,89 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
         """From here on only the hyperparameters can be assigned: called by the distiller that the loss is part of."""
         self._fixed = frozenset(self.get_config()) - set(self.hyperparameters())
 
-    # What keras.distillation.Distiller asks of a loss: any loss without labels works there as well.
+    # The value -----------------------------------------------------------------------------------------------------
+
+    def __call__(self, teacher, student, sample_weight=None, *, labels=None, mask=None):
+        """The mean over the batch, or what `reduction` says."""
+        mask = self.token_mask(teacher, student) if mask is None else ops.convert_to_tensor(mask, dtype="bool")
+        teacher, student = (ops.convert_to_tensor(output, dtype=self.dtype) for output in (teacher, student))
+        values = self.values(teacher, student, labels=labels, mask=mask)
+        return reduce_values(values, sample_weight, mask, self.reduction, self.dtype)
+
+    def values(self, teacher, student, *, labels=None, mask=None):
+        """One value per sample or token: `call`, after the checks of shapes and labels.
+
+        Args:
+            teacher, student: Outputs in the dtype of the loss.
+            labels, mask: As of the loss. A mask is only handed to `call`, where the loss needs it; it does not take
+                tokens out of the values.
+        """
+        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
+        teacher = self._with_checked_shape(teacher, student)
+        extras = {"mask": mask} if self.needs_mask else {}
+        if not self.needs_labels:
+            return self.call(teacher, student, **extras)
+        if labels is None:
+            raise ValueError(
+                f"{self.name} needs labels, got none. Pass labels=...; inside a Distiller, give fit the labels y, with "
+                "-1 for unlabelled examples."
+            )
+        labels = class_labels(labels, student)
+        values = self.call(teacher, student, labels=labels, **extras)
+        return ops.where(labels >= 0, values, ops.zeros_like(values))
+
+    def call(self, teacher, student):
+        """One value per sample, or per token."""
+        raise NotImplementedError(f"{type(self).__name__} must implement call(teacher, student).")
+
+    def check_shapes(self, teacher_shape, student_shape):
+        """Raise ValueError, naming both shapes, if outputs of these static shapes cannot be compared.
+
+        Shapes are tuples with the batch first; `None` stands for an unknown size, which passes.
+        """
+        if differ(teacher_shape, student_shape, self.compared_axes(len(student_shape))):
+            raise ValueError(
+                f"{self.name} compares outputs of one shape, but {self.describe_shapes(teacher_shape, student_shape)}. "
+                "Name outputs or layers of one shape, or bring the student's to the teacher's shape."
+            )
+
+    def compared_axes(self, rank):
+        """The axes along which teacher and student must have the same size, of outputs of this rank. By default all."""
+        return range(rank)
+
+    def describe_shapes(self, teacher_shape, student_shape):
+        """What each side gives, for error messages."""
+        teacher, student = (
+            f"the {role}" if layer is None else f"the {role}'s layer {layer!r}"
+            for role, layer in (("teacher", self.teacher_layer), ("student", self.student_layer))
+        )
+        return f"{teacher} gives {teacher_shape}, {student} {student_shape}"
+
+    def token_mask(self, teacher, student):
+        """The tokens that no Keras mask of either side leaves out, `(batch, length)` bool; None without masks."""
+        masks = [mask_of_tokens(output) for output in (teacher, student)]
+        masks = [mask for mask in masks if mask is not None]
+        return ops.logical_and(*masks) if len(masks) == 2 else masks[0] if masks else None
+
+    def _with_checked_shape(self, teacher, student):
+        """The teacher's output, after a check of the sizes that show only at run time.
+
+        XLA drops assertions; there the reshape fails where sizes differ.
+        """
+        axes = self.compared_axes(len(student.shape))
+        unknown = [axis for axis in axes if _differs_only_at_run_time(axis, teacher, student)]
+        if not unknown:
+            return teacher
+        shape, assertions = list(ops.shape(teacher)), []
+        for axis in unknown:
+            sizes = tf.stack([shape[axis], ops.shape(student)[axis]])
+            message = f"{MARK}{self.name} compares outputs of one shape, but along axis {axis} teacher and student give"
+            assertions.append(tf.debugging.Assert(tf.equal(sizes[0], sizes[1]), [message, sizes]))
+            shape[axis] = sizes[1]
+        with tf.control_dependencies(assertions):
+            return tf.reshape(teacher, shape)
+
+    # What keras.distillation.Distiller reads of a loss: any loss without labels works there as well.
 
     @property
     def teacher_layer_name(self):
@@ -104,40 +217,37 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
         pairs = zip(keras.tree.flatten(teacher_outputs), keras.tree.flatten(student_outputs), strict=True)
         return sum(self(teacher, student) for teacher, student in pairs)
 
-    # What keras_kd.Distiller asks -----------------------------------------------------------------------------------
+    # What keras_kd.Distiller reads of a loss ------------------------------------------------------------------------
 
     def layers_of(self, side):
-        """Names of the layers of the "teacher" or the "student" that are compared; none: its outputs are."""
+        """Names of the compared layers of the "teacher" or the "student"; empty where its outputs are compared."""
         return self._layers[side]
 
     def output_of(self, side):
-        """The output of the "teacher" or the "student" that is compared; None: every one."""
+        """The compared output of the "teacher" or the "student"; None for every output."""
         return self.teacher_output if side == "teacher" and self.teacher_output is not None else self.output
 
-    def rank_of_values(self, output_rank):
-        """Rank of the values that `call` gives for a student output of this rank: one value a token."""
+    def expected_ending(self, side):
+        """ "logits" or "probabilities" where `call` needs outputs of that kind from this side, else None.
+
+        A `Distiller` refuses a model that is known to end in the other. What `undoes` converts needs no expectation.
+        """
+        return None
+
+    def value_rank(self, output_rank):
+        """Rank of the values that `call` gives for a student output of this rank: one value per token."""
         return output_rank - 1
 
     def hyperparameters(self):
         """The variables that a callback may change while training, by name: `{"weight": …, "temperature": …}`."""
         return {"weight": self.weight}
 
-    def check_shapes(self, teacher_shape, student_shape):
-        """Raise ValueError, naming both shapes, if outputs of these static shapes cannot be compared.
-
-        Shapes are tuples with the batch first; `None` stands for an unknown size.
-        """
-
     def make_projection(self, teacher_shape, student_shape):
         """Return a new layer that makes the student's output as wide as the teacher's, or None if none is needed.
 
-        The distiller trains and saves the layer; it stays behind when the student is exported.
+        The distiller trains and saves the layer; it is not part of the exported student.
         """
         return None
-
-    def call(self, teacher, student):
-        """One value per sample, or per token."""
-        raise NotImplementedError(f"{type(self).__name__} must implement call(teacher, student).")
 
     def get_config(self):
         return {
@@ -147,60 +257,58 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
             "teacher_output": self.teacher_output,
             "teacher_layer": self.teacher_layer,
             "student_layer": self.student_layer,
+            "dtype": self.dtype,
         }
 
 
 class LabelledDistillationLoss(DistillationLoss):
-    """Base class of the losses that tell the true class from the others: they get the labels as well.
+    """Base class of the losses that separate the true class from the others: `call` gets the labels as well.
 
-    A subclass implements `compare(teacher, student, true_class)`. By itself it is called with the labels:
-    `loss(teacher, student, labels=labels)`; inside a `Distiller` they are the labels of the compared output.
-    Examples (tokens) whose label is negative are passed over: their value is 0.
+    A subclass implements `call(teacher, student, labels)`, with the labels as integers `(batch, ...)`. By itself it is
+    called with labels, `loss(teacher, student, labels=labels)`; inside a `Distiller` they are those of the compared
+    output. Examples (tokens) with a negative label are skipped: their value is 0.
     """
 
     needs_labels = True
 
-    def __call__(self, teacher, student, sample_weight=None, *, labels=None):
-        """The mean over the batch.
-
-        Args:
-            teacher, student: Outputs of one shape, `(batch, ..., classes)`.
-            sample_weight: As in `keras.losses.Loss`.
-            labels: Integers `(batch, ...)` or `(batch, ..., 1)`, or one-hot rows `(batch, ..., classes)`.
-        """
-        if labels is None:
-            raise ValueError(
-                f"{self.name} needs labels, got none. Pass labels=...; inside a Distiller, give fit the labels y, with "
-                "-1 for unlabelled examples."
-            )
-        return super().__call__((teacher, labels), student, sample_weight)
-
-    def call(self, teacher_and_labels, student):
-        # (batch, ..., classes), labels, (batch, ..., classes) -> (batch, ...)
-        teacher, labels = teacher_and_labels
-        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
-        labels = class_labels(labels, student)
-        true_class = ops.expand_dims(labels, -1) == ops.arange(student.shape[-1], dtype="int32")
-        values = self.compare(teacher, student, true_class)
-        return ops.where(labels >= 0, values, ops.zeros_like(values))
-
-    def compare(self, teacher, student, true_class):
-        """One value per sample; `true_class` is True at the label, `(batch, ..., classes)` bool."""
-        raise NotImplementedError(f"{type(self).__name__} must implement compare(teacher, student, true_class).")
+    def call(self, teacher, student, labels):
+        """One value per sample, or per token."""
+        raise NotImplementedError(f"{type(self).__name__} must implement call(teacher, student, labels).")
 
 
 def class_labels(labels, outputs):
-    """Labels as integers, one an example or token.
+    """Labels as int32 class ids, one per example or token.
 
     Args:
         labels: Integers `(batch, ...)` or `(batch, ..., 1)`, or one-hot rows `(batch, ..., classes)`.
         outputs: `(batch, ..., classes)`.
     """
+    labels = ops.convert_to_tensor(labels)
     if len(labels.shape) == len(outputs.shape) and labels.shape[-1] == outputs.shape[-1]:
         labels = ops.argmax(labels, axis=-1)
     elif len(labels.shape) == len(outputs.shape) and labels.shape[-1] == 1:
         labels = ops.squeeze(labels, axis=-1)
     return ops.cast(labels, "int32")
+
+
+def mask_of_tokens(output):
+    """The Keras mask of an output as bool; None if it has none, or one that is not of its tokens."""
+    mask = get_mask(output)
+    return None if mask is None or len(mask.shape) >= len(output.shape) else ops.cast(mask, "bool")
+
+
+def differ(first_shape, second_shape, axes=None):
+    """Whether two static shapes differ in rank, or along these axes (None: all) in a size that both know."""
+    if len(first_shape) != len(second_shape):
+        return True
+    pairs = [(first_shape[axis], second_shape[axis]) for axis in (range(len(first_shape)) if axes is None else axes)]
+    return any(first != second for first, second in pairs if None not in (first, second))
+
+
+def _differs_only_at_run_time(axis, teacher, student):
+    """Whether sizes along an axis may differ though static shapes do not show it; two unknown batches are one batch."""
+    sizes = teacher.shape[axis], student.shape[axis]
+    return None in sizes and not (axis == 0 and sizes == (None, None))
 
 
 def _layer_list(layers, argument):
@@ -212,7 +320,7 @@ def _layer_list(layers, argument):
 
 
 def with_rank(tensor, rank):
-    """A tensor with ones behind its shape, so that values of examples `(batch,)` broadcast to `(batch, length)`."""
+    """A tensor with axes of size 1 appended up to this rank: values `(batch,)` then broadcast to `(batch, length)`."""
     for _ in range(rank - len(tensor.shape)):
         tensor = ops.expand_dims(tensor, -1)
     return tensor
@@ -228,8 +336,7 @@ class TemperatureLoss(DistillationLoss):
 
     Args:
         temperature: T > 0; 2 to 8 is usual. Kept in a variable, `loss.temperature`, which callbacks may assign.
-        options: `weight`, `output`, `teacher_output`, `teacher_layer`, `student_layer`, `name`, `reduction`, `dtype`:
-            as in `DistillationLoss`.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Attributes:
         least_classes: The fewest units of an output that can be compared.
@@ -240,8 +347,8 @@ class TemperatureLoss(DistillationLoss):
     least_classes = 2
     scales_with_temperature = False
 
-    def __init__(self, temperature=1.0, **options):
-        super().__init__(**options)
+    def __init__(self, temperature=1.0, **kwargs):
+        super().__init__(**kwargs)
         self.temperature = temperature
 
     def hyperparameters(self):
@@ -251,21 +358,32 @@ class TemperatureLoss(DistillationLoss):
         require_same_classes(self.name, teacher_shape, student_shape, at_least=self.least_classes)
 
 
-def require_same_classes(loss_name, teacher_shape, student_shape, *, at_least=2):
-    """Raise ValueError unless both shapes have the same rank and the same number of classes, `at_least` so many."""
+def require_same_classes(name, teacher_shape, student_shape, *, at_least=2):
+    """Raise ValueError unless both static shapes `(batch, ..., classes)` are one, with `at_least` so many classes.
+
+    Args:
+        name: Of the loss or metric, for the message.
+    """
     shapes = f"the teacher gives {teacher_shape}, the student {student_shape}"
-    if len(teacher_shape) != len(student_shape):
-        raise ValueError(f"{loss_name} compares logits of equal rank, but {shapes}.")
-    teacher_classes, student_classes = teacher_shape[-1], student_shape[-1]
-    if None not in (teacher_classes, student_classes) and teacher_classes != student_classes:
+    if len(teacher_shape) != len(student_shape) or len(student_shape) < 2:
+        raise ValueError(f"{name} compares logits (batch, ..., classes) of equal rank, but {shapes}.")
+    if differ(teacher_shape, student_shape, range(len(student_shape) - 1)):
         raise ValueError(
-            f"{loss_name} needs the same number of classes on both sides, but {shapes}. "
-            "Give the student a last layer of the teacher's width, or name the output to compare with output=."
+            f"{name} compares outputs of one shape, but {shapes}. Bring both to the same positions or steps, for "
+            "instance with a pooling layer, or name the output to compare with output=."
         )
-    if student_classes is not None and student_classes < at_least:
+    classes = {teacher_shape[-1], student_shape[-1]} - {None}
+    if len(classes) > 1:
         raise ValueError(
-            f"{loss_name} compares distributions over at least {at_least} classes, but {shapes}. "
-            "For one sigmoid unit, give both models two outputs and a softmax."
+            f"{name} needs the same number of classes on both sides, but {shapes}. Give the student a last layer of "
+            "the teacher's width, or name the output to compare with output=. For other classes or vocabularies there "
+            "are keras_kd.losses.VocabularyMap, where the student's are some of the teacher's, and "
+            "keras_kd.losses.UniversalLogitDistillation, for any."
+        )
+    if classes and min(classes) < at_least:
+        raise ValueError(
+            f"{name} compares distributions over at least {at_least} classes, but {shapes}. For one sigmoid unit, or "
+            "several independent ones, use keras_kd.losses.BinarySoftLabels."
         )
 
 
@@ -298,6 +416,7 @@ class DistillationLossWrapper(DistillationLoss):
         self.__dict__["weight"] = loss.weight  # the same variable
         self.undoes, self.parts, self.shares_projection = loss.undoes, loss.parts, loss.shares_projection
         self.needs_labels, self.language_key = loss.needs_labels, loss.language_key
+        self.relates_examples = loss.relates_examples
 
     @property
     def temperature(self):
@@ -317,8 +436,14 @@ class DistillationLossWrapper(DistillationLoss):
     def hyperparameters(self):
         return self.loss.hyperparameters()
 
-    def rank_of_values(self, output_rank):
-        return self.loss.rank_of_values(output_rank)
+    def expected_ending(self, side):
+        return self.loss.expected_ending(side)
+
+    def value_rank(self, output_rank):
+        return self.loss.value_rank(output_rank)
+
+    def token_mask(self, teacher, student):
+        return self.loss.token_mask(teacher, student)
 
     def check_shapes(self, teacher_shape, student_shape):
         self.loss.check_shapes(teacher_shape, student_shape)
@@ -331,4 +456,22 @@ class DistillationLossWrapper(DistillationLoss):
 
     @classmethod
     def from_config(cls, config):
-        return cls(**{**config, "loss": keras.saving.deserialize_keras_object(config["loss"])})
+        return cls(**{**config, "loss": loss_from_config(config["loss"])})
+
+
+def loss_from_config(config, custom_objects=None):
+    """The loss of a serialized config.
+
+    Raises:
+        TypeError: The class of the loss is not known to Keras.
+    """
+    try:
+        return keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
+    except TypeError as error:
+        if "Could not locate" not in str(error):
+            raise
+        raise TypeError(
+            f"the loss {config['config'].get('name')!r} is a {config['class_name']}, a class that Keras does not know. "
+            "Decorate it with @keras.saving.register_keras_serializable(package=...) and import it before loading, "
+            "or pass custom_objects={...}."
+        ) from error

@@ -11,7 +11,7 @@ from keras_kd.losses.base import DistillationLossWrapper, TemperatureLoss, with_
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class ByLanguage(DistillationLossWrapper):
-    """A loss whose temperature, weight, or both go by the language of each example.
+    """A loss whose temperature, weight, or both depend on the language of each example.
 
     `L = mean over the batch of w_l · L_i(T_l)`, l being the example's language. The language travels with the batch, as
     an entry of a dict `x`: strings or integers `(batch,)`, which need be no input of any model. Integers run under XLA,
@@ -36,13 +36,15 @@ class ByLanguage(DistillationLossWrapper):
             all int.
         ValueError: Neither `temperatures` nor `weights` is given, or they are for other languages each; a value is
             out of range; the loss has no temperature, or is not T² times a function of logits / T.
-            While training, a language without an entry is an error that names it, and nothing is learnt from its
-            batch.
+            While training, a language without an entry is an error that names it, raised before its batch changes
+            a weight.
 
     Example:
 
     >>> loss = keras_kd.losses.ByLanguage(
-    ...     keras_kd.losses.SoftLabels(temperature=4.0), temperatures={"en": 4.0, "sw": 1.0}, weights={"en": 1.0, "sw": 3.0}
+    ...     keras_kd.losses.SoftLabels(temperature=4.0),
+    ...     temperatures={"en": 4.0, "sw": 1.0},
+    ...     weights={"en": 1.0, "sw": 3.0},
     ... )
     >>> teacher, student = np.array([[2.0, 0.0], [2.0, 0.0]]), np.zeros((2, 2))
     >>> round(float(loss(teacher, student, languages=np.array(["en", "sw"]))), 4)
@@ -53,12 +55,12 @@ class ByLanguage(DistillationLossWrapper):
         super().__init__(loss)
         self.temperatures, self.weights, self.language_key = temperatures, weights, language_key
         if temperatures is None and weights is None:
-            raise ValueError("give temperatures, weights or both: without them there is nothing to go by language.")
+            raise ValueError("give temperatures, weights or both: without them nothing depends on the language.")
         if temperatures is not None and weights is not None and set(temperatures) != set(weights):
             differing = sorted(map(str, set(temperatures) ^ set(weights)))
             raise ValueError(f"temperatures and weights must have the same languages; only one has {differing}.")
         if temperatures is not None:
-            self._require_tempered()
+            self._require_temperature()
         if loss.reduction == "mean_with_sample_weight":
             raise ValueError("loss must not divide by the sample weights: use reduction='sum_over_batch_size'.")
         languages = list(weights if temperatures is None else temperatures)
@@ -70,33 +72,33 @@ class ByLanguage(DistillationLossWrapper):
             require_number(temperatures[one], f"temperatures[{one!r}]", above=0.0) for one in languages
         ]
 
-    def _require_tempered(self):
+    def _require_temperature(self):
         if not isinstance(self.loss, TemperatureLoss) or not self.loss.scales_with_temperature:
             raise ValueError(
                 f"temperatures need a loss whose value is T² times a function of logits / T, and {self.name} is "
-                "none. Take weights alone, or keras_kd.losses.SoftLabels for instance."
+                "not one. Give weights alone, or take keras_kd.losses.SoftLabels for instance."
             )
 
-    def __call__(self, teacher, student, sample_weight=None, *, languages=None, **labels):
-        """The mean over the batch."""
+    def __call__(self, teacher, student, sample_weight=None, *, languages=None, **kwargs):
+        """The mean over the batch; `labels=` and `mask=` as of the wrapped loss."""
         if languages is None:
             raise ValueError(f"{self.name} needs each example's language, got none. Pass languages=....")
         positions = self._table.known_positions(languages)
-        factor = self._of_examples(self._weights, positions)
+        factor = self._by_example(self._weights, positions)
         if self._temperatures is not None:
             # T² f(z / T) is (T / T₀)² times the loss at its own T₀, of logits z T₀ / T.
-            ratio = self._of_examples(self._temperatures, positions) / ops.cast(self.loss.temperature, self.dtype)
+            ratio = self._by_example(self._temperatures, positions) / ops.cast(self.loss.temperature, self.dtype)
             teacher, student = (self._divided(output, ratio) for output in (teacher, student))
             factor = factor * ops.square(ratio)
-        rank = self.rank_of_values(len(student.shape))
+        rank = self.value_rank(len(student.shape))
         weight = with_rank(factor, rank)
         if sample_weight is not None:
             weight = weight * with_rank(ops.cast(ops.convert_to_tensor(sample_weight), self.dtype), rank)
-        return self.loss(teacher, student, weight, **labels)
+        return self.loss(teacher, student, weight, **kwargs)
 
-    def _of_examples(self, values, positions):
-        of_each = ops.take(ops.convert_to_tensor(values, dtype=self.dtype), ops.maximum(positions, 0), axis=0)
-        return ops.where(positions >= 0, of_each, float("nan"))  # under XLA, which drops the error
+    def _by_example(self, values, positions):
+        by_example = ops.take(ops.convert_to_tensor(values, dtype=self.dtype), ops.maximum(positions, 0), axis=0)
+        return ops.where(positions >= 0, by_example, float("nan"))  # under XLA, which drops the error
 
     def _divided(self, output, ratio):
         logits = ops.cast(ops.convert_to_tensor(output), self.dtype)

@@ -3,9 +3,8 @@
 import keras
 from keras import ops
 
-from keras_kd._checks import require_number
-from keras_kd._keras_private import get_mask, set_mask
-from keras_kd.losses.base import DistillationLoss
+from keras_kd._checks import require_flag, require_number
+from keras_kd.losses.base import DistillationLoss, differ
 
 _LEAST = 1e-12  # a vector without a larger entry counts as 0: it has no direction
 
@@ -14,55 +13,45 @@ class FeatureLoss(DistillationLoss):
     """Base class of the losses over the outputs of layers, or over the models' outputs as the models give them.
 
     Args:
-        teacher_layer, student_layer: The layers to compare, as in `DistillationLoss`; `None`: the output.
-        options: `weight`, `output`, `teacher_output`, `name`, `reduction`, `dtype`: as in `DistillationLoss`.
+        teacher_layer, student_layer: The layers to compare; `None`: the models' outputs.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
     """
 
-    def __init__(self, teacher_layer=None, student_layer=None, **options):
-        super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **options)
-
-    def both(self, teacher_shape, student_shape):
-        """What each side gives, for the messages."""
-        teacher, student = (
-            f"the {role}" if layer is None else f"the {role}'s layer {layer!r}"
-            for role, layer in (("teacher", self.teacher_layer), ("student", self.student_layer))
-        )
-        return f"{teacher} gives {teacher_shape}, {student} {student_shape}"
+    def __init__(self, teacher_layer=None, student_layer=None, **kwargs):
+        super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
 
 
 class ProjectedFeatureLoss(FeatureLoss):
-    """Base class of the losses that compare features one with one, through a projection where widths differ.
+    """Base class of the losses that compare features one by one, through a projection where widths differ.
 
-    The projection is a linear layer behind the student's output, as wide as the teacher's. The distiller makes, trains
-    and saves it, and leaves it behind when the student is exported.
+    The projection is a linear layer after the student's output, as wide as the teacher's. The distiller makes, trains
+    and saves it; it is not part of the exported student.
 
     Attributes:
-        of_vectors: True where one vector an example is compared, `(batch, features)`; False for any shape.
+        vectors_only: Whether one vector per example is compared, `(batch, features)`; else any shape.
     """
 
-    of_vectors = False
+    vectors_only = False
 
     def check_shapes(self, teacher_shape, student_shape):
-        self._require_alike(teacher_shape, student_shape, upto=None)
+        self._require_comparable(teacher_shape, student_shape)
 
     def make_projection(self, teacher_shape, student_shape):
-        self._require_alike(teacher_shape, student_shape, upto=-1)
+        self._require_comparable(teacher_shape, student_shape, range(len(student_shape) - 1))
         if teacher_shape[-1] == student_shape[-1] or None in (teacher_shape[-1], student_shape[-1]):
             return None
         return keras.layers.Dense(teacher_shape[-1], name=f"{self.name}_projection", dtype="float32")
 
-    def _require_alike(self, teacher_shape, student_shape, upto):
-        both = self.both(teacher_shape, student_shape)
-        ranks = len(teacher_shape), len(student_shape)
-        if self.of_vectors and ranks != (2, 2):
+    def _require_comparable(self, teacher_shape, student_shape, axes=None):
+        shapes = self.describe_shapes(teacher_shape, student_shape)
+        if self.vectors_only and (len(teacher_shape), len(student_shape)) != (2, 2):
             raise ValueError(
-                f"{self.name} compares one vector an example, (batch, features), but {both}. Pool tokens or positions "
-                "first, for instance with keras.layers.GlobalAveragePooling1D, and name that layer."
+                f"{self.name} compares one vector per example, (batch, features), but {shapes}. Pool tokens or "
+                "positions first, for instance with keras.layers.GlobalAveragePooling1D, and name that layer."
             )
-        pairs = zip(teacher_shape[:upto], student_shape[:upto], strict=False)
-        if ranks[0] != ranks[1] or ranks[1] < 2 or any(t != s for t, s in pairs if None not in (t, s)):
+        if len(student_shape) < 2 or differ(teacher_shape, student_shape, axes):
             raise ValueError(
-                f"{self.name} compares outputs (batch, ..., features) of one shape, but {both}. Only the last "
+                f"{self.name} compares outputs (batch, ..., features) of one shape, but {shapes}. Only the last "
                 "dimension may differ, and only inside a Distiller of functional or sequential models, which adds a "
                 "projection."
             )
@@ -70,23 +59,34 @@ class ProjectedFeatureLoss(FeatureLoss):
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class Hint(ProjectedFeatureLoss):
-    """Hint learning (FitNets): the mean squared difference between a layer of the teacher and one of the student.
+    """Hint: the mean squared difference between features of the teacher and those of the student.
 
     `L = mean((teacher − r(student))²)` over the features of a sample (of a token, for sequences). Where the widths
-    differ, r is a linear layer that the distiller makes, trains and saves, and leaves behind when the student is
-    exported; where they are equal, r is the identity.
+    differ, r is a linear layer that the distiller makes, trains and saves, and that is not part of the exported
+    student; where they are equal, r is the identity. The published uses are three:
+
+    - Hidden layers (FitNets): `Hint("teacher_layer", "student_layer")`.
+    - Sentence embeddings: `Hint()` compares the models' outputs. This is how an encoder of one language teaches one of
+      many: the teacher reads a sentence, the student its translation, each from its own entry of a dict `x`. Add pairs
+      whose translation is the sentence itself to keep the teacher's language. The student's vectors lie in the
+      teacher's space only where r is the identity: end the student in a `Dense` of the teacher's width.
+    - Embeddings and hidden states of transformers (TinyBERT): lists of layers, values summed, with
+      `shared_projection=True`: one r serves all pairs.
 
     Args:
-        teacher_layer, student_layer: The layers to compare, as in `DistillationLoss`; `None`: the output.
-        weight: wᵢ ≥ 0, this loss's weight beside other losses.
-        output, teacher_output, name, reduction, dtype: As in `DistillationLoss`.
+        teacher_layer: The teacher's layer, or a list of layers; `None`: the model's outputs.
+        student_layer: The student's layer, or a list of as many; `None`: the model's outputs.
+        shared_projection: Whether one projection serves all pairs of layers, which then must have the same widths;
+            else each pair has its own.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
         teacher: `(batch, ..., features)`.
-        student: The same shape. Its Keras mask, if any, leaves padded tokens out.
+        student: The same shape.
 
     Raises:
-        ValueError: `weight` is negative, or the shapes differ in more than the number of features.
+        TypeError: `shared_projection` is no bool.
+        ValueError: The shapes differ in more than the number of features, or in that outside of a `Distiller`.
 
     Example:
 
@@ -94,80 +94,46 @@ class Hint(ProjectedFeatureLoss):
     >>> float(hint(np.array([[1.0, 3.0]]), np.array([[0.0, 1.0]])))
     2.5
 
-    Reference: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015 (https://arxiv.org/abs/1412.6550),
-    equation 3 (there ½ of the squared norm, here its mean, so that the weight does not depend on the width).
+    References: Romero et al., "FitNets: Hints for Thin Deep Nets", ICLR 2015 (https://arxiv.org/abs/1412.6550),
+    equation 3 (there ½ of the squared norm, here its mean, so that the weight does not depend on the width); Reimers
+    and Gurevych, "Making Monolingual Sentence Embeddings Multilingual using Knowledge Distillation", EMNLP 2020
+    (https://arxiv.org/abs/2004.09813), equation 1; Jiao et al., "TinyBERT: Distilling BERT for Natural Language
+    Understanding", Findings of EMNLP 2020 (https://arxiv.org/abs/1909.10351), equations 8 and 9.
     """
 
-    def __init__(self, teacher_layer, student_layer, **options):
-        super().__init__(teacher_layer, student_layer, **options)
+    def __init__(self, teacher_layer=None, student_layer=None, *, shared_projection=False, **kwargs):
+        super().__init__(teacher_layer, student_layer, **kwargs)
+        self.shared_projection = require_flag(shared_projection, "shared_projection")
+
+    @property
+    def shares_projection(self):
+        return self.shared_projection
 
     def call(self, teacher, student):
         # (batch, ..., features) x2 -> (batch, ...)
-        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
-        return mean_squared_difference(teacher, student)
+        return ops.mean(ops.square(teacher - student), axis=-1)
 
-
-@keras.saving.register_keras_serializable(package="keras_kd")
-class Embeddings(ProjectedFeatureLoss):
-    """The mean squared difference between one vector an example of the teacher and one of the student.
-
-    `L = mean((teacher − r(student))²)` over the features: `Hint` for encoders, by default of the models' outputs. This
-    is how an encoder of one language makes one of many: the teacher reads a sentence, the student its translation, each
-    from its own entry of a dict `x`. Where the student shall still read the teacher's language as well, add pairs whose
-    translation is the sentence itself.
-
-    r is the identity where both vectors are equally wide, and the student's vectors then lie in the teacher's space.
-    Where they are not, r is a linear layer that stays behind at export, and only the projected vectors lie there: end
-    the student in a `Dense` of the teacher's width if the vectors of both are to be compared.
-
-    Args:
-        teacher_layer, student_layer: The layers to compare, as in `DistillationLoss`; not given, the outputs are.
-        weight: wᵢ ≥ 0, this loss's weight beside other losses.
-        output, teacher_output, name, reduction, dtype: As in `DistillationLoss`.
-
-    Call arguments:
-        teacher: `(batch, features)`.
-        student: The same shape.
-
-    Raises:
-        ValueError: `weight` is negative; an output is not `(batch, features)`; the widths differ outside a `Distiller`.
-
-    Example:
-
-    >>> sentence, translation = np.array([[0.5, -1.0, 2.0]]), np.array([[0.5, 0.0, 1.0]])
-    >>> round(float(keras_kd.losses.Embeddings()(sentence, translation)), 4)
-    0.6667
-
-    Reference: Reimers and Gurevych, "Making Monolingual Sentence Embeddings Multilingual using Knowledge Distillation",
-    EMNLP 2020 (https://arxiv.org/abs/2004.09813).
-    """
-
-    of_vectors = True
-
-    def call(self, teacher, student):
-        # (batch, features) x2 -> (batch,)
-        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
-        return mean_squared_difference(teacher, student)
+    def get_config(self):
+        return {**super().get_config(), "shared_projection": self.shared_projection}
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class CosineFeatures(ProjectedFeatureLoss):
     """One minus the cosine between the features of the teacher and those of the student, in [0, 2].
 
-    `L = 1 − cos(teacher, r(student))` for a sample (a token, for sequences): the student has to point where the teacher
+    `L = 1 − cos(teacher, r(student))` per sample (per token, for sequences): the student has to point where the teacher
     points, at whatever length. r is as in `Hint`. A vector of zeros has no direction: its cosine is 0.
 
     Args:
-        teacher_layer, student_layer: The layers to compare, as in `DistillationLoss`; not given, the outputs are.
-        weight: wᵢ ≥ 0, this loss's weight beside other losses.
-        output, teacher_output, name, reduction, dtype: As in `DistillationLoss`.
+        teacher_layer, student_layer: The layers to compare; `None`: the models' outputs.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
         teacher: `(batch, ..., features)`.
-        student: The same shape. Its Keras mask, if any, leaves padded tokens out.
+        student: The same shape.
 
     Raises:
-        ValueError: `weight` is negative, or the shapes differ in more than the number of features.
+        ValueError: The shapes differ in more than the number of features, or in that outside of a `Distiller`.
 
     Example:
 
@@ -180,36 +146,33 @@ class CosineFeatures(ProjectedFeatureLoss):
 
     def call(self, teacher, student):
         # (batch, ..., features) x2 -> (batch, ...)
-        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
         return 1.0 - ops.sum(unit(teacher) * unit(student), axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class AttentionTransfer(FeatureLoss):
-    """Attention transfer: where a layer of the student is active has to be where a layer of the teacher is.
+    """Attention transfer: a layer of the student is active at the positions where a layer of the teacher is.
 
-    The attention map of an output is `Q = mean_c |A_c|^p` over its channels, one number a position. With both maps
-    divided by their l2 norm over all positions, one value a position: `L = (Q_t / ‖Q_t‖ − Q_s / ‖Q_s‖)²`. The loss is
+    The attention map of an output is `Q = mean_c |A_c|^p` over its channels, one number per position. With both maps
+    divided by their l2 norm over all positions, one value per position: `L = (Q_t / ‖Q_t‖ − Q_s / ‖Q_s‖)²`. The loss is
     their mean over batch and positions, as in the published code; the paper's equation has the norm over positions in
-    place of the mean. That mean is small where there are many positions: a weight
-    of 1,000 is usual.
+    place of the mean. That mean is small where there are many positions: a weight of 1,000 is usual.
 
     The numbers of channels may differ, the numbers of positions may not: name layers of one resolution, or put a
-    pooling layer behind the larger and name that.
+    pooling layer after the larger and name that.
 
     Args:
-        teacher_layer, student_layer: The layers to compare, as in `DistillationLoss`; not given, the outputs are.
+        teacher_layer, student_layer: The layers to compare; `None`: the models' outputs.
         p: Power ≥ 1 of the activations; the larger, the more the most active positions count. 2 is usual.
-        weight: wᵢ ≥ 0, this loss's weight beside other losses.
-        output, teacher_output, name, reduction, dtype: As in `DistillationLoss`.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
         teacher: `(batch, height, width, channels)` or `(batch, steps, channels)`: channels last.
-        student: The same but for the channels. Its Keras mask, if any, takes padded steps out of both maps.
+        student: The same but for the channels. Masked steps are taken out of both maps.
 
     Raises:
-        TypeError: `p` or `weight` is not a number.
-        ValueError: `p` is below 1; `weight` is negative; an output has no positions, or their numbers differ.
+        TypeError: `p` is not a number.
+        ValueError: `p` is below 1; an output has no positions, or their numbers differ.
 
     Example:
 
@@ -223,47 +186,36 @@ class AttentionTransfer(FeatureLoss):
     https://github.com/szagoruyko/attention-transfer.
     """
 
-    def __init__(self, teacher_layer=None, student_layer=None, *, p=2.0, **options):
-        super().__init__(teacher_layer, student_layer, **options)
+    needs_mask = True
+
+    def __init__(self, teacher_layer=None, student_layer=None, *, p=2.0, **kwargs):
+        super().__init__(teacher_layer, student_layer, **kwargs)
         self.p = require_number(p, "p", at_least=1.0, hint="2 is usual.")
 
-    def __call__(self, teacher, student, sample_weight=None):
-        mask = get_mask(student)
-        if mask is not None:
-            there = ops.expand_dims(mask, axis=-1)
-            teacher, student = (ops.where(there, output, ops.zeros_like(output)) for output in (teacher, student))
-            set_mask(student, mask)
-        return super().__call__(teacher, student, sample_weight)
+    def compared_axes(self, rank):
+        return range(rank - 1)
 
     def check_shapes(self, teacher_shape, student_shape):
-        positions = teacher_shape[1:-1], student_shape[1:-1]
-        different = len(positions[0]) != len(positions[1]) or any(
-            t != s for t, s in zip(*positions, strict=True) if None not in (t, s)
-        )
-        if different or not positions[0]:
+        if len(student_shape) < 3 or differ(teacher_shape, student_shape, self.compared_axes(len(student_shape))):
             raise ValueError(
                 f"{self.name} compares outputs (batch, height, width, channels) or (batch, steps, channels) with the "
-                f"same positions, but {self.both(teacher_shape, student_shape)}. Only the channels may differ: name "
-                "layers of one resolution, or one behind a pooling layer."
+                f"same positions, but {self.describe_shapes(teacher_shape, student_shape)}. Only the channels may "
+                "differ: name layers of one resolution, or one after a pooling layer."
             )
 
-    def call(self, teacher, student):
-        # (batch, positions..., channels) x2 -> (batch, positions...)
-        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
-        return ops.square(self._attention(teacher) - self._attention(student))
+    def call(self, teacher, student, mask):
+        # (batch, positions..., channels) x2, (batch, steps) or None -> (batch, positions...)
+        return ops.square(self._attention(teacher, mask) - self._attention(student, mask))
 
-    def _attention(self, output):
+    def _attention(self, output, mask):
         # (batch, positions..., channels) -> (batch, positions...), its squares add up to 1
+        if mask is not None:
+            output = ops.where(ops.expand_dims(mask, axis=-1), output, ops.zeros_like(output))
         attention = ops.mean(ops.power(ops.abs(output), self.p), axis=-1)
         return unit(attention, axis=tuple(range(1, len(attention.shape))))
 
     def get_config(self):
         return {**super().get_config(), "p": self.p}
-
-
-def mean_squared_difference(teacher, student):
-    """`(..., features)` x2 -> `(...)`."""
-    return ops.mean(ops.square(teacher - student), axis=-1)
 
 
 def unit(vectors, axis=-1):

@@ -2,30 +2,34 @@
 
 import keras
 
-from keras_kd.losses.base import DistillationLoss, snake_case
+from keras_kd._keras_private import loss_function, sparse_label_options
+from keras_kd.losses.base import DistillationLoss, differ, loss_from_config, snake_case
 from keras_kd.losses.logits import SoftLabels
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class KerasLoss(DistillationLoss):
-    """Any `keras.losses.Loss` or `keras.distillation.DistillationLoss` as a loss.
+    """Any `keras.losses.Loss` or `keras.distillation.DistillationLoss` as a distillation loss.
 
-    A `Distiller` wraps those that it is given by itself; wrap one by hand to give it a weight, an output or layers.
+    A `Distiller` wraps those that it gets; wrap one yourself to give it a weight, an output or layers.
 
-    A `Loss` gets the teacher's output as `y_true` and the student's as `y_pred`, as the models give them. Its values
-    are per sample, so masks and sample weights act. A `DistillationLoss` gets both outputs, or the layers that it
-    names, and gives one number a batch: masks do not act on it, and sample weights only by their mean.
+    A `Loss` gets the teacher's output as `y_true` and the student's as `y_pred`, as the models give them; both have
+    one shape (but for the class ids of a sparse loss). Its values are per sample, so masks and sample weights act. A
+    `DistillationLoss` gets both outputs, or the layers that it names, and gives one number per batch: masks do not act
+    on it, and sample weights only by their mean.
+
+    Losses over probabilities, such as `keras.losses.KLDivergence`, are refused for models that are known to end in
+    logits, and those with `from_logits=True` for a student that ends in softmax or sigmoid: `SoftLabels` takes either.
 
     Args:
         loss: The loss.
-        teacher_layer, student_layer: Layers to compare in place of the outputs.
-        weight: wᵢ ≥ 0, this loss's weight beside other losses.
-        output: Name, dict key or index of the output that is compared; `None`: every output, values summed.
-        name: Name in the logs; the loss's own unless given.
-        reduction, dtype: As in `keras.losses.Loss`.
+        teacher_layer, student_layer: The layers to compare; `None`: those that the loss names, or the models' outputs.
+        name, reduction, dtype: Those of the loss unless given.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Raises:
         TypeError: `loss` is neither.
+        ValueError: When called, the shapes of the outputs differ.
 
     Example:
 
@@ -34,36 +38,96 @@ class KerasLoss(DistillationLoss):
     1.5
     """
 
-    def __init__(self, loss, *, teacher_layer=None, student_layer=None, name=None, **options):
+    def __init__(
+        self, loss, *, teacher_layer=None, student_layer=None, name=None, reduction=None, dtype=None, **kwargs
+    ):
         if not isinstance(loss, (keras.losses.Loss, keras.distillation.DistillationLoss)):
             raise TypeError(
                 "loss must be a keras.losses.Loss or a keras.distillation.DistillationLoss, got "
                 f"{type(loss).__name__}: {loss!r}."
             )
+        self._is_loss = isinstance(loss, keras.losses.Loss)
         super().__init__(
             teacher_layer=teacher_layer or getattr(loss, "teacher_layer_name", None),
             student_layer=student_layer or getattr(loss, "student_layer_name", None),
             name=name or getattr(loss, "name", None) or snake_case(type(loss).__name__),
-            **options,
+            reduction=reduction or (loss.reduction if self._is_loss else "sum_over_batch_size"),
+            dtype=dtype or (loss.dtype if self._is_loss else "float32"),
+            **kwargs,
         )
         self.loss = loss
 
+    def expected_ending(self, side):
+        if isinstance(self.loss, keras.distillation.LogitsDistillation):
+            return "logits" if isinstance(self.loss.loss, keras.losses.KLDivergence) else None
+        expected = expected_ending(self.loss)
+        return "probabilities" if expected and side == "teacher" else expected  # y_true is a distribution
+
+    def check_shapes(self, teacher_shape, student_shape):
+        if not self._is_loss:
+            return
+        is_sparse, _ = sparse_label_options(self.loss)
+        compared = student_shape[:-1] if is_sparse and len(teacher_shape) < len(student_shape) else student_shape
+        if differ(teacher_shape, compared):
+            shapes = self.describe_shapes(teacher_shape, student_shape)
+            raise ValueError(
+                f"{self.name} compares outputs of one shape, but {shapes}. Name outputs or layers of one shape; for a "
+                "comparison of other shapes, subclass keras_kd.losses.DistillationLoss."
+            )
+
+    def compared_axes(self, rank):
+        if not self._is_loss:
+            return ()
+        is_sparse, _ = sparse_label_options(self.loss)
+        return range(rank - 1) if is_sparse else range(rank)
+
     def call(self, teacher, student):
         # (batch, ...) x2 -> (batch, ...), or () from a DistillationLoss
-        if isinstance(self.loss, keras.losses.Loss):
-            return self.loss.call(teacher, student)
-        return self.loss.compute_loss(teacher, student)
+        return self.loss.call(teacher, student) if self._is_loss else self.loss.compute_loss(teacher, student)
 
     def get_config(self):
         return {**super().get_config(), "loss": keras.saving.serialize_keras_object(self.loss)}
 
     @classmethod
     def from_config(cls, config):
-        return cls(**{**config, "loss": keras.saving.deserialize_keras_object(config["loss"])})
+        return cls(**{**config, "loss": loss_from_config(config["loss"])})
+
+
+# Losses of Keras whose y_pred is probabilities, unless they are called with from_logits=True.
+_OVER_PROBABILITIES = (
+    keras.losses.binary_crossentropy,
+    keras.losses.binary_focal_crossentropy,
+    keras.losses.categorical_crossentropy,
+    keras.losses.categorical_focal_crossentropy,
+    keras.losses.categorical_generalized_cross_entropy,
+    keras.losses.dice,
+    keras.losses.kl_divergence,
+    keras.losses.poisson,
+    keras.losses.sparse_categorical_crossentropy,
+    keras.losses.tversky,
+)
+
+
+def expected_ending(loss):
+    """What a loss of Keras takes `y_pred` for: "logits", "probabilities", or None where either is right or unknown.
+
+    Args:
+        loss: A `keras.losses.Loss`, a function of `keras.losses`, or anything else, of which nothing is known.
+
+    Example:
+
+    >>> from keras_kd.losses.keras_losses import expected_ending
+    >>> expected_ending(keras.losses.BinaryCrossentropy(from_logits=True)), expected_ending(keras.losses.KLDivergence())
+    ('logits', 'probabilities')
+    """
+    function, options = loss_function(loss)
+    if not any(function is known for known in _OVER_PROBABILITIES):
+        return None
+    return "logits" if options.get("from_logits") else "probabilities"
 
 
 def loss_list(distillation_losses):
-    """The `DistillationLoss`s of an argument: one, a list of them, losses of Keras among them, or None for `SoftLabels()`."""
+    """The `DistillationLoss`es of an argument: a loss or a list of losses, Keras's among them; None: `SoftLabels()`."""
     if distillation_losses is None:
         distillation_losses = [SoftLabels()]
     distillation_losses = (
@@ -72,13 +136,15 @@ def loss_list(distillation_losses):
     distillation_losses = [_as_loss(loss) for loss in distillation_losses]
     if not distillation_losses:
         raise ValueError(
-            "losses must be at least one, got an empty list. keras_kd.losses.SoftLabels() is the usual one."
+            "distillation_losses must be at least one, got an empty list. "
+            "keras_kd.losses.SoftLabels() is the usual one."
         )
     _require_distinct_names(distillation_losses)
     unreduced = [loss.name for loss in distillation_losses if loss.reduction in ("none", None)]
     if unreduced:
         raise ValueError(
-            f"losses must each give one number, but {unreduced} have reduction=None. Use 'sum_over_batch_size'."
+            f"distillation_losses must each give one number, but {unreduced} have reduction=None. Use "
+            "'sum_over_batch_size'."
         )
     return distillation_losses
 
@@ -90,7 +156,7 @@ def _as_loss(loss):
     if isinstance(loss, (keras.losses.Loss, keras.distillation.DistillationLoss)):
         return KerasLoss(loss)
     raise TypeError(
-        "losses must be a keras_kd.losses.DistillationLoss, a keras.losses.Loss or a list of them, got "
+        "distillation_losses must be a keras_kd.losses.DistillationLoss, a keras.losses.Loss or a list of them, got "
         f"{type(loss).__name__}: {loss!r}. keras_kd.losses.SoftLabels(temperature=4.0) is the usual one."
     )
 
@@ -103,6 +169,7 @@ def _require_distinct_names(distillation_losses):
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(
-            f"losses must come each with its own name, but with {[loss.name for loss in distillation_losses]} the "
+            f"distillation_losses must come each with its own name, but with "
+            f"{[loss.name for loss in distillation_losses]} the "
             f"logs would hold {twice[0]!r} twice. Give other names with name=."
         )

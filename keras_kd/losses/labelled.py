@@ -1,4 +1,4 @@
-"""Losses that tell the true class from the others, and so need the labels."""
+"""Losses that treat the true class apart from the others, and so need the labels."""
 
 import keras
 from keras import ops
@@ -20,19 +20,19 @@ class DecoupledKD(TrueClassLoss):
     """Decoupled knowledge distillation (DKD): `L = T² · (α · TCKD + β · NCKD)`.
 
     TCKD is the KL divergence of the two-way distributions (true class, all others); NCKD that of the distributions over
-    the others alone. In `SoftLabels` the second has the weight 1 − p_true: where the teacher is sure, what it knows of
-    the other classes is hardly taught. Here its weight is β, whatever the teacher's certainty.
+    the others alone. In `SoftLabels` the second has the weight 1 − p_true: where the teacher is sure, the other classes
+    hardly count. Here the weight is β, whatever the teacher's certainty.
 
     Args:
         alpha: α ≥ 0, weight of the true class.
         beta: β ≥ 0, weight of the others; 1 to 8 is usual.
         temperature: T > 0. Kept in a variable, `loss.temperature`.
-        weight, output, name, reduction, dtype: As in `Divergence`.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
         teacher: Logits `(batch, classes)` or `(batch, length, classes)`.
         student: Logits of the same shape.
-        labels: Integers `(batch,)` or `(batch, length)`, one-hot rows as well. Examples labelled -1 are passed over.
+        labels: Integers `(batch,)` or `(batch, length)`, one-hot rows as well. Examples labelled -1 are skipped.
 
     Raises:
         TypeError: An argument is not a number.
@@ -50,18 +50,19 @@ class DecoupledKD(TrueClassLoss):
 
     scales_with_temperature = True
 
-    def __init__(self, alpha=1.0, beta=8.0, *, temperature=4.0, **options):
-        super().__init__(temperature, **options)
+    def __init__(self, alpha=1.0, beta=8.0, *, temperature=4.0, **kwargs):
+        super().__init__(temperature, **kwargs)
         self.alpha = require_number(alpha, "alpha", at_least=0.0)
         self.beta = require_number(beta, "beta", at_least=0.0)
 
-    def compare(self, teacher, student, true_class):
-        # (..., classes) x3 -> (...) nats
+    def call(self, teacher, student, labels):
+        # (..., classes) x2, (...) -> (...) nats
+        true_class = _true_class(labels, student)
         temperature = ops.cast(self.temperature, teacher.dtype)
         teacher, student = teacher / temperature, student / temperature
-        of_target = kl_divergence(_true_or_not(teacher, true_class), _true_or_not(student, true_class))
-        of_others = kl_divergence(*(_among_others(logits, true_class) for logits in (teacher, student)))
-        return ops.square(temperature) * (self.alpha * of_target + self.beta * of_others)
+        target_kl = kl_divergence(*(_true_or_not(logits, true_class) for logits in (teacher, student)))
+        others_kl = kl_divergence(*(_among_others(logits, true_class) for logits in (teacher, student)))
+        return ops.square(temperature) * (self.alpha * target_kl + self.beta * others_kl)
 
     def get_config(self):
         return {**super().get_config(), "alpha": self.alpha, "beta": self.beta}
@@ -73,12 +74,12 @@ class NormalizedKD(TrueClassLoss):
 
     `p_t`, `q_t` are the probabilities of the true class without a temperature; `p̂`, `q̂` the distributions over the
     other classes alone, softened by T. It is a cross-entropy: its least value is not 0, and where the teacher is unsure
-    of the true class, it asks less of the student.
+    of the true class, the student's true class counts less.
 
     Args:
         gamma: γ ≥ 0, weight of the other classes; 1.5 is usual.
         temperature: T > 0. Kept in a variable, `loss.temperature`.
-        weight, output, name, reduction, dtype: As in `Divergence`.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments and errors: as `DecoupledKD`.
 
@@ -92,18 +93,19 @@ class NormalizedKD(TrueClassLoss):
     Normalized Loss and Customized Soft Labels", ICCV 2023 (https://arxiv.org/abs/2303.13005), equation 7.
     """
 
-    def __init__(self, gamma=1.5, *, temperature=1.0, **options):
-        super().__init__(temperature, **options)
+    def __init__(self, gamma=1.5, *, temperature=1.0, **kwargs):
+        super().__init__(temperature, **kwargs)
         self.gamma = require_number(gamma, "gamma", at_least=0.0)
 
-    def compare(self, teacher, student, true_class):
-        # (..., classes) x3 -> (...) nats
+    def call(self, teacher, student, labels):
+        # (..., classes) x2, (...) -> (...) nats
+        true_class = _true_class(labels, student)
         temperature = ops.cast(self.temperature, teacher.dtype)
-        teacher_log, student_log = ops.log_softmax(teacher, axis=-1), ops.log_softmax(student, axis=-1)
-        of_target = -ops.sum(ops.where(true_class, ops.exp(teacher_log) * student_log, 0.0), axis=-1)
-        teacher_log, student_log = (_among_others(z / temperature, true_class) for z in (teacher, student))
-        of_others = -ops.sum(ops.exp(teacher_log) * student_log, axis=-1)
-        return of_target + self.gamma * ops.square(temperature) * of_others
+        log_probs = (ops.log_softmax(logits, axis=-1) for logits in (teacher, student))
+        target = ops.sum(ops.where(true_class, _cross_entropies(*log_probs), 0.0), axis=-1)
+        log_probs = (_among_others(logits / temperature, true_class) for logits in (teacher, student))
+        others = ops.sum(_cross_entropies(*log_probs), axis=-1)
+        return target + self.gamma * ops.square(temperature) * others
 
     def get_config(self):
         return {**super().get_config(), "gamma": self.gamma}
@@ -112,13 +114,23 @@ class NormalizedKD(TrueClassLoss):
 _FAR = -1e9  # a logit that gets no probability, and no NaN in the gradient either
 
 
+def _true_class(labels, outputs):
+    """True at the label's class, `(..., classes)` bool."""
+    return ops.expand_dims(labels, -1) == ops.arange(outputs.shape[-1], dtype="int32")
+
+
+def _cross_entropies(teacher_log_probs, student_log_probs):
+    """`−p_c log q_c` of each class."""
+    return -ops.exp(teacher_log_probs) * student_log_probs
+
+
 def _true_or_not(logits, true_class):
     """Log probabilities of (true class, any other): `(..., 2)`."""
-    of_true = ops.sum(ops.where(true_class, logits, 0.0), axis=-1)
-    of_others = ops.logsumexp(ops.where(true_class, _FAR, logits), axis=-1)
-    return ops.log_softmax(ops.stack([of_true, of_others], axis=-1), axis=-1)
+    true_logit = ops.sum(ops.where(true_class, logits, 0.0), axis=-1)
+    others_logit = ops.logsumexp(ops.where(true_class, _FAR, logits), axis=-1)
+    return ops.log_softmax(ops.stack([true_logit, others_logit], axis=-1), axis=-1)
 
 
 def _among_others(logits, true_class):
-    """Log probabilities over all classes but the true one, `(..., classes)`; 0 at that one, which so drops out."""
+    """Log probabilities over all classes but the true one, `(..., classes)`; 0 at that one, whose terms vanish."""
     return ops.where(true_class, 0.0, ops.log_softmax(ops.where(true_class, _FAR, logits), axis=-1))

@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-from keras_kd._checks import require_number
+from keras_kd._checks import require_flag, require_number
 from keras_kd.losses.base import DistillationLoss, TemperatureLoss, require_same_classes
 
 
@@ -15,43 +15,42 @@ class Divergence(TemperatureLoss):
     `p = softmax(teacher / T)` and `q = softmax(student / T)`. The factor T² keeps the gradient's scale when T changes.
     Computed in log space and in float32, so that it is finite at logits of ±1e4.
 
-    A model that ends in softmax hands out probabilities, not logits. Inside a `Distiller` that is noticed where the
-    model's last layer or activation tells (functional and sequential models), and the log of the probabilities is taken
-    instead: `softmax(log p / T)` equals `softmax(logits / T)`. Called by itself, a loss takes logits.
+    A model that ends in softmax gives probabilities, not logits. A `Distiller` sees that in functional and sequential
+    models, from their last layer or activation, and takes the log of the probabilities: `softmax(log p / T)` equals
+    `softmax(logits / T)`. Called by itself, a loss takes logits.
 
-    A subclass implements `divergence(teacher_log, student_log)`.
+    A subclass implements `divergence(teacher_log_probs, student_log_probs)`, and inherits `call`: softmax, temperature
+    and T² are written once.
 
     Args:
         temperature: T > 0; 2 to 8 is usual. Kept in a variable, `loss.temperature`.
-        weight: wᵢ ≥ 0, this loss's weight beside other losses.
-        output: Name, dict key or index of the output that is compared; `None`: every output, values summed.
-        name: Name in the logs.
-        reduction, dtype: As in `keras.losses.Loss`.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
         teacher: Logits `(batch, classes)`, or `(batch, length, classes)` for sequences.
-        student: Logits of the same shape. Its Keras mask, if any, leaves padded tokens out.
+        student: Logits of the same shape.
 
     Raises:
-        TypeError: `temperature` or `weight` is not a number.
-        ValueError: `temperature` is not > 0 or not finite; `weight` is negative; the numbers of classes differ.
+        TypeError: `temperature` is not a number.
+        ValueError: `temperature` is not > 0 or not finite; when called, the shapes differ.
     """
 
     undoes = "softmax"
     tokenwise = True
     scales_with_temperature = True
 
-    def divergence(self, teacher_log, student_log):
-        """D of the log probabilities `(..., classes)` of both sides: `(...)` nats."""
-        raise NotImplementedError(f"{type(self).__name__} must implement divergence(teacher_log, student_log).")
+    def divergence(self, teacher_log_probs, student_log_probs):
+        """One value per sample: the divergence D of log probabilities `(..., classes)`, `(...)` nats."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement divergence(teacher_log_probs, student_log_probs)."
+        )
 
     def call(self, teacher, student):
         # (..., classes) x2 -> (...) nats
-        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
         temperature = ops.cast(self.temperature, teacher.dtype)
-        teacher_log = ops.log_softmax(teacher / temperature, axis=-1)
-        student_log = ops.log_softmax(student / temperature, axis=-1)
-        return ops.square(temperature) * self.divergence(teacher_log, student_log)
+        teacher_log_probs = ops.log_softmax(teacher / temperature, axis=-1)
+        student_log_probs = ops.log_softmax(student / temperature, axis=-1)
+        return ops.square(temperature) * self.divergence(teacher_log_probs, student_log_probs)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -59,18 +58,19 @@ class SoftLabels(Divergence):
     """Soft labels: KL divergence from the teacher's to the student's temperature-softened distribution, times T².
 
     `L = T² · KL(p ‖ q) = T² · Σ_c p_c (log p_c − log q_c)` with `p = softmax(teacher / T)`, `q = softmax(student / T)`.
-    All that `Divergence` says of temperature, softmax and masks holds.
+    What `Divergence` says of temperature and softmax holds.
 
     Args:
         temperature: T > 0; 2 to 8 is usual. Kept in a variable, `loss.temperature`.
         standardize: Standardize the logits of both sides first, each example's over its classes:
             `(z − mean) / (std + 1e-7)`, std with the divisor classes − 1. The student then has to match the shape of
-            the teacher's logits, not their scale.
-        weight, output, name, reduction, dtype: As in `Divergence`.
+            the teacher's logits, not their scale. A std below 0.01 counts as 0.01: flat logits would get a gradient of
+            1e7.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Raises:
-        TypeError: `temperature` or `weight` is not a number, or `standardize` no bool.
-        ValueError: `temperature` is not > 0 or not finite; `weight` is negative; the numbers of classes differ.
+        TypeError: `temperature` is not a number, or `standardize` no bool.
+        ValueError: As `Divergence`.
 
     Example:
 
@@ -83,11 +83,9 @@ class SoftLabels(Divergence):
     Distillation", CVPR 2024 (https://arxiv.org/abs/2403.01427), algorithm 1.
     """
 
-    def __init__(self, temperature=4.0, *, standardize=False, **options):
-        super().__init__(temperature, **options)
-        if not isinstance(standardize, bool):
-            raise TypeError(f"standardize must be True or False, got {standardize!r}.")
-        self.standardize = standardize
+    def __init__(self, temperature=4.0, *, standardize=False, **kwargs):
+        super().__init__(temperature, **kwargs)
+        self.standardize = require_flag(standardize, "standardize")
         self.scales_with_temperature = not standardize
 
     def call(self, teacher, student):
@@ -95,8 +93,8 @@ class SoftLabels(Divergence):
             teacher, student = _standardized(teacher), _standardized(student)
         return super().call(teacher, student)
 
-    def divergence(self, teacher_log, student_log):
-        return kl_divergence(teacher_log, student_log)
+    def divergence(self, teacher_log_probs, student_log_probs):
+        return kl_divergence(teacher_log_probs, student_log_probs)
 
     def get_config(self):
         return {**super().get_config(), "standardize": self.standardize}
@@ -111,7 +109,7 @@ class ReverseKL(Divergence):
 
     Args:
         temperature: T > 0. Kept in a variable, `loss.temperature`.
-        weight, output, name, reduction, dtype: As in `Divergence`.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Raises:
         As `Divergence`.
@@ -126,8 +124,8 @@ class ReverseKL(Divergence):
     (https://arxiv.org/abs/2306.08543), equation 1.
     """
 
-    def divergence(self, teacher_log, student_log):
-        return kl_divergence(student_log, teacher_log)
+    def divergence(self, teacher_log_probs, student_log_probs):
+        return kl_divergence(student_log_probs, teacher_log_probs)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -141,10 +139,10 @@ class JensenShannon(Divergence):
     Args:
         beta: β in [0, 1]: the teacher's share of the mixture.
         temperature: T > 0. Kept in a variable, `loss.temperature`.
-        weight, output, name, reduction, dtype: As in `Divergence`.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Raises:
-        TypeError: `beta`, `temperature` or `weight` is not a number.
+        TypeError: `beta`, `temperature` is not a number.
         ValueError: `beta` is outside [0, 1]; and as `Divergence`.
 
     Example:
@@ -157,18 +155,19 @@ class JensenShannon(Divergence):
     (https://arxiv.org/abs/2306.13649), equation 1.
     """
 
-    def __init__(self, beta=0.5, *, temperature=1.0, **options):
-        super().__init__(temperature, **options)
+    def __init__(self, beta=0.5, *, temperature=1.0, **kwargs):
+        super().__init__(temperature, **kwargs)
         self.beta = require_number(beta, "beta", at_least=0.0, at_most=1.0)
 
-    def divergence(self, teacher_log, student_log):
+    def divergence(self, teacher_log_probs, student_log_probs):
         if self.beta == 0.0:
-            return kl_divergence(teacher_log, student_log)
+            return kl_divergence(teacher_log_probs, student_log_probs)
         if self.beta == 1.0:
-            return kl_divergence(student_log, teacher_log)
-        mixture_log = log_mixture(self.beta, teacher_log, student_log)
-        of_teacher = kl_divergence(teacher_log, mixture_log)
-        return self.beta * of_teacher + (1.0 - self.beta) * kl_divergence(student_log, mixture_log)
+            return kl_divergence(student_log_probs, teacher_log_probs)
+        mixture_log_probs = log_mixture(self.beta, teacher_log_probs, student_log_probs)
+        teacher_kl = kl_divergence(teacher_log_probs, mixture_log_probs)
+        student_kl = kl_divergence(student_log_probs, mixture_log_probs)
+        return self.beta * teacher_kl + (1.0 - self.beta) * student_kl
 
     def get_config(self):
         return {**super().get_config(), "beta": self.beta}
@@ -177,15 +176,15 @@ class JensenShannon(Divergence):
 class _Skewed(Divergence):
     """A KL divergence whose second distribution has a share α of the first mixed in."""
 
-    def __init__(self, alpha=0.1, *, temperature=1.0, **options):
-        super().__init__(temperature, **options)
+    def __init__(self, alpha=0.1, *, temperature=1.0, **kwargs):
+        super().__init__(temperature, **kwargs)
         self.alpha = require_number(alpha, "alpha", at_least=0.0, at_most=1.0)
 
-    def skewed(self, first_log, second_log):
+    def skewed(self, first_log_probs, second_log_probs):
         """KL(first ‖ α first + (1 − α) second)."""
         if self.alpha == 0.0:
-            return kl_divergence(first_log, second_log)
-        return kl_divergence(first_log, log_mixture(self.alpha, first_log, second_log))
+            return kl_divergence(first_log_probs, second_log_probs)
+        return kl_divergence(first_log_probs, log_mixture(self.alpha, first_log_probs, second_log_probs))
 
     def get_config(self):
         return {**super().get_config(), "alpha": self.alpha}
@@ -201,10 +200,10 @@ class SkewKL(_Skewed):
     Args:
         alpha: α in [0, 1]; 0.1 is usual, and at 1 the loss is 0.
         temperature: T > 0. Kept in a variable, `loss.temperature`.
-        weight, output, name, reduction, dtype: As in `Divergence`.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Raises:
-        TypeError: `alpha`, `temperature` or `weight` is not a number.
+        TypeError: `alpha`, `temperature` is not a number.
         ValueError: `alpha` is outside [0, 1]; and as `Divergence`.
 
     Example:
@@ -217,8 +216,8 @@ class SkewKL(_Skewed):
     (https://arxiv.org/abs/2402.03898), equation 3.
     """
 
-    def divergence(self, teacher_log, student_log):
-        return self.skewed(teacher_log, student_log)
+    def divergence(self, teacher_log_probs, student_log_probs):
+        return self.skewed(teacher_log_probs, student_log_probs)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -228,7 +227,7 @@ class SkewReverseKL(_Skewed):
     Args:
         alpha: α in [0, 1]; 0.1 is usual, and at 1 the loss is 0.
         temperature: T > 0. Kept in a variable, `loss.temperature`.
-        weight, output, name, reduction, dtype: As in `Divergence`.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Raises:
         As `SkewKL`.
@@ -242,27 +241,30 @@ class SkewReverseKL(_Skewed):
     Reference: as `SkewKL`.
     """
 
-    def divergence(self, teacher_log, student_log):
-        return self.skewed(student_log, teacher_log)
+    def divergence(self, teacher_log_probs, student_log_probs):
+        return self.skewed(student_log_probs, teacher_log_probs)
 
 
-def kl_divergence(first_log, second_log):
+def kl_divergence(first_log_probs, second_log_probs):
     """KL(first ‖ second) from log probabilities `(..., classes)`: `(...)` nats."""
-    return ops.sum(ops.exp(first_log) * (first_log - second_log), axis=-1)
+    return ops.sum(ops.exp(first_log_probs) * (first_log_probs - second_log_probs), axis=-1)
 
 
-def log_mixture(share, first_log, second_log):
+def log_mixture(share, first_log_probs, second_log_probs):
     """The log of `share · first + (1 − share) · second`, in log space; 0 < share ≤ 1."""
     if share == 1.0:
-        return first_log
-    return ops.logaddexp(first_log + math.log(share), second_log + math.log1p(-share))
+        return first_log_probs
+    return ops.logaddexp(first_log_probs + math.log(share), second_log_probs + math.log1p(-share))
 
 
 def _standardized(logits):
     """`(z − mean) / (std + 1e-7)` over the classes, with the sample standard deviation (divisor classes − 1)."""
-    centred = logits - ops.mean(logits, axis=-1, keepdims=True)
-    variance = ops.sum(ops.square(centred), axis=-1, keepdims=True) / (logits.shape[-1] - 1)
-    return centred / (ops.sqrt(ops.maximum(variance, 1e-14)) + 1e-7)  # the root has no derivative at 0
+    centered = logits - ops.mean(logits, axis=-1, keepdims=True)
+    variance = ops.sum(ops.square(centered), axis=-1, keepdims=True) / (logits.shape[-1] - 1)
+    return centered / (ops.sqrt(ops.maximum(variance, _LEAST_STD**2)) + 1e-7)
+
+
+_LEAST_STD = 1e-2  # of logits; the gradient of standardized logits is as large as 1 / std
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -270,19 +272,20 @@ class LogitsMSE(DistillationLoss):
     """Mean squared difference of the logits: `L = mean_c (t_c − s_c)²`.
 
     The limit of `SoftLabels` at high temperatures, up to the mean of the logits, which it fits too. Also the loss
-    for regression heads: there the outputs are what the models predict.
+    for regression heads without an activation: there the outputs are what the models predict.
+
+    The log of a softmax tells the logits only up to that mean, so that a `Distiller` refuses a model that is known to
+    end in softmax or sigmoid. To compare outputs as they are, whatever the ending, use `Hint()`.
 
     Args:
-        weight: wᵢ ≥ 0, this loss's weight beside other losses.
-        output: Name, dict key or index of the output that is compared; `None`: every output, values summed.
-        name, reduction, dtype: As in `keras.losses.Loss`.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
         teacher: Logits or predictions `(batch, classes)`, or `(batch, length, classes)`.
         student: The same shape.
 
     Raises:
-        ValueError: `weight` is negative, or the shapes differ.
+        ValueError: The shapes differ; in a `Distiller`, a model ends in softmax or sigmoid.
 
     Example:
 
@@ -293,15 +296,16 @@ class LogitsMSE(DistillationLoss):
     equation 1 (there ½ of the squared norm, here its mean over the classes).
     """
 
-    undoes = "softmax"
     tokenwise = True
+
+    def expected_ending(self, side):
+        return "logits"
 
     def check_shapes(self, teacher_shape, student_shape):
         require_same_classes(self.name, teacher_shape, student_shape, at_least=1)
 
     def call(self, teacher, student):
         # (..., classes) x2 -> (...)
-        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
         return ops.mean(ops.square(teacher - student), axis=-1)
 
 
@@ -312,22 +316,20 @@ class BinarySoftLabels(TemperatureLoss):
     `L = T² · mean_c [p_c log(p_c / q_c) + (1 − p_c) log((1 − p_c) / (1 − q_c))]` with `p = sigmoid(teacher / T)` and
     `q = sigmoid(student / T)`, in nats. In log space throughout.
 
-    A head that ends in sigmoid is turned back into logits where the model tells (functional and sequential models); a
-    subclassed model must give logits. Called by itself, the loss takes logits.
+    Of functional and sequential models, a head that ends in sigmoid is turned back into logits; a subclassed model must
+    give logits. Called by itself, the loss takes logits.
 
     Args:
         temperature: T > 0. Kept in a variable, `loss.temperature`.
-        weight: wᵢ ≥ 0, this loss's weight beside other losses.
-        output: Name, dict key or index of the output that is compared; `None`: every output, values summed.
-        name, reduction, dtype: As in `keras.losses.Loss`.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
         teacher: Logits `(batch, units)`, or `(batch, length, units)`.
         student: The same shape.
 
     Raises:
-        TypeError: `temperature` or `weight` is not a number.
-        ValueError: `temperature` is not > 0; `weight` is negative; the shapes differ.
+        TypeError: `temperature` is not a number.
+        ValueError: `temperature` is not > 0; the shapes differ.
 
     Example:
 
@@ -345,11 +347,9 @@ class BinarySoftLabels(TemperatureLoss):
 
     def call(self, teacher, student):
         # (..., units) x2 -> (...) nats
-        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
         temperature = ops.cast(self.temperature, teacher.dtype)
-        divergence = 0.0
-        for sign in (1.0, -1.0):  # of the unit being on, of it being off
-            teacher_log = ops.log_sigmoid(sign * teacher / temperature)
-            student_log = ops.log_sigmoid(sign * student / temperature)
-            divergence = divergence + ops.exp(teacher_log) * (teacher_log - student_log)
-        return ops.square(temperature) * ops.mean(divergence, axis=-1)
+        teacher_log_probs, student_log_probs = (  # of each unit being on and off, (..., units, 2)
+            ops.stack([ops.log_sigmoid(logits / temperature), ops.log_sigmoid(-logits / temperature)], axis=-1)
+            for logits in (teacher, student)
+        )
+        return ops.square(temperature) * ops.mean(kl_divergence(teacher_log_probs, student_log_probs), axis=-1)

@@ -5,13 +5,13 @@ import math
 import keras
 from keras import ops
 
-from keras_kd._checks import require_count, require_number
+from keras_kd._checks import require_count, require_flag, require_number
 from keras_kd._hyperparameters import Hyperparameter
-from keras_kd._keras_private import get_mask
-from keras_kd.losses.base import TemperatureLoss
+from keras_kd.losses.base import TemperatureLoss, differ
 from keras_kd.losses.features import FeatureLoss, ProjectedFeatureLoss, unit
 
-_LEAST = 1e-8  # keeps the correlation of something constant finite
+_LEAST_SPREAD = {"teacher": 1e-6, "student": 1e-2}  # over the root mean square; what is below is as good as constant
+_TINY = 1e-16  # squared norms of probabilities below it count as 0
 _ROUNDING = 1e-12  # squared distances below this share of the squared norms are rounding, in float64
 
 
@@ -23,14 +23,14 @@ class DIST(TemperatureLoss):
     the classes, one value an example, and ρ_batch that over the examples of the batch, averaged over the classes. The
     student has to rank as the teacher does, classes within an example and examples within a class, not to match it.
 
-    ρ_batch belongs to the whole batch: every example's value holds it. Give it batches of 64 or more; over several
-    replicas it is each replica's own.
+    ρ_batch belongs to the whole batch: every example's value holds it. Give it batches of 64 or more. Over several
+    replicas it is that of the whole batch.
 
     Args:
         beta: β ≥ 0, weight of the relation between classes.
         gamma: γ ≥ 0, weight of the relation between examples.
         temperature: T > 0. Kept in a variable, `loss.temperature`.
-        weight, output, name, reduction, dtype: As in `Divergence`.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
         teacher: Logits `(batch, classes)`.
@@ -53,9 +53,10 @@ class DIST(TemperatureLoss):
 
     undoes = "softmax"
     scales_with_temperature = True
+    relates_examples = True
 
-    def __init__(self, beta=1.0, gamma=1.0, *, temperature=1.0, **options):
-        super().__init__(temperature, **options)
+    def __init__(self, beta=1.0, gamma=1.0, *, temperature=1.0, **kwargs):
+        super().__init__(temperature, **kwargs)
         self.beta = require_number(beta, "beta", at_least=0.0)
         self.gamma = require_number(gamma, "gamma", at_least=0.0)
 
@@ -63,12 +64,12 @@ class DIST(TemperatureLoss):
         super().check_shapes(teacher_shape, student_shape)
         if len(student_shape) != 2:
             raise ValueError(
-                f"{self.name} relates the examples of (batch, classes), but the student gives {student_shape}."
+                f"{self.name} relates the examples of (batch, classes), but the student gives {student_shape}, the "
+                f"teacher {teacher_shape}."
             )
 
     def call(self, teacher, student):
         # (batch, classes) x2 -> (batch,)
-        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
         temperature = ops.cast(self.temperature, teacher.dtype)
         teacher, student = (ops.softmax(logits / temperature, axis=-1) for logits in (teacher, student))
         between_classes = 1.0 - correlation(teacher, student, axis=-1)
@@ -79,60 +80,65 @@ class DIST(TemperatureLoss):
         return {**super().get_config(), "beta": self.beta, "gamma": self.gamma}
 
 
-def correlation(first, second, axis):
-    """Pearson's correlation along an axis; 0 where one side is constant."""
-    first, second = (x - ops.mean(x, axis=axis, keepdims=True) for x in (first, second))
-    squares = ops.sum(ops.square(first), axis=axis) * ops.sum(ops.square(second), axis=axis)
-    return ops.sum(first * second, axis=axis) / ops.sqrt(ops.maximum(squares, _LEAST**2))
+def correlation(teacher, student, axis):
+    """Pearson's correlation of positive values along an axis; 0 where one side is constant.
+
+    That of a student that is nearly constant is damped: see `DIST`.
+    """
+    sides = (("teacher", teacher), ("student", student))
+    return ops.sum(math.prod(_deviation(values, axis, _LEAST_SPREAD[side]) for side, values in sides), axis=axis)
+
+
+def _deviation(values, axis, least_spread):
+    """Centered values over their l2 norm, or over `least_spread` times the norm before centering if that is larger."""
+    centered = values - ops.mean(values, axis=axis, keepdims=True)
+    squares, size = (ops.sum(ops.square(x), axis=axis, keepdims=True) for x in (centered, ops.stop_gradient(values)))
+    return centered / ops.sqrt(ops.maximum(squares, ops.maximum(least_spread**2 * size, _TINY)))
 
 
 class RelationLoss(FeatureLoss):
     """Base class of the losses over how the features of the examples of a batch relate to each other.
 
-    An output of any shape counts as one vector an example; widths may differ, since examples are only compared with
-    examples of the same model. Relations belong to the whole batch: give it batches of 64 or more; over several
-    replicas they are each replica's own. A subclass implements `compare(teacher, student)`.
+    An output of any shape counts as one vector per example; shapes may differ, since examples are only compared with
+    examples of the same model. Relations belong to the whole batch: give it batches of 64 or more. Over several
+    replicas they are those of the whole batch.
 
     Args:
-        options: `teacher_layer`, `student_layer`, `weight`, `output`, `teacher_output`, `name`, `reduction`, `dtype`:
-            as in `DistillationLoss`.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
     """
 
-    def __init__(self, **options):
-        super().__init__(**options)
+    relates_examples = True
 
-    def rank_of_values(self, output_rank):
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+
+    def compared_axes(self, rank):
+        return (0,)
+
+    def value_rank(self, output_rank):
         return 1
 
-    def __call__(self, teacher, student, sample_weight=None):
-        if get_mask(student) is not None:
-            raise ValueError(
-                f"{self.name} relates whole examples, but the student gives masked tokens {tuple(student.shape)}. Pool "
-                "them first, for instance with keras.layers.GlobalAveragePooling1D, and name that layer."
-            )
-        return super().__call__(teacher, student, sample_weight)
-
     def check_shapes(self, teacher_shape, student_shape):
-        batches = {shape[0] for shape in (teacher_shape, student_shape) if shape} - {None}
-        if len(teacher_shape) < 2 or len(student_shape) < 2 or len(batches) > 1:
+        few = min(len(teacher_shape), len(student_shape)) < 2
+        if few or differ(teacher_shape[:1], student_shape[:1]):
             raise ValueError(
                 f"{self.name} relates the same examples by their features, (batch, ..., features), but "
-                f"{self.both(teacher_shape, student_shape)}."
+                f"{self.describe_shapes(teacher_shape, student_shape)}."
             )
 
-    def call(self, teacher, student):
-        # (batch, ...) x2 -> (batch,)
-        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
-        return self.compare(_one_vector_each(teacher), _one_vector_each(student))
-
-    def compare(self, teacher, student):
-        """One value an example, `(batch,)`, of features `(batch, teacher_features)` and `(batch, student_features)`."""
-        raise NotImplementedError(f"{type(self).__name__} must implement compare(teacher, student).")
+    def values(self, teacher, student, *, labels=None, mask=None):
+        if mask is not None:
+            raise ValueError(
+                f"{self.name} relates whole examples, but the outputs are of masked tokens: the student gives "
+                f"{tuple(student.shape)}, the teacher {tuple(teacher.shape)}. Pool them first, for instance with "
+                "keras.layers.GlobalAveragePooling1D, and name that layer."
+            )
+        return super().values(teacher, student, labels=labels)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class RelationalKD(RelationLoss):
-    """Relational knowledge distillation (RKD): examples lie to each other as they do for the teacher.
+    """Relational knowledge distillation (RKD): distances and angles between examples are as for the teacher.
 
     `L = distance · mean_ij h(d_ij^t − d_ij^s) + angle · mean_ijk h(cos_ijk^t − cos_ijk^s)`. d_ij is the Euclidean
     distance of examples i and j, divided by the mean distance of two different examples; cos_ijk is the cosine of the
@@ -145,9 +151,8 @@ class RelationalKD(RelationLoss):
     Args:
         distance: Weight ≥ 0 of the distances.
         angle: Weight ≥ 0 of the angles.
-        teacher_layer, student_layer: The layers to compare, as in `DistillationLoss`; not given, the outputs are.
-        weight: wᵢ ≥ 0, this loss's weight beside other losses.
-        output, teacher_output, name, reduction, dtype: As in `DistillationLoss`.
+        teacher_layer, student_layer: The layers to compare; `None`: the models' outputs.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
         teacher: `(batch, ..., features)`.
@@ -171,14 +176,14 @@ class RelationalKD(RelationLoss):
     losses; the weights are those of mdistiller (https://github.com/megvii-research/mdistiller).
     """
 
-    def __init__(self, distance=25.0, angle=50.0, **options):
-        super().__init__(**options)
+    def __init__(self, distance=25.0, angle=50.0, **kwargs):
+        super().__init__(**kwargs)
         self.distance = require_number(distance, "distance", at_least=0.0)
         self.angle = require_number(angle, "angle", at_least=0.0)
 
-    def compare(self, teacher, student):
-        # (batch, features) x2 -> (batch,)
-        teacher, student = (ops.cast(_distances(features), student.dtype) for features in (teacher, student))
+    def call(self, teacher, student):
+        # (batch, ...) x2 -> (batch,)
+        teacher, student = (ops.cast(_distances(_vectors(x)), student.dtype) for x in (teacher, student))
         values = self.distance * ops.mean(_huber(teacher - student), axis=-1)
         if self.angle == 0.0:
             return values
@@ -188,7 +193,7 @@ class RelationalKD(RelationLoss):
         return {**super().get_config(), "distance": self.distance, "angle": self.angle}
 
 
-def _one_vector_each(output):
+def _vectors(output):
     # (batch, ...) -> (batch, features)
     return ops.reshape(output, (ops.shape(output)[0], -1))
 
@@ -223,23 +228,18 @@ def _huber(difference):
     return ops.where(size < 1.0, 0.5 * ops.square(size), size - 0.5)
 
 
-class SimilarityLoss(RelationLoss):
-    """Base class: the mean squared difference between the similarities of examples, `L = mean_j (G_ij^t − G_ij^s)²`.
+def _products(features):
+    # (batch, features) -> (batch, batch)
+    return ops.matmul(features, ops.transpose(features))
 
-    The mean over the batch is `‖G^t − G^s‖² / batch²`. A subclass implements `similarities(features)`.
-    """
 
-    def similarities(self, features):
-        """`(batch, features)` -> `(batch, batch)`."""
-        raise NotImplementedError(f"{type(self).__name__} must implement similarities(features).")
-
-    def compare(self, teacher, student):
-        # (batch, features) x2 -> (batch,)
-        return ops.mean(ops.square(self.similarities(teacher) - self.similarities(student)), axis=-1)
+def _row_differences(teacher, student):
+    """Mean squared difference of each row: `(batch, batch)` x2 -> `(batch,)`; its mean is `‖G^t − G^s‖² / batch²`."""
+    return ops.mean(ops.square(teacher - student), axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class SimilarityPreserving(SimilarityLoss):
+class SimilarityPreserving(RelationLoss):
     """Similarity-preserving distillation (SP): examples that the teacher finds alike are alike to the student.
 
     `L = ‖G^t − G^s‖² / batch²`, with `G = A Aᵀ` of the features A of a batch, each row of G divided by its l2 norm. An
@@ -249,16 +249,15 @@ class SimilarityPreserving(SimilarityLoss):
     All that `RelationLoss` says of shapes, batches and replicas holds.
 
     Args:
-        teacher_layer, student_layer: The layers to compare, as in `DistillationLoss`; not given, the outputs are.
-        weight: wᵢ ≥ 0, this loss's weight beside other losses.
-        output, teacher_output, name, reduction, dtype: As in `DistillationLoss`.
+        teacher_layer, student_layer: The layers to compare; `None`: the models' outputs.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
         teacher: `(batch, ..., features)`.
         student: Features of the same examples, of any shape.
 
     Raises:
-        ValueError: `weight` is negative; an output has no features, or is one of masked tokens.
+        ValueError: An output has no features, or is one of masked tokens.
 
     Example:
 
@@ -271,12 +270,13 @@ class SimilarityPreserving(SimilarityLoss):
     (https://arxiv.org/abs/1907.09682).
     """
 
-    def similarities(self, features):
-        return unit(ops.matmul(features, ops.transpose(features)))
+    def call(self, teacher, student):
+        # (batch, ...) x2 -> (batch,)
+        return _row_differences(*(unit(_products(_vectors(output))) for output in (teacher, student)))
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class CorrelationCongruence(SimilarityLoss):
+class CorrelationCongruence(RelationLoss):
     """Correlation congruence (CC): examples are as near to each other, by a Gaussian kernel, as for the teacher.
 
     `L = ‖K^t − K^s‖² / batch²`, with `K_ij = exp(−2γ) Σ_p (2γ)^p / p! · (x_i · x_j)^p`, p from 0 to `order`, of the
@@ -289,16 +289,15 @@ class CorrelationCongruence(SimilarityLoss):
     Args:
         gamma: γ > 0; the larger, the more only near neighbours count. 0.4 is usual.
         order: The highest power, at least 1. 2 is usual.
-        teacher_layer, student_layer: The layers to compare, as in `DistillationLoss`; not given, the outputs are.
-        weight: wᵢ ≥ 0, this loss's weight beside other losses.
-        output, teacher_output, name, reduction, dtype: As in `DistillationLoss`.
+        teacher_layer, student_layer: The layers to compare; `None`: the models' outputs.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
         teacher: `(batch, ..., features)`.
         student: Features of the same examples, of any shape.
 
     Raises:
-        TypeError: `gamma` or `weight` is not a number, or `order` no whole number.
+        TypeError: `gamma` is not a number, or `order` no whole number.
         ValueError: An argument is out of range; an output has no features, or is one of masked tokens.
 
     Example:
@@ -312,14 +311,18 @@ class CorrelationCongruence(SimilarityLoss):
     (https://arxiv.org/abs/1904.01802), its correlation loss with the Gaussian kernel.
     """
 
-    def __init__(self, gamma=0.4, order=2, **options):
-        super().__init__(**options)
+    def __init__(self, gamma=0.4, order=2, **kwargs):
+        super().__init__(**kwargs)
         self.gamma = require_number(gamma, "gamma", above=0.0, hint="0.4 is usual.")
         self.order = require_count(order, "order", at_least=1)
 
-    def similarities(self, features):
-        features = unit(features)
-        cosines = ops.matmul(features, ops.transpose(features))
+    def call(self, teacher, student):
+        # (batch, ...) x2 -> (batch,)
+        return _row_differences(*(self._kernel(_vectors(output)) for output in (teacher, student)))
+
+    def _kernel(self, features):
+        # (batch, features) -> (batch, batch)
+        cosines = _products(unit(features))
         term, kernel = ops.ones_like(cosines), ops.ones_like(cosines)
         for power in range(1, self.order + 1):
             term = term * cosines * (2.0 * self.gamma / power)
@@ -337,26 +340,25 @@ class ContrastiveKD(ProjectedFeatureLoss):
     With the cosines `c_ij = cos(r(student_i), teacher_j)`, the InfoNCE loss `L_i = −log softmax_j(c_ij / T)_i`, in
     nats: the other examples of the batch are the negatives. If `symmetric`, the mean of that and of the reverse, in
     which the teacher's vector looks for the student's: `−log softmax_j(c_ji / T)_i`. r is as in `Hint`. It is a
-    cross-entropy, whose least value is not 0; in a batch of one it is 0, and teaches nothing.
+    cross-entropy, whose least value is not 0; in a batch of one it is 0, without a gradient.
 
     This is contrastive representation distillation with negatives from the batch, not with the published memory bank of
     16,384 negatives and its noise-contrastive estimate: give it large batches. Equal examples in a batch are taken for
-    different ones. Over several replicas the negatives are each replica's own.
+    different ones. Over several replicas the negatives are those of the whole batch.
 
     Args:
         temperature: T > 0; 0.05 to 0.5 is usual. Kept in a variable, `loss.temperature`.
-        symmetric: Whether the teacher's vectors also have to tell the student's apart.
-        teacher_layer, student_layer: The layers to compare, as in `DistillationLoss`; not given, the outputs are.
-        weight: wᵢ ≥ 0, this loss's weight beside other losses.
-        output, teacher_output, name, reduction, dtype: As in `DistillationLoss`.
+        symmetric: Whether the reverse direction counts as well.
+        teacher_layer, student_layer: The layers to compare; `None`: the models' outputs.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
         teacher: `(batch, features)`.
         student: The same shape.
 
     Raises:
-        TypeError: `temperature` or `weight` is not a number, or `symmetric` no bool.
-        ValueError: `temperature` is not > 0; `weight` is negative; an output is not `(batch, features)`; the widths
+        TypeError: `temperature` is not a number, or `symmetric` no bool.
+        ValueError: `temperature` is not > 0; an output is not `(batch, features)`; the widths
             differ outside a `Distiller`.
 
     Example:
@@ -370,22 +372,20 @@ class ContrastiveKD(ProjectedFeatureLoss):
     (https://arxiv.org/abs/1910.10699).
     """
 
-    of_vectors = True
+    vectors_only = True
+    relates_examples = True
     temperature = Hyperparameter(above=0.0, hint="0.05 to 0.5 is usual.")
 
-    def __init__(self, temperature=0.1, *, symmetric=True, **options):
-        super().__init__(**options)
+    def __init__(self, temperature=0.1, *, symmetric=True, **kwargs):
+        super().__init__(**kwargs)
         self.temperature = temperature
-        if not isinstance(symmetric, bool):
-            raise TypeError(f"symmetric must be True or False, got {symmetric!r}.")
-        self.symmetric = symmetric
+        self.symmetric = require_flag(symmetric, "symmetric")
 
     def hyperparameters(self):
         return {**super().hyperparameters(), "temperature": self.temperature}
 
     def call(self, teacher, student):
         # (batch, features) x2 -> (batch,) nats
-        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
         cosines = ops.matmul(unit(student), ops.transpose(unit(teacher)))
         logits = cosines / ops.cast(self.temperature, cosines.dtype)
         axes = (-1, 0) if self.symmetric else (-1,)

@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_kd._checks import require_count
 from keras_kd._keras_private import get_mask, set_mask
-from keras_kd.losses.base import DistillationLossWrapper, TemperatureLoss
+from keras_kd.losses.base import DistillationLossWrapper, TemperatureLoss, differ, mask_of_tokens
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -21,30 +21,31 @@ class UniversalLogitDistillation(TemperatureLoss):
     over ranks, in [0, 2], and a mean over examples (tokens), as in the authors' code; no factor T², as there, so that
     the gradient shrinks as T grows.
 
-    It asks how sure the teacher is and between how many, not of what: the labels have to tell that. So it is for models
-    that share no vocabulary; where most tokens are shared, `VocabularyMap` teaches more. There is no gradient where the
-    student gives more than the teacher to each of its ranks, as when it has fewer classes and both are unsure.
+    It compares how sure the models are and between how many classes, not between which: only the labels hold that. So
+    it is for models that share no vocabulary; where most tokens are shared, `VocabularyMap` transfers more. There is no
+    gradient where the student gives more than the teacher to each of its ranks, as when it has fewer classes and both
+    are unsure.
 
     Sequences may differ in length: token i is compared with token i, from the start to the end of the shorter one. The
-    mean is over the student's tokens, without those that its Keras mask leaves out; a token beyond the teacher's end,
-    or on the teacher's padding, counts as 0.
+    mean is over the tokens that are compared: those of the student that neither side's Keras mask leaves out, up to the
+    teacher's end. `reduction=None` gives one value per student token, 0 beyond the teacher's end.
 
-    Sorting is what it costs: two more tensors of `(batch, length, classes)` a side, and time. On a CPU, 512 tokens of
+    Sorting costs two more tensors of `(batch, length, classes)` per side, and time. On a CPU, 512 tokens of
     50,000 classes took 11 s with all ranks, 2.1 s with `top_k=1000`, 1.0 s with `top_k=100`; `SoftLabels` 0.4 s.
 
     Args:
         temperature: T > 0; 1 is usual. Kept in a variable, `loss.temperature`.
         top_k: Compare the k most probable ranks only; None for all. What is left out is no more than the probability
             that the two sides have beyond rank k. The probabilities are those of the full softmax.
-        weight, output, name, reduction, dtype: As in `Divergence`.
+        **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
         teacher: Logits `(batch, teacher classes)`, or `(batch, teacher length, teacher classes)`.
         student: Logits `(batch, student classes)`, or `(batch, student length, student classes)`.
 
     Raises:
-        TypeError: `temperature` or `weight` is not a number, `top_k` no whole number.
-        ValueError: `temperature` is not > 0; `weight` is negative; `top_k` is below 1; the ranks of the logits differ.
+        TypeError: `temperature` is not a number, `top_k` no whole number.
+        ValueError: `temperature` is not > 0; `top_k` is below 1; the ranks of the logits differ.
 
     Example: Of a teacher of two classes and a student of three, each gives its first choice the same probability.
 
@@ -58,42 +59,49 @@ class UniversalLogitDistillation(TemperatureLoss):
 
     undoes = "softmax"
 
-    def __init__(self, temperature=1.0, *, top_k=None, **options):
-        super().__init__(temperature, **options)
+    def __init__(self, temperature=1.0, *, top_k=None, **kwargs):
+        super().__init__(temperature, **kwargs)
         self.top_k = None if top_k is None else require_count(top_k, "top_k", at_least=1)
 
     def check_shapes(self, teacher_shape, student_shape):
-        shapes = f"the teacher gives {teacher_shape}, the student {student_shape}"
-        if len(teacher_shape) != len(student_shape):
-            raise ValueError(f"{self.name} compares logits of equal rank, but {shapes}.")
+        shapes = self.describe_shapes(teacher_shape, student_shape)
+        if len(teacher_shape) != len(student_shape) or differ(teacher_shape[:1], student_shape[:1]):
+            raise ValueError(f"{self.name} compares logits of equal rank and batch, but {shapes}.")
         if len(student_shape) not in (2, 3):
             raise ValueError(
                 f"{self.name} compares logits (batch, classes) or (batch, length, classes), but {shapes}. Flatten what "
                 "lies between batch and classes with keras.layers.Reshape."
             )
 
-    def __call__(self, teacher, student, sample_weight=None):
-        mask = get_mask(teacher)
-        if mask is not None:  # Keras itself heeds the student's only, and a cast loses this one
-            teacher = set_mask(ops.cast(teacher, self.dtype), mask)
-        return super().__call__(teacher, student, sample_weight)
+    def compared_axes(self, rank):
+        return (0,)
+
+    def token_mask(self, teacher, student):
+        """Of the student's tokens, those that neither side masks, up to the teacher's end; None: all of them."""
+        if len(student.shape) != 3 or len(teacher.shape) != 3:
+            return None
+        teacher_mask, student_mask = mask_of_tokens(teacher), mask_of_tokens(student)
+        if teacher_mask is None:
+            if teacher.shape[1] is not None and teacher.shape[1] == student.shape[1]:
+                return student_mask
+            teacher_mask = ops.ones(ops.shape(teacher)[:2], "bool")
+        length = ops.shape(student)[1]
+        missing = ops.zeros((ops.shape(teacher)[0], length), "bool")
+        mask = ops.concatenate([teacher_mask, missing], axis=1)[:, :length]
+        return mask if student_mask is None else ops.logical_and(mask, student_mask)
 
     def call(self, teacher, student):
         # (batch, [length,] classes) x2, lengths and classes of each side -> (batch, [student length])
-        self.check_shapes(tuple(teacher.shape), tuple(student.shape))
         if len(student.shape) == 2:
             return self._distance(teacher, student)
         shared = _smaller(ops.shape(teacher)[1], ops.shape(student)[1])
         distance = self._distance(teacher[:, :shared], student[:, :shared])
-        mask = get_mask(teacher)
-        if mask is not None:
-            distance = ops.where(mask[:, :shared], distance, 0.0)
         return ops.concatenate([distance, ops.zeros_like(student[:, shared:, 0])], axis=1)
 
     def _distance(self, teacher, student):
         teacher, student = self._descending(teacher), self._descending(student)
         ranks = max(teacher.shape[-1], student.shape[-1])
-        return ops.sum(ops.abs(_filled_up(teacher, ranks) - _filled_up(student, ranks)), axis=-1)
+        return ops.sum(ops.abs(_padded(teacher, ranks) - _padded(student, ranks)), axis=-1)
 
     def _descending(self, logits):
         """The largest probabilities, `top_k` of them or all, in descending order."""
@@ -111,16 +119,17 @@ class VocabularyMap(DistillationLossWrapper):
     """A loss over outputs, for a student whose tokens (classes) are some of the teacher's.
 
     The teacher's logits are gathered to the student's tokens, `teacher[..., teacher_ids]`, and the loss compares
-    what is left. Its distribution is so renormalised over the student's vocabulary: what it says of other tokens is
-    lost, and `mass` tells how much that is. Independent units (`BinarySoftLabels`) are picked out in the same way.
+    them with the student's. So the teacher's distribution is renormalized over the student's vocabulary: the
+    probability of other tokens is lost, and `mass` gives what is kept. Independent units (`BinarySoftLabels`) are
+    gathered in the same way.
 
-    A token that the teacher lacks has the id -1: it is left out of both sides, and only the labels teach it.
+    A token that the teacher lacks has the id -1: it is left out on both sides, and only the labels train it.
 
     Weight, temperature, output, name, reduction and dtype are those of the wrapped loss, and callbacks find its
     hyperparameters under its name. Labels, for a loss that needs them, are ids of the student.
 
     Args:
-        loss: An `DistillationLoss` over outputs, for instance `SoftLabels(temperature=2.0)`.
+        loss: A `DistillationLoss` over logits, for instance `SoftLabels(temperature=2.0)`.
         teacher_ids: For each token of the student, in the order of its ids, the token's id in the teacher's vocabulary,
             or -1. `match_vocabularies` makes the list.
 
@@ -129,9 +138,9 @@ class VocabularyMap(DistillationLossWrapper):
 
     Raises:
         TypeError: `loss` is no `DistillationLoss`, or an id no whole number.
-        ValueError: `loss` is not over logits; ids are below -1 or not different; fewer than 2 are shared; an
-            loss that needs labels meets an id of -1. When the models are known: an id is beyond the teacher's
-            classes, or there are more or fewer ids than classes of the student.
+        ValueError: `loss` is not over logits; ids are below -1 or not different; fewer than 2 are shared; the loss
+            needs labels and an id is -1. When the models are known: an id is beyond the teacher's classes, or there are
+            more or fewer ids than classes of the student.
 
     Example: The student has three of the teacher's four tokens; the teacher's own logits fit it exactly.
 
@@ -144,19 +153,19 @@ class VocabularyMap(DistillationLossWrapper):
 
     def __init__(self, loss, teacher_ids):
         super().__init__(loss)
-        if loss.undoes is None:
+        if loss.undoes is None and loss.expected_ending("teacher") != "logits":
             raise ValueError(
-                f"{loss.name} compares outputs as they are, and only logits can be gathered by token. Wrap an "
-                "loss over outputs, such as keras_kd.losses.SoftLabels; one of your own says so with undoes='softmax'."
+                f"{loss.name} compares outputs as they are, and only logits can be gathered by token. Wrap a loss over "
+                "logits, such as keras_kd.losses.SoftLabels; declare one of your own with undoes='softmax'."
             )
         ids = require_ids(teacher_ids)
         self._classes = ids.size  # of the student
-        self._of_student = np.flatnonzero(ids >= 0).astype("int32")
-        self._of_teacher = ids[self._of_student].astype("int32")
-        if self.needs_labels and self._of_student.size < ids.size:
+        self._student_ids = np.flatnonzero(ids >= 0).astype("int32")
+        self._teacher_ids = ids[self._student_ids].astype("int32")
+        if self.needs_labels and self._student_ids.size < ids.size:
             raise ValueError(
-                f"{self.name} needs labels, and {ids.size - self._of_student.size} of the student's {ids.size} tokens "
-                "have the id -1 in teacher_ids: the teacher knows nothing of such a label. Wrap a loss without "
+                f"{self.name} needs labels, and {ids.size - self._student_ids.size} of the student's {ids.size} tokens "
+                "have the id -1 in teacher_ids: the teacher has no such class. Wrap a loss without "
                 "labels, such as keras_kd.losses.SoftLabels."
             )
 
@@ -164,7 +173,7 @@ class VocabularyMap(DistillationLossWrapper):
     def teacher_ids(self):
         """For each token of the student its id in the teacher's vocabulary, or -1, in a list."""
         ids = np.full(self._classes, -1)
-        ids[self._of_student] = self._of_teacher
+        ids[self._student_ids] = self._teacher_ids
         return ids.tolist()
 
     def mass(self, teacher):
@@ -180,35 +189,35 @@ class VocabularyMap(DistillationLossWrapper):
         0.8
         """
         teacher = ops.convert_to_tensor(teacher, dtype=self.dtype)
-        return ops.exp(ops.logsumexp(self._on_shared(teacher, self._of_teacher), axis=-1) - ops.logsumexp(teacher, -1))
+        return ops.exp(ops.logsumexp(self._on_shared(teacher, self._teacher_ids), axis=-1) - ops.logsumexp(teacher, -1))
 
     def check_shapes(self, teacher_shape, student_shape):
-        shapes = f"the teacher gives {teacher_shape}, the student {student_shape}"
+        shapes = self.describe_shapes(teacher_shape, student_shape)
         if student_shape[-1] not in (None, self._classes):
             raise ValueError(
                 f"teacher_ids has {self._classes} entries, one for each token of the student, but {shapes}: "
                 f"{student_shape[-1]} classes."
             )
-        if teacher_shape[-1] is not None and self._of_teacher.max() >= teacher_shape[-1]:
+        if teacher_shape[-1] is not None and self._teacher_ids.max() >= teacher_shape[-1]:
             raise ValueError(
-                f"teacher_ids holds {self._of_teacher.max()}, but {shapes}: the teacher's ids go from 0 to "
+                f"teacher_ids holds {self._teacher_ids.max()}, but {shapes}: the teacher's ids go from 0 to "
                 f"{teacher_shape[-1] - 1}."
             )
-        shared = self._of_teacher.size
+        shared = self._teacher_ids.size
         super().check_shapes((*teacher_shape[:-1], shared), (*student_shape[:-1], shared))
 
     def make_projection(self, teacher_shape, student_shape):
-        shared = self._of_teacher.size
+        shared = self._teacher_ids.size
         return super().make_projection((*teacher_shape[:-1], shared), (*student_shape[:-1], shared))
 
-    def __call__(self, teacher, student, sample_weight=None, **labels):
-        """The wrapped loss's mean over the batch; `labels=` or `languages=` for one that needs them."""
+    def __call__(self, teacher, student, sample_weight=None, **kwargs):
+        """The wrapped loss's mean over the batch; `labels=`, `mask=` or `languages=` as of that loss."""
         # (..., teacher classes), (..., student classes) -> (..., shared tokens) x2
         self.check_shapes(tuple(teacher.shape), tuple(student.shape))
-        teacher = self._on_shared(teacher, self._of_teacher)
-        if self._of_student.size < self._classes:
-            student = self._on_shared(student, self._of_student)
-        return self.loss(teacher, student, sample_weight, **labels)
+        teacher = self._on_shared(teacher, self._teacher_ids)
+        if self._student_ids.size < self._classes:
+            student = self._on_shared(student, self._student_ids)
+        return self.loss(teacher, student, sample_weight, **kwargs)
 
     def _on_shared(self, logits, ids):
         shared = ops.take(logits, ids, axis=-1)
@@ -225,8 +234,8 @@ def _smaller(first, second):
     return min(first, second) if known else ops.minimum(first, second)
 
 
-def _filled_up(probabilities, ranks):
-    """Zeros behind the last rank, up to so many ranks."""
+def _padded(probabilities, ranks):
+    """Zeros appended up to so many ranks."""
     missing = ranks - probabilities.shape[-1]
     return ops.pad(probabilities, [[0, 0]] * (len(probabilities.shape) - 1) + [[0, missing]])
 

@@ -1,5 +1,7 @@
 """Calibration: whether a model is as often right as it is sure."""
 
+import math
+
 import keras
 from keras import ops
 
@@ -63,7 +65,8 @@ class ExpectedCalibrationError(ExampleMetric):
     def update_state(self, y_true, y_pred, sample_weight=None):
         outputs, weights = self.outputs_and_weights(y_pred, sample_weight)
         labels, weights = self.labels_and_weights(y_true, outputs, weights)
-        confidence = ops.max(ops.softmax(outputs) if self.from_logits else outputs, axis=-1)
+        # `initial`, without which Keras refuses an empty batch, as a replica may get, in eager execution
+        confidence = ops.max(ops.softmax(outputs) if self.from_logits else outputs, axis=-1, initial=-math.inf)
         if not self.from_logits:
             inside = ops.all(ops.logical_and(outputs > -1e-3, outputs < 1 + 1e-3), axis=-1)
             message = f"{self.name}: outputs must be probabilities (logits need from_logits=True), got the largest"

@@ -120,10 +120,13 @@ class Pairing:
                 if loss.undoes != "softmax" or loss.layers_of(side) or outputs.prediction is None:
                     continue
                 activations = reader.activations(outputs, loss.output_of(side))
-                tensors = reader.select(outputs, loss.output_of(side), undo=loss.undoes) if activations else []
-                unknown = [one for one, activation in zip(tensors, activations, strict=True) if activation == "unknown"]
-                if unknown:
-                    yield loss.name, side, unknown
+                if "unknown" in activations:
+                    tensors = reader.select(outputs, loss.output_of(side), undo=loss.undoes)
+                    yield (
+                        loss.name,
+                        side,
+                        [t for t, name in zip(tensors, activations, strict=True) if name == "unknown"],
+                    )
 
     def logits(self, teacher_outputs, student_outputs):
         """The logits of teacher and student, for metrics that compare them."""
@@ -144,8 +147,9 @@ class Pairing:
         """
         for loss in self.distillation_losses:
             for reader, side in ((self._teacher_reader, "teacher"), (self._student_reader, "student")):
-                if loss.undoes and not loss.layers_of(side):
+                if not loss.layers_of(side):
                     require_comparable(reader, loss, side)
+            _require_one_kind(self._teacher_reader, self._student_reader, loss)
         teacher, student = self._teacher_reader.symbolic(), self._student_reader.symbolic()
         if teacher is None or student is None:
             return  # the shapes show when the first batch is traced, where the losses check them again
@@ -199,8 +203,16 @@ def _shared_by_all_outputs(structure):
 
 def require_comparable(reader, loss, side):
     """Raise ValueError if outputs that a loss compares are known to end in an activation that it cannot undo."""
-    outputs = reader.symbolic()
-    for activation in [] if outputs is None else reader.activations(outputs, loss.output_of(side)):
+    expected = loss.expected_ending(side)
+    for activation in _known_endings(reader, loss, side):
+        if expected and ending_kind(activation) not in (None, expected):
+            raise ValueError(
+                f"{loss.name} needs {expected} from the {side}, but the {side} ends in {activation}, and gives "
+                f"{ending_kind(activation)}. Use keras_kd.losses.SoftLabels, which takes either (BinarySoftLabels for "
+                "independent units), or, to compare outputs as they are, keras_kd.losses.Hint()."
+            )
+        if loss.undoes is None:
+            continue
         if activation in ("softmax", "sigmoid") and activation != loss.undoes:
             raise ValueError(f"{loss.name} compares {_ENDINGS[activation].format(role=side)}")
         if activation == CHANNELS_FIRST:
@@ -216,9 +228,38 @@ def require_comparable(reader, loss, side):
             )
 
 
+def _require_one_kind(teacher_reader, student_reader, loss):
+    """Raise ValueError if a loss over outputs as they are would compare probabilities with logits."""
+    sides = {"teacher": teacher_reader, "student": student_reader}
+    if loss.undoes or any(loss.layers_of(side) or loss.expected_ending(side) for side in sides):
+        return
+    endings = {side: set(_known_endings(reader, loss, side)) for side, reader in sides.items()}
+    kinds = [{ending_kind(ending) for ending in endings[side]} for side in sides]
+    if sorted(map(len, kinds)) == [1, 1] and None not in kinds[0] | kinds[1] and kinds[0] != kinds[1]:
+        raise ValueError(
+            f"{loss.name} compares outputs as they are, but the teacher ends in {', '.join(endings['teacher'])} "
+            f"and the student in {', '.join(endings['student'])}: probabilities and logits. Use keras_kd.losses.SoftLabels, "
+            "which takes either (BinarySoftLabels for independent units), or end both models alike. A loss of your own "
+            "that is for such a pair says so in expected_ending."
+        )
+
+
+def _known_endings(reader, loss, side):
+    """The last activations of the compared outputs; none where the model does not show them."""
+    outputs = None if reader is None else reader.symbolic()
+    return [] if outputs is None else reader.activations(outputs, loss.output_of(side))
+
+
+def ending_kind(activation):
+    """ "logits" or "probabilities", or None where the name of the last activation does not say which."""
+    if activation == "sigmoid" or activation.startswith("softmax"):
+        return "probabilities"
+    return "logits" if activation == "linear" else None
+
+
 _ENDINGS = {
-    "sigmoid": "distributions over classes, but the {role} ends in sigmoid, one independent probability per unit. End "
-    "it in a linear layer (logits) or a softmax, name another output with output=, or use "
+    "sigmoid": "distributions over classes, but the {role} ends in sigmoid, one independent probability per unit. "
+    "End it in a linear layer (logits) or a softmax, name another output with output=, or use "
     "keras_kd.losses.BinarySoftLabels.",
     "softmax": "independent probabilities, one per unit, but the {role} ends in softmax, a distribution over classes. "
     "End it in a linear layer (logits) or a sigmoid, name another output with output=, or use "

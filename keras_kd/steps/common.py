@@ -115,7 +115,7 @@ class CommonStep:
             projected = self.project(pair)
             weight = pair.sample_weight
             if weight is not None:
-                weight = with_rank(weight, distillation_loss.rank_of_values(len(projected.shape)))
+                weight = with_rank(weight, distillation_loss.value_rank(len(projected.shape)))
             options = {"labels": pair.labels} if distillation_loss.needs_labels else {}
             if distillation_loss.language_key is not None:
                 options["languages"] = languages_of(batch.x, distillation_loss.language_key, distillation_loss.name)
@@ -126,8 +126,8 @@ class CommonStep:
         losses = [ops.cast(ops.sum(loss), "float32") for loss in self.losses]
         if not losses:
             return ops.zeros((), "float32")
-        rows = ops.cast(_rows(x), "float32")
-        return sum(losses) * ops.divide_no_nan(rows, replicas.sum_over_replicas(rows))
+        rows, rows_of_all = (ops.cast(count, "float32") for count in (replicas.local_rows(x), replicas.rows_of_all(x)))
+        return sum(losses) * ops.divide_no_nan(rows, rows_of_all)
 
     def weighted_sum(self, hard_loss, soft_losses, tape):
         """hard_weight · L_raw + soft_weight · Σ wᵢ Lᵢ, each with its factor where they are balanced."""
@@ -184,7 +184,7 @@ class CommonStep:
 
     def _track(self, trackers, values, x):
         """Count a replica's part of each mean over the batch, so that the sum over replicas is that mean."""
-        rows = ops.cast(replicas.sum_over_replicas(_rows(x)), "float32")
+        rows = ops.cast(replicas.rows_of_all(x), "float32")
         share = rows if replicas.replica_count() == 1 else rows / replicas.replica_count()
         for tracker, value in zip(trackers, values, strict=True):  # update_state makes 20 operations of these two
             tracker.total.assign_add(value * rows)
@@ -197,8 +197,3 @@ class CommonStep:
     def _logs(self, results, absent, y):
         absent = absent if y is not None else absent | self._observers.score_names()
         return {name: value for name, value in results.items() if name not in absent}
-
-
-def _rows(x):
-    """Number of examples in the batch that this replica got."""
-    return ops.shape(next(tensor for tensor in keras.tree.flatten(x) if tensor is not None))[0]

@@ -6,6 +6,7 @@ import tensorflow as tf
 from keras_kd._keras_private import (
     get_mask,
     has_loss_weights,
+    has_metrics,
     loss_argument,
     loss_function,
     set_mask,
@@ -20,7 +21,7 @@ from keras_kd.steps.loss_terms import LossTerms
 
 def reason_against(distiller):
     """Why the logits are needed for what the distiller was compiled with; None if they are not."""
-    if distiller._compile_metrics is not None or distiller._observers.all:
+    if has_metrics(distiller) or distiller._observers.all:
         return "metrics of compile are computed from the logits"
     if distiller.balance is not None:
         return "balance= needs the gradient of each loss by itself"

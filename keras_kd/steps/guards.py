@@ -1,25 +1,24 @@
 """Checks inside the step: they stop a batch before anything is learnt from it, and name it."""
 
+import contextlib
 import functools
-import re
 
 import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_kd._assertions import MARK
-from keras_kd._keras_private import get_mask, set_mask
+from keras_kd._assertions import PLACE, asserted, explained, value_error
+from keras_kd._keras_private import backend_variable, get_mask, set_mask
 from keras_kd.steps import replicas
 
-_AT_STEP = re.compile(r"\[" + MARK + r"(teacher|labels) at step\] \[(\d+)\]")
-_OF_VALUE = re.compile(r"\[" + MARK + r"([^\[\]]*)\] \[([^\[\]]*)\]")
 _EXPLANATIONS = {
     "teacher": (
-        "the teacher's output holds NaN or infinite values in training batch {step} (counted from 0 over all epochs); "
-        "nothing was learnt from that batch. Check the teacher on it: its inputs, its weights, an overflow in float16."
+        f"the teacher's output holds NaN or infinite values in training batch {PLACE} (counted from 0 over all "
+        "epochs); nothing was learnt from that batch. Check the teacher on it: its inputs, its weights, an overflow in "
+        "float16."
     ),
     "labels": (
-        "y holds a label outside the student's classes in training batch {step} (counted from 0 over all epochs); "
+        f"y holds a label outside the student's classes in training batch {PLACE} (counted from 0 over all epochs); "
         "no weight was trained on that batch. Labels are integers from 0 to classes - 1; for unlabelled examples use "
         "-1 and SparseCategoricalCrossentropy(ignore_class=-1)."
     ),
@@ -52,18 +51,16 @@ def labels_in_range(targets):
 
 def require(condition, check, step, tensors):
     """Return `tensors`, which can be used only where `condition` holds on all replicas; else the step fails on all."""
-    if replicas.replica_count() > 1:
-        condition = tf.equal(replicas.sum_over_replicas(tf.cast(tf.logical_not(condition), tf.int32)), 0)
-    # tf.debugging.Assert would put it into a tf.cond, which takes longer than all the check.
-    asserted = tf.raw_ops.Assert(condition=condition, data=[f"{MARK}{check} at step", tf.convert_to_tensor(step)])
-    with tf.control_dependencies([] if asserted is None else [asserted]):
+    condition = replicas.all_replicas(condition)
+    assertion = asserted(condition, _EXPLANATIONS[check], step)
+    with tf.control_dependencies([] if assertion is None else [assertion]):
         return keras.tree.map_structure(_identity, tensors)
 
 
 class Note:
     """The first failed check of steps that XLA compiles, where assertions are dropped.
 
-    From a failed check on, the steps are to leave everything as it is (`is_clean`); behind the call, `explain` raises.
+    From a failed check on, the steps are to leave everything as it is (`is_clean`); after the call, `explain` raises.
 
     Attributes:
         variable: Step and check, `(2,)` integers, -1 where nothing is noted.
@@ -82,6 +79,18 @@ class Note:
         noted = ops.stack([ops.cast(part, self.variable.dtype) for part in (step, _CHECKS.index(check))])
         self.variable.assign(ops.where(failed, noted, ops.convert_to_tensor(self.variable)))
 
+    @contextlib.contextmanager
+    def undoing(self, variables):
+        """Give variables the values back that they had before the block, if a check has failed when it ends.
+
+        Instead of a tf.cond around the block, in which an optimizer cannot run under a `tf.distribute` strategy.
+        """
+        before = [tf.identity(backend_variable(variable)) for variable in variables]
+        yield
+        clean = self.is_clean()
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(tf.where(clean, backend_variable(variable), value))
+
     def explain(self):
         """Raise ValueError if a check has failed, and be clean again."""
         noted = self.variable.numpy()
@@ -97,26 +106,24 @@ def explain(noted):
     """Raise ValueError for the step and check of a note, unless it is clean."""
     step, check = noted
     if step >= 0:
-        raise _error(_CHECKS[check], step)
+        raise value_error(_EXPLANATIONS[_CHECKS[check]], step)
 
 
-def raising_value_errors(function, check_after):
-    """Wrap a train function: a failed check of `require` surfaces as the ValueError that explains it.
+def raising_value_errors(function, check_after=lambda: None):
+    """Wrap a train or test function: an error with a marked message surfaces as the ValueError that explains it.
 
-    `check_after()` runs behind each call, for checks that cannot stop a step from within.
+    `check_after()` runs after each call, for checks that cannot stop a step from within.
     """
 
     @functools.wraps(function)
     def wrapped(iterator):
         try:
             logs = function(iterator)
-        except tf.errors.InvalidArgumentError as error:
-            at_step, of_value = _AT_STEP.search(str(error)), _OF_VALUE.search(str(error))
-            if at_step is not None:
-                raise _error(at_step[1], at_step[2]) from None
-            if of_value is not None:
-                raise ValueError(f"{of_value[1]} {of_value[2]}.") from None
-            raise
+        except tf.errors.OpError as error:
+            explanation = explained(error)
+            if explanation is None:
+                raise
+            raise explanation from None
         check_after()
         return logs
 
@@ -124,13 +131,9 @@ def raising_value_errors(function, check_after):
 
 
 def _identity(tensor):
-    """The tensor, behind the control dependencies, with its Keras mask."""
+    """The tensor, after the control dependencies, with its Keras mask."""
     return None if tensor is None else set_mask(tf.identity(tensor), get_mask(tensor))
 
 
 def _all(conditions):
     return ops.all(ops.stack([ops.convert_to_tensor(True), *conditions]))
-
-
-def _error(check, step):
-    return ValueError(_EXPLANATIONS[check].format(step=step))

@@ -52,7 +52,7 @@ class JAXStep(CommonStep):
         trainable, non_trainable, of_optimizer, of_metrics = state
 
         def learn(trainable):
-            """The scaled loss; the logs, whether the checks hold, and the values behind the step."""
+            """The scaled loss; the logs, whether the checks hold, and the values after the step."""
             with _scope(
                 (self.trainable_variables, trainable),
                 (self.non_trainable_variables, non_trainable),

@@ -1,10 +1,23 @@
 """Exact means over all replicas of a `tf.distribute` strategy, whatever share of the batch each of them got."""
 
+import contextlib
+import threading
+from typing import NamedTuple
+
 import keras
 import tensorflow as tf
-from tensorflow.python.distribute.values import PerReplicaSpec
 
-from keras_kd._keras_private import backend_variable, get_mask, sparse_label_options
+from keras_kd._keras_private import (
+    backend_variable,
+    epoch_element_spec,
+    get_mask,
+    replica_spec,
+    set_mask,
+    sparse_label_options,
+)
+from keras_kd.losses.base import DistillationLoss
+
+# Sums over replicas ----------------------------------------------------------------------------------------------
 
 
 def replica_count():
@@ -13,11 +26,103 @@ def replica_count():
 
 
 def sum_over_replicas(value):
-    """The sum of a scalar over all replicas; the scalar itself where there is one, or where shapes are only traced."""
+    """The sum of a tensor over all replicas; the tensor itself where there is one, or where shapes are only traced."""
     context = tf.distribute.get_replica_context()
     if context is None or replica_count() == 1:
         return value
-    return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
+    return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.convert_to_tensor(value))
+
+
+class _Step(threading.local):  # each replica of a mirrored strategy is traced in a thread of its own
+    sums = None
+
+
+_STEP = _Step()
+
+
+@contextlib.contextmanager
+def shared_sums(x):
+    """Within a step on the batch `x`, sum each number over the replicas once, however often it is asked for."""
+    _STEP.sums = _SharedSums(x)
+    try:
+        yield
+    finally:
+        _STEP.sums = None
+
+
+class _SharedSums:
+    """The sums over replicas of one step.
+
+    An all-reduce costs much the same for one number as for several, so the number of examples travels with the first
+    check of the step.
+    """
+
+    def __init__(self, x):
+        self._rows = local_rows(x)
+        self._rows_of_all = None
+        self._sums = []  # (tensor that is summed over, its sum)
+
+    def rows(self):
+        if self._rows_of_all is None:
+            self._rows_of_all = sum_over_replicas(self._rows)
+        return self._rows_of_all
+
+    def with_rows(self, number):
+        """The sum of an int32 scalar; that of the rows, if it is not known yet, comes with it."""
+        if self._rows_of_all is not None:
+            return sum_over_replicas(number)
+        total, self._rows_of_all = tf.unstack(sum_over_replicas(tf.stack([number, self._rows])))
+        return total
+
+    def of(self, source, number):
+        """The sum of `number`, which is computed from the tensor `source` alone."""
+        for known, total in self._sums:
+            if known is source:
+                return total
+        self._sums.append((source, sum_over_replicas(number)))
+        return self._sums[-1][1]
+
+
+def local_rows(x):
+    """Number of examples in the part of a batch that this replica got."""
+    return keras.ops.shape(next(tensor for tensor in keras.tree.flatten(x) if tensor is not None))[0]
+
+
+def rows_of_all(x):
+    """Number of examples in a batch, over all replicas."""
+    return sum_over_replicas(local_rows(x)) if _STEP.sums is None else _STEP.sums.rows()
+
+
+def all_replicas(condition):
+    """Whether a bool scalar is True on every replica."""
+    if replica_count() == 1:
+        return condition
+    failed = tf.cast(tf.logical_not(condition), tf.int32)
+    return tf.equal(sum_over_replicas(failed) if _STEP.sums is None else _STEP.sums.with_rows(failed), 0)
+
+
+def gathered(tensor):
+    """The parts of a tensor that the replicas hold, one after the other, with its Keras mask; None stays None."""
+    if tensor is None:
+        return None
+    if tensor.dtype == tf.string:
+        return _gathered_strings(tensor)
+    mask, context = get_mask(tensor), tf.distribute.get_replica_context()
+    whole = context.all_gather(tf.convert_to_tensor(tensor), axis=0)
+    return whole if mask is None else set_mask(whole, context.all_gather(mask, axis=0))
+
+
+def _gathered_strings(strings):
+    """Strings `(batch,)` of all replicas: as numbers, since TensorFlow does not gather strings."""
+    context = tf.distribute.get_replica_context()
+    characters = tf.strings.unicode_decode(strings, "UTF-8").to_tensor(-1)  # (batch, length), ended by -1
+    length = tf.shape(characters)[1]
+    longest = tf.reduce_max(context.all_gather(length[None], axis=0))
+    characters = context.all_gather(tf.pad(characters, [[0, 0], [0, longest - length]], constant_values=-1), axis=0)
+    return tf.strings.unicode_encode(tf.RaggedTensor.from_tensor(characters, padding=-1), "UTF-8")
+
+
+# Means of losses -------------------------------------------------------------------------------------------------
 
 
 class GlobalMean:
@@ -35,29 +140,53 @@ class GlobalMean:
         self.loss = loss.loss if isinstance(loss, GlobalMean) else loss
 
     def __call__(self, y_true, y_pred, sample_weight=None, **labels):
+        if replica_count() > 1 and isinstance(self.loss, DistillationLoss) and self.loss.relates_examples:
+            return self._of_whole_batch(y_true, y_pred, sample_weight, labels)
         value = self.loss(y_true, y_pred, sample_weight, **labels)
-        if replica_count() == 1 or self.loss.reduction in ("sum", "none", None):
+        if replica_count() == 1 or self.loss.reduction in ("none", None):
             return value
-        count = tf.cast(self._count(y_true, y_pred, sample_weight), value.dtype)
-        return value * tf.math.divide_no_nan(count * replica_count(), sum_over_replicas(count))
+        value = tf.reduce_sum(value)  # Keras gives a replica without examples no scalar
+        if self.loss.reduction == "sum":
+            return value
+        count, total = self._counts(y_true, y_pred, sample_weight)
+        count, total = tf.cast(count, value.dtype), tf.cast(total, value.dtype)
+        return value * tf.math.divide_no_nan(count * replica_count(), total)
 
-    def _count(self, y_true, y_pred, sample_weight):
-        """What this replica's mean is divided by, up to a factor that all replicas share."""
-        mask = get_mask(y_pred)
+    def _of_whole_batch(self, y_true, y_pred, sample_weight, labels):
+        """This replica's share of the value of the whole batch, which every replica computes from all outputs."""
+        whole = [gathered(tensor) for tensor in (y_true, y_pred, sample_weight)]
+        value = self.loss(*whole, **{name: gathered(tensor) for name, tensor in labels.items()})
+        return value / replica_count() if self.loss.reduction == "sum" else value  # Keras has divided means already
+
+    def _counts(self, y_true, y_pred, sample_weight):
+        """What this replica's mean is divided by, up to a factor that all replicas share; and the sum over replicas."""
+        is_distillation = isinstance(self.loss, DistillationLoss)
+        mask = self.loss.token_mask(y_true, y_pred) if is_distillation else get_mask(y_pred)
         _, ignore_class = sparse_label_options(self.loss)
+        weighted = self.loss.reduction == "mean_with_sample_weight" and sample_weight is not None
+        if mask is None and ignore_class is None and not weighted:
+            return tf.shape(y_pred)[0], rows_of_all(y_pred)
+        source, counted = mask, mask
         if ignore_class is not None:
             labelled = tf.not_equal(tf.reshape(y_true, tf.shape(y_pred)[:-1]), tf.cast(ignore_class, y_true.dtype))
-            mask = labelled if mask is None else tf.logical_and(mask, labelled)
-        weighted = self.loss.reduction == "mean_with_sample_weight" and sample_weight is not None
-        counted = tf.cast(sample_weight, tf.float32) if weighted else None
-        if mask is not None:
-            mask = tf.cast(mask, tf.float32)
-            counted = mask if counted is None else mask * tf.reshape(counted, _broadcastable(counted, mask))
-        return tf.shape(y_pred)[0] if counted is None else tf.reduce_sum(counted)
+            source = counted = labelled if mask is None else tf.logical_and(mask, labelled)
+        counted = None if counted is None else tf.cast(counted, tf.float32)
+        if weighted:
+            weight = tf.cast(sample_weight, tf.float32)
+            source = weight
+            counted = weight if counted is None else counted * tf.reshape(weight, _broadcastable(weight, counted))
+        count = tf.reduce_sum(counted)
+        return count, sum_over_replicas(count) if _STEP.sums is None else _STEP.sums.of(source, count)
+
+
+# Which strategies run what ---------------------------------------------------------------------------------------
 
 
 def require_in_scope(student, strategy):
-    """Raise ValueError if the student's variables were not made under the strategy that is to train it."""
+    """Raise ValueError if the student's variables were not made under the strategy that is to train it, or no
+    distiller trains under that strategy.
+    """
+    unusable_settings(strategy)
     for variable in student.trainable_variables:
         if strategy.extended.variable_created_in_scope(backend_variable(variable)):
             continue
@@ -71,21 +200,70 @@ def require_in_scope(student, strategy):
         )
 
 
+class Unusable(NamedTuple):
+    """The settings of `compile` that TensorFlow cannot run under a strategy, with one replica and with several.
+
+    None: it does not train right with several replicas, whatever the settings.
+    """
+
+    alone: tuple = ()
+    together: tuple | None = ()
+
+
+# As seen in the tests. What is unusable fails for plain Keras models as well, or gives them wrong logs: metrics lose
+# updates over the replicas of a CentralStorageStrategy.
+STRATEGIES = {
+    type(tf.distribute.get_strategy()): Unusable(),
+    tf.distribute.OneDeviceStrategy: Unusable(),
+    tf.distribute.MultiWorkerMirroredStrategy: Unusable(
+        alone=("gradient_accumulation_steps",),
+        together=("jit_compile", "steps_per_execution", "gradient_accumulation_steps"),
+    ),
+    tf.distribute.MirroredStrategy: Unusable(
+        alone=("gradient_accumulation_steps",),
+        together=("jit_compile", "steps_per_execution", "gradient_accumulation_steps"),
+    ),
+    tf.distribute.experimental.CentralStorageStrategy: Unusable(
+        alone=("gradient_accumulation_steps",),
+        together=None,
+    ),
+}
+
+
+def unusable_settings(strategy):
+    """The settings of `compile` that do not run under a strategy; ValueError for a strategy that is not known."""
+    name, replicas = type(strategy).__name__, 1
+    for kind, unusable in STRATEGIES.items():
+        if isinstance(strategy, kind):
+            replicas = strategy.num_replicas_in_sync
+            settings = unusable.together if replicas > 1 else unusable.alone
+            if settings is not None:
+                return settings
+    several = f" with {replicas} replicas" if replicas > 1 else ""
+    raise ValueError(
+        f"a Distiller does not train under {name}{several}. Use MirroredStrategy, MultiWorkerMirroredStrategy or "
+        "OneDeviceStrategy, or none."
+    )
+
+
 def require_supported(distiller):
-    """Raise ValueError for what the distiller was compiled with and a mirrored strategy cannot run."""
+    """Raise ValueError for what the distiller was compiled with and its strategy cannot run."""
     strategy, optimizer = distiller.distribute_strategy, distiller.optimizer
-    mirrored = isinstance(strategy, (tf.distribute.MirroredStrategy, tf.distribute.MultiWorkerMirroredStrategy))
-    if not mirrored or optimizer is None:
+    unusable = unusable_settings(strategy)
+    if optimizer is None:
         return
     name, replicas = type(strategy).__name__, strategy.num_replicas_in_sync
     accumulation = getattr(optimizer, "inner_optimizer", optimizer).gradient_accumulation_steps
-    settings = [("jit_compile", distiller.jit_compile, False), ("gradient_accumulation_steps", accumulation, None)]
-    if replicas > 1:
-        settings.append(("steps_per_execution", distiller.steps_per_execution, 1))
+    settings = [
+        ("jit_compile", distiller.jit_compile, False),
+        ("gradient_accumulation_steps", accumulation, None),
+        ("steps_per_execution", distiller.steps_per_execution, 1),
+    ]
     for argument, value, usable in settings:
-        if value != usable:
-            raise ValueError(f"{argument}={value} does not run under {name} with {replicas} replicas. Use {usable}.")
-    if not strategy.extended.variable_created_in_scope(backend_variable(optimizer.iterations)):
+        if value != usable and argument in unusable:
+            many = "1 replica" if replicas == 1 else f"{replicas} replicas"
+            raise ValueError(f"{argument}={value} does not run under {name} with {many}. Use {usable}.")
+    if not strategy.extended.variable_created_in_scope(backend_variable(optimizer.variables[0])):
         raise ValueError(
             f"optimizer was made outside the scope of the {name} that is to use it. Compile inside: `with "
             "strategy.scope(): distiller.compile(...)`."
@@ -94,13 +272,9 @@ def require_supported(distiller):
 
 def batch_spec(epoch_iterator):
     """Shapes and dtypes of the batches that an epoch iterator hands to one replica, without drawing a batch."""
-
-    def on_one_replica(spec):
-        if isinstance(spec, tf.OptionalSpec):
-            return None
-        return spec._value_specs[0] if isinstance(spec, PerReplicaSpec) else spec
-
-    return keras.tree.map_structure(on_one_replica, epoch_iterator._distributed_dataset.element_spec)
+    spec = epoch_element_spec(epoch_iterator)
+    without_options = lambda part: None if isinstance(part, tf.OptionalSpec) else replica_spec(part)  # noqa: E731
+    return keras.tree.map_structure(without_options, spec)
 
 
 def worker_logs(logs, strategy):
@@ -111,5 +285,5 @@ def worker_logs(logs, strategy):
 
 
 def _broadcastable(tensor, other):
-    """The tensor's shape with ones behind it, up to the rank of `other`."""
+    """The tensor's shape with ones after it, up to the rank of `other`."""
     return tf.concat([tf.shape(tensor), tf.ones(len(other.shape) - len(tensor.shape), tf.int32)], 0)

@@ -1,5 +1,6 @@
 """The step on the TensorFlow backend: train_step, test_step, and what `fit` builds and checks before the first one."""
 
+import functools
 import warnings
 
 import keras
@@ -8,7 +9,7 @@ import tensorflow as tf
 from keras_kd import _keras_private
 from keras_kd.large_vocabulary.fusion import refusal
 from keras_kd.outputs.precomputed import without_teacher_outputs
-from keras_kd.steps import data_checks, fused_step, guards, replicas
+from keras_kd.steps import data_checks, fused_step, guards, replicas, workers
 from keras_kd.steps.common import Batch, CommonStep
 from keras_kd.steps.loss_terms import LossTerms
 from keras_kd.steps.probability_check import ProbabilityCheck
@@ -19,6 +20,10 @@ class TensorFlowStep(CommonStep):
 
     def train_step(self, data):
         x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
+        with replicas.shared_sums(x):
+            return self._train(x, y, sample_weight)
+
+    def _train(self, x, y, sample_weight):
         terms = self.connection_of(x).terms
         teacher, batch = terms.read_teacher(x), Batch(without_teacher_outputs(x), y, sample_weight)
         finite = guards.all_finite(teacher)
@@ -26,11 +31,8 @@ class TensorFlowStep(CommonStep):
             batch, teacher = guards.require(finite, "teacher", self.optimizer.iterations, (batch, teacher))
             return self._learn(terms, batch, teacher)
         self._note.take(finite, "teacher", self.optimizer.iterations)  # XLA drops assertions
-        return tf.cond(
-            self._note.is_clean(),
-            lambda: self._learn(terms, batch, teacher),
-            lambda: self._train_logs(self.get_metrics_result(), y),
-        )
+        with self._note.undoing([*self.variables, *self.optimizer.variables]):
+            return self._learn(terms, batch, teacher)
 
     def _learn(self, terms, batch, teacher):
         """One step of the student on a batch with the teacher's outputs; None for a student that teaches itself."""
@@ -48,22 +50,17 @@ class TensorFlowStep(CommonStep):
         return self._report(terms.pairing, teacher, student, batch, (loss, hard_loss, soft_losses))
 
     def _apply(self, gradients):
-        """Let the optimizer take its step, under XLA only if the labels were sound."""
+        """Let the optimizer take its step."""
         variables = self.trainable_variables
         if not variables:
             warnings.warn("the student has no trainable weights: nothing is learnt.", stacklevel=2)
             return
-
-        def apply():
-            self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-
-        if self.jit_compile:
-            tf.cond(self._note.is_clean(), apply, lambda: None)
-        else:
-            apply()
+        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
 
     def test_step(self, data):
-        return self._examine(data)
+        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
+        with replicas.shared_sums(x):
+            return self._examine(data)
 
     # Losses ------------------------------------------------------------------------------------------------------
 
@@ -114,6 +111,11 @@ class TensorFlowStep(CommonStep):
             self._probability_check = ProbabilityCheck()
         self._first_labels = False
 
+    @functools.wraps(keras.Model.fit)
+    def fit(self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, *args, **kwargs):
+        callbacks = workers.comparing(callbacks, self)
+        return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
+
     def make_train_function(self, force=False):
         if self.train_function is not None and not (force or self._first_labels):
             return
@@ -131,7 +133,10 @@ class TensorFlowStep(CommonStep):
         self._probability_check.warn()
 
     def make_test_function(self, force=False):
-        super().make_test_function(force or self._first_labels)
+        if self.test_function is not None and not (force or self._first_labels):
+            return
+        super().make_test_function(force=True)
+        self.test_function = guards.raising_value_errors(self.test_function)
 
     def _build_optimizer(self):
         with self.distribute_strategy.scope():
