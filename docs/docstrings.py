@@ -6,12 +6,13 @@ import griffe
 
 
 class Docstrings(griffe.Extension):
-    """Rewrites each docstring with `call_arguments_listed` and `fenced`."""
+    """Rewrites each docstring with the functions below."""
 
     def on_instance(self, *, obj, **kwargs):
         if obj.is_alias or obj.docstring is None:
             return
-        obj.docstring.value = fenced(call_arguments_listed(obj.docstring.value))
+        value = obj.docstring.value
+        obj.docstring.value = aligned_kept(value) if obj.is_module else fenced(call_arguments_listed(value))
 
 
 def fenced(docstring):
@@ -47,3 +48,19 @@ def call_arguments_listed(docstring):
         return "**Call arguments:**\n\n" + re.sub(r" {4}([\w, ]+): ", r"- **`\1`** – ", text)
 
     return re.sub(r"^Call arguments:\n((?: {4}.*(?:\n|$))+)", as_list, docstring, flags=re.MULTILINE)
+
+
+def aligned_kept(docstring):
+    """The docstring of a module with fences around paragraphs that are aligned with spaces, or drawn.
+
+    >>> print(aligned_kept("A module.\\n\\nkey.bin    the ids\\nlog.bin    the rest"))
+    A module.
+    <BLANKLINE>
+    ```text
+    key.bin    the ids
+    log.bin    the rest
+    ```
+    """
+    paragraphs = docstring.split("\n\n")
+    aligned = re.compile(r"\S {3,}\S|[│├└─]")
+    return "\n\n".join(f"```text\n{text}\n```" if aligned.search(text) else text for text in paragraphs)

@@ -12,7 +12,14 @@ import tensorflow as tf
 import keras_kd
 
 # Public names that must have an example; others may.
-WITH_EXAMPLE = ["Distiller", "Hint", "LambdaRamp", "SoftLabels", "outputs.ends_in_softmax", "transfer_weights"]
+WITH_EXAMPLE = [
+    "Distiller",
+    "LambdaRamp",
+    "losses.Hint",
+    "losses.SoftLabels",
+    "outputs.ends_in_softmax",
+    "transfer_weights",
+]
 # Examples that begin with trained models and a test set, and show what one run measured: not run.
 OF_TRAINED_MODELS = ["evaluate", "export"]
 GLOBALS = {"keras": keras, "keras_kd": keras_kd, "np": np, "tf": tf}
