@@ -182,7 +182,7 @@ def warn_of_mistaken_logits(distiller):
             class_name = "".join(part.title() for part in function.__name__.split("_"))
             way_out = f"Compile with loss=keras.losses.{class_name}(from_logits={given == 'logits'})"
         warnings.warn(
-            f"the student ends in {activation}, so it gives {given} (output {name!r}), but the loss expects {expected}. "
-            f"{way_out}.",
+            f"the student ends in {activation}, so it gives {given} (output {name!r}), but the loss expects "
+            f"{expected}. {way_out}.",
             stacklevel=3,
         )
