@@ -15,6 +15,7 @@ from keras_kd._keras_private import functional_graph, random_states, symbolic_re
 from keras_kd.balancing import Balance
 from keras_kd.cache.building import cached, require_cacheable
 from keras_kd.large_vocabulary.fusion import Fusion
+from keras_kd.losses.base import loss_from_config
 from keras_kd.losses.keras_losses import loss_list
 from keras_kd.outputs.pairing import Pairing
 from keras_kd.outputs.precomputed import PrecomputedBatch, PrecomputedTeacher, precomputed_spec
@@ -357,7 +358,7 @@ class Distiller(Step, keras.Model):
         projections, teaches_itself = config.pop("projections"), config.pop("teaches_itself")
         deserialize = keras.saving.deserialize_keras_object
         student = deserialize(config.pop("student"), custom_objects=custom_objects)
-        distillation_losses = [deserialize(o, custom_objects=custom_objects) for o in config.pop("distillation_losses")]
+        distillation_losses = [loss_from_config(one, custom_objects) for one in config.pop("distillation_losses")]
         config["balance"] = config["balance"] and deserialize(config["balance"], custom_objects=custom_objects)
         distiller = cls(student if teaches_itself else None, student, distillation_losses, **config)
         distiller._set_projections({name: deserialize(layer) for name, layer in projections.items()})
@@ -379,13 +380,27 @@ def load_distiller(path, teacher=None, *, custom_objects=None):
         TypeError: The file holds another kind of model.
         ValueError: The file is damaged, or the teacher does not fit the student.
     """
-    with naming_damaged_file(path):
-        distiller = keras.saving.load_model(path, custom_objects=custom_objects)
+    try:
+        with naming_damaged_file(path):
+            distiller = keras.saving.load_model(path, custom_objects=custom_objects)
+    except TypeError as error:
+        raise _without_config(error) from None
     if not isinstance(distiller, Distiller):
         raise TypeError(f"path must hold a saved Distiller, but {path} holds a {type(distiller).__name__}.")
     if teacher is not None:
         distiller.teacher = teacher
     return distiller
+
+
+def _without_config(error):
+    """The error that Keras shows at the end of a page that holds the whole configuration; itself if there is none."""
+    cause = error
+    while cause.__cause__ is not None or cause.__context__ is not None:
+        cause = cause.__cause__ or cause.__context__
+        if "register_keras_serializable(package=" in str(cause):
+            return TypeError(str(cause))
+    *_, last = str(error).partition("Exception encountered: ")
+    return TypeError(last) if last else error
 
 
 def _arguments(method, x, y, args, kwargs):

@@ -252,3 +252,21 @@ def test_a_run_killed_in_mid_ramp_and_resumed_is_the_uninterrupted_run(data, tmp
     assert resumed_record == whole_record
     assert len({soft_weight for soft_weight, _ in whole_record.values()}) == 5
     assert_equal_weights(distiller, whole)
+
+
+def test_an_unregistered_loss_of_ones_own_is_named_with_the_way_out(data, tmp_path):
+    class Unregistered(keras_kd.losses.DistillationLoss):
+        undoes = "softmax"
+
+        def call(self, teacher, student):
+            return keras.ops.mean(keras.ops.abs(teacher - student), axis=-1)
+
+    distiller = keras_kd.Distiller(dense_model(6, 3), dense_model(4, 3), Unregistered(name="mine"))
+    distiller.compile("sgd", crossentropy())
+    distiller.fit(*data, verbose=0)
+    distiller.save(tmp_path / "d.keras")
+    with pytest.raises(TypeError, match=r"^the loss 'mine' is a Unregistered, a class that Keras does not know. Decorate"):
+        keras_kd.load_distiller(tmp_path / "d.keras")
+    custom_objects = {"Unregistered": Unregistered}
+    loaded = keras_kd.load_distiller(tmp_path / "d.keras", distiller.teacher, custom_objects=custom_objects)
+    assert loaded.distillation_losses[0].name == "mine"

@@ -238,9 +238,9 @@ def _require_one_kind(teacher_reader, student_reader, loss):
     if sorted(map(len, kinds)) == [1, 1] and None not in kinds[0] | kinds[1] and kinds[0] != kinds[1]:
         raise ValueError(
             f"{loss.name} compares outputs as they are, but the teacher ends in {', '.join(endings['teacher'])} and "
-            f"the student in {', '.join(endings['student'])}: probabilities and logits. Use keras_kd.losses.SoftLabels, "
-            "which takes either (BinarySoftLabels for independent units), or end both models alike. A loss of your "
-            "own that is for such a pair declares it in expected_ending."
+            f"the student in {', '.join(endings['student'])}: probabilities and logits. Use "
+            "keras_kd.losses.SoftLabels, which takes either (BinarySoftLabels for independent units), or end both "
+            "models alike. A loss of your own that is for such a pair declares it in expected_ending."
         )
 
 

@@ -54,7 +54,8 @@ class FusedLossTerms(LossTerms):
         self.fusion = fusion
 
     def read_teacher(self, x):
-        return self.fusion.without_logits(super().read_teacher(x), x)
+        teacher = super().read_teacher(x)
+        return self.fusion.without_logits(teacher, x)._replace(padding_mask=_token_mask(teacher))
 
     def training(self, teacher, student, batch, tape):
         """L_raw or None, each Lᵢ, and the sum of all with their weights, through which alone the gradient flows."""
@@ -83,7 +84,7 @@ class FusedLossTerms(LossTerms):
         weight = batch.sample_weight
         soft_mean = TokenMean(
             loss.reduction,
-            _token_mask(student),
+            _both(teacher.padding_mask, _token_mask(student)),
             weight if weight is None else with_rank(weight, len(head.hidden.shape) - 1),
         )
         labels, hard_mean = self._labelled(student, batch)
@@ -112,11 +113,18 @@ class FusedLossTerms(LossTerms):
         return labels, TokenMean(loss.reduction, mask, batch.sample_weight)
 
 
-def _token_mask(student):
-    """Which tokens of the student's output are no padding, `(batch, length)`; None where nothing tells."""
-    mask = get_mask(student.prediction)
-    has_tokens = len(keras.tree.flatten(student.prediction)[0].shape) > 2
-    return student.padding_mask if mask is None and has_tokens else mask
+def _token_mask(outputs):
+    """Which tokens of a model's only output are no padding, `(batch, length)`; None where that is not known."""
+    prediction = keras.tree.flatten(outputs.prediction)[0]
+    mask = get_mask(prediction)
+    return outputs.padding_mask if mask is None and len(prediction.shape) > 2 else mask
+
+
+def _both(first, second):
+    """The tokens in both masks; None stands for all tokens."""
+    if first is None or second is None:
+        return second if first is None else first
+    return tf.logical_and(tf.cast(first, tf.bool), tf.cast(second, tf.bool))
 
 
 def _losses_of(distiller):

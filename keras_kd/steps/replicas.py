@@ -210,7 +210,7 @@ class Unusable(NamedTuple):
     together: tuple | None = ()
 
 
-# As seen in the tests. What is unusable fails for plain Keras models as well, or gives them wrong logs: metrics lose
+# As seen in the tests, but for the last. What is unusable fails for plain Keras models as well, or gives them wrong logs: metrics lose
 # updates over the replicas of a CentralStorageStrategy.
 STRATEGIES = {
     type(tf.distribute.get_strategy()): Unusable(),
@@ -227,6 +227,7 @@ STRATEGIES = {
         alone=("gradient_accumulation_steps",),
         together=None,
     ),
+    tf.distribute.TPUStrategy: Unusable(),  # not measured: no TPU was at hand
 }
 
 
@@ -241,8 +242,8 @@ def unusable_settings(strategy):
                 return settings
     several = f" with {replicas} replicas" if replicas > 1 else ""
     raise ValueError(
-        f"a Distiller does not train under {name}{several}. Use MirroredStrategy, MultiWorkerMirroredStrategy or "
-        "OneDeviceStrategy, or none."
+        f"a Distiller does not train under {name}{several}. Use MirroredStrategy, MultiWorkerMirroredStrategy, "
+        "TPUStrategy or OneDeviceStrategy, or none."
     )
 
 
