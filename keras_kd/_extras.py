@@ -5,7 +5,7 @@ import contextlib
 
 @contextlib.contextmanager
 def needs_extra(name):
-    """Import packages of the extra `name` inside; a missing one raises ImportError that says what to install.
+    """Import packages of the extra `name` inside; a missing one raises ImportError that names what to install.
 
     Example:
 

@@ -74,7 +74,7 @@ def replace_compiled_losses(model, wrap):
 
 
 def loss_function(loss):
-    """The function behind a loss and its keyword arguments, for Keras's own losses in any of their forms."""
+    """The function of a loss and its keyword arguments, for Keras's own losses in any of their forms."""
     if isinstance(loss, LossFunctionWrapper):
         return loss.fn, loss._fn_kwargs
     return loss, {}

@@ -11,7 +11,7 @@ class Balance(keras.layers.Layer):
 
     `L = hard_weight · b₀ L_raw + soft_weight · Σ wᵢ bᵢ Lᵢ + penalty + regularization`. The logs of `fit` show the
     factors at the end of each epoch, `soft_labels_balance` for a loss called `soft_labels`. The distiller trains
-    and saves them, and leaves them behind when the student is exported. One object serves one distiller.
+    and saves them, and leaves them out when the student is exported. One object serves one distiller.
 
     A subclass makes its variables in `build_for(count)`, and implements `factors` and, if it has one, `penalty`.
 

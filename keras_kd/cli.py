@@ -48,7 +48,6 @@ def _demo(options):
             import babel  # noqa: F401
             import matplotlib  # noqa: F401
             import scipy  # noqa: F401
-            import sklearn  # noqa: F401
     except ImportError as error:
         print(f"keras-kd demo: {error}", file=sys.stderr)
         return 1

@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 
-def of_model(model):
+def model_fingerprint(model):
     """A model's class, size, architecture and weights.
 
     Two models that a function makes one after the other from the same seed have the same fingerprint.
@@ -25,25 +25,25 @@ def of_model(model):
     }
 
 
-def of_object(value):
+def object_fingerprint(value):
     """The class and configuration of a loss, a metric or an optimizer."""
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, dict):
-        return {str(key): of_object(part) for key, part in value.items()}
+        return {str(key): object_fingerprint(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [of_object(part) for part in value]
+        return [object_fingerprint(part) for part in value]
     return {"class": getattr(value, "__name__", type(value).__name__), "config": _config_hash(value)}
 
 
-def of_data(data):
+def data_fingerprint(data):
     """Arrays by content; datasets, which may be endless or shuffled, by the spec and number of their elements."""
     if data is None or isinstance(data, (str, bool, int, float)):
         return data
     if isinstance(data, dict):
-        return {str(key): of_data(part) for key, part in data.items()}
+        return {str(key): data_fingerprint(part) for key, part in data.items()}
     if isinstance(data, (list, tuple)):
-        return [of_data(part) for part in data]
+        return [data_fingerprint(part) for part in data]
     if isinstance(data, (np.ndarray, tf.Tensor)):
         array = np.asarray(data)
         content = hashlib.sha256(_bytes(array)).hexdigest()[:16]

@@ -378,15 +378,15 @@ class _Recipe:
         distiller = self.new_distiller({name: part[0] for name, part in space.items()})
         return {
             "seed": self.seed,
-            "teacher": fingerprint.of_model(self.teacher),
-            "student": fingerprint.of_model(distiller.student),
-            "distillation_losses": fingerprint.of_object(distiller.distillation_losses),
+            "teacher": fingerprint.model_fingerprint(self.teacher),
+            "student": fingerprint.model_fingerprint(distiller.student),
+            "distillation_losses": fingerprint.object_fingerprint(distiller.distillation_losses),
             **self.weights,
-            "optimizer": fingerprint.of_object(distiller.optimizer),
-            "loss": fingerprint.of_object(self.loss),
+            "optimizer": fingerprint.object_fingerprint(distiller.optimizer),
+            "loss": fingerprint.object_fingerprint(self.loss),
             "callbacks": [type(callback).__name__ for callback in self._new_callbacks()],
-            "compile_options": fingerprint.of_object(self.compile_options),
-            **{name: fingerprint.of_data(_called(value)) for name, value in self.fit_arguments.items()},
+            "compile_options": fingerprint.object_fingerprint(self.compile_options),
+            **{name: fingerprint.data_fingerprint(_called(value)) for name, value in self.fit_arguments.items()},
         }
 
     def _uncompiled(self):

@@ -185,7 +185,7 @@ def test_bad_arguments_are_refused(arguments, error, message):
 def test_an_unknown_hyperparameter_is_refused_and_the_known_ones_listed(data, arguments):
     distiller = make(keras_kd.losses.SoftLabels(), keras_kd.losses.Hint("logits", "logits"))
     ramp = keras_kd.LambdaRamp(1.0, 2.0, ramp_epochs=2, **arguments)
-    with pytest.raises(ValueError, match=r"not a hyperparameter.*'hint_weight'.*'soft_labels_temperature'"):
+    with pytest.raises(ValueError, match=r"no hyperparameter.*'hint_weight'.*'soft_labels_temperature'"):
         distiller.fit(*data, verbose=0, callbacks=[ramp])
 
 

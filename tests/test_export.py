@@ -868,3 +868,43 @@ def test_the_distillers_student_is_exported_without_the_teacher(tmp_path):
     distiller = distiller_of(keras_kd.Distiller)
     export(distiller.student, tmp_path / "a", compare_with=FEATURES)
     assert open_runtime(tmp_path / "a").parameters == distiller.student.count_params()
+
+
+# Students that Keras has quantized ------------------------------------------------------------------------------------
+
+
+def quantized(mode):
+    """A dense layer in a nested model, an embedding, and an einsum, all quantized by Keras."""
+    inner = keras.Sequential([keras.Input((8,)), keras.layers.Dense(16, "relu", name="inner")], name="nested")
+    einsum = keras.layers.EinsumDense("ab,bc->ac", output_shape=3, name="einsum")
+    model = keras.Sequential([keras.Input((8,)), inner, einsum])
+    model.quantize(mode)
+    return model
+
+
+@pytest.mark.parametrize("mode", ["int8", "float8"])
+def test_litert_of_a_student_that_keras_has_quantized_names_the_layers(tmp_path, mode):
+    with pytest.raises(
+        ValueError, match=rf"'nested/inner': '{mode}_from_float32', 'einsum': '{mode}_.*as it was before"
+    ):
+        keras_kd.export(quantized(mode), tmp_path / "student.tflite")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+def test_a_saved_model_holds_quantized_layers(tmp_path, mode):
+    report = keras_kd.export(quantized(mode), tmp_path / "student")
+    assert report.max_difference < 1e-5
+
+
+def test_an_embedding_that_keras_has_quantized(tmp_path):
+    model = keras.Sequential(
+        [keras.Input((4,), dtype="int32"), keras.layers.Embedding(20, 8, name="words"), keras.layers.Flatten()]
+    )
+    model.quantize("int8")
+    try:
+        report = keras_kd.export(model, tmp_path / "student.tflite")
+    except ValueError as error:
+        assert "'words': 'int8_from_float32'" in str(error)
+    else:
+        assert report.max_difference < 1e-5

@@ -135,7 +135,6 @@ def test_each_import_is_a_requirement_or_names_its_extra():
 
 EVALUATED = (np.zeros((4, 8), "float32"), np.array([0, 1, 2, 0]))
 NEED_EXTRAS = {
-    "evaluate without scikit-learn": ("sklearn", "evaluate", lambda: keras_kd.evaluate({"m": None}, EVALUATED)),
     "evaluate without SciPy": ("scipy", "evaluate", lambda: keras_kd.evaluate({"m": None}, EVALUATED)),
     "cldr_names": ("babel", "demo", lambda: keras_kd.datasets.cldr_names(languages=("en", "de"))),
     "tune": (
@@ -145,7 +144,6 @@ NEED_EXTRAS = {
     ),
     "demo without babel": ("babel", "demo", lambda: cli.main(["demo", "--quick"])),
     "demo without matplotlib": ("matplotlib", "demo", lambda: cli.main(["demo", "--quick"])),
-    "demo without scikit-learn": ("sklearn", "demo", lambda: cli.main(["demo", "--quick"])),
 }
 
 

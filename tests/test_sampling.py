@@ -206,7 +206,12 @@ def test_a_student_learns_with_the_weights(data):
     [
         ([1], {}, TypeError, "dataset must be a tf.data.Dataset, got list"),
         (labelled().map(lambda x, y: x), {}, ValueError, r"dataset must give \(x, y\) or \(x, y, sample_weight\)"),
-        (labelled(), {"language_key": "locale"}, ValueError, r"the entry 'locale'.*got the entries \['language', 'text'\]"),
+        (
+            labelled(),
+            {"language_key": "locale"},
+            ValueError,
+            r"the entry 'locale'.*got the entries \['language', 'text'\]",
+        ),
         (labelled().map(lambda x, y: (x["text"], y)), {}, ValueError, "x must be a dict with the entry 'language'"),
         (labelled().batch(2).batch(2), {}, ValueError, r"x\['language'\] must be of shape \(\) or \(batch,\), got"),
         (labelled(), {"weights": {}}, ValueError, "weights must hold different languages, at least one"),

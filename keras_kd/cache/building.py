@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_kd._checks import require_choice, require_count, require_model, require_tensorflow
+from keras_kd._checks import require_choice, require_count, require_teacher, require_tensorflow
 from keras_kd.cache import codings, storage
 from keras_kd.cache.keys import Key
 from keras_kd.cache.layout import CONTENT, KEY
@@ -124,7 +124,7 @@ def cache_teacher_outputs(
             raise ValueError("outputs are what the arrays hold; leave outputs= out where the teacher is a name.")
         source = ArraySource(dataset, key, coded)
     else:
-        require_model(teacher, "teacher")
+        require_teacher(teacher)
         require_batches(dataset, "dataset")
         require_tensorflow("A teacher whose outputs are stored")
         source = TeacherSource(teacher, dataset, key, outputs, coded)
@@ -381,7 +381,7 @@ def _build(writer, source, verbose):
             keys, content = source.keys(element)
             new = known.new(keys, content)
             if new.any():
-                encoded = source.encoded(element, keys).of_examples(new, writer.layout)
+                encoded = source.encoded(element, keys).for_examples(new, writer.layout)
                 encoded.rows[KEY] = keys[new]
                 if with_ids:
                     encoded.rows[CONTENT] = content[new]

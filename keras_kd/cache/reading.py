@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from keras_kd import fingerprint
 from keras_kd._assertions import MARK
-from keras_kd._checks import require_model
+from keras_kd._checks import require_teacher
 from keras_kd.cache import storage
 from keras_kd.cache.layout import CONTENT, FORMAT, KEY, Layout
 from keras_kd.outputs.precomputed import PrecomputedBatch
@@ -133,7 +133,7 @@ def open_teacher_cache(path, *, teacher=None, preprocessing=None, verify=True):
 
 def teacher_setting(teacher):
     """A teacher as the manifest holds it."""
-    return teacher if isinstance(teacher, str) else fingerprint.of_model(require_model(teacher, "teacher"))
+    return teacher if isinstance(teacher, str) else fingerprint.model_fingerprint(require_teacher(teacher))
 
 
 def plain(preprocessing):
@@ -263,8 +263,8 @@ def _require_files(folder, manifest, layout, verify):
         raise ValueError(f"its field 'sequences' is {manifest['sequences']}, but that of its shards is {sequences}")
     parts = {name: parts_of(shards, name) for name in layout.columns}
     parts |= {name: [manifest["index"][name]] for name in storage.INDEX}
-    for name, of_file in parts.items():
-        storage.require_parts(folder, name, of_file, verify=verify)
+    for name, file_parts in parts.items():
+        storage.require_parts(folder, name, file_parts, verify=verify)
     rows = {name: len(storage.opened(folder, name, *column[:2])) for name, column in layout.columns.items()}
     expected = dict.fromkeys(layout.columns, manifest["examples"])
     for output, of_tokens in layout.files_by_token.items():

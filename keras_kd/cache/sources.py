@@ -33,7 +33,7 @@ class Encoded(NamedTuple):
     lengths: dict
     sequences: dict
 
-    def of_examples(self, chosen, layout):
+    def for_examples(self, chosen, layout):
         """The same for some examples, bool `(batch,)`."""
         if chosen.all():
             return self
@@ -279,8 +279,8 @@ def _lengths(key, x, count, keys, mask):
         return tf.reduce_max(tf.pad(ends, [[0, 0], [1, 0]]), axis=1)
     lengths = tf.zeros_like(keys)
     padded = tf.constant(False)
-    for length, of_each in key.lengths(x):
-        lengths = tf.where(length == count, tf.maximum(lengths, of_each), lengths)
+    for length, each_length in key.lengths(x):
+        lengths = tf.where(length == count, tf.maximum(lengths, each_length), lengths)
         padded |= length == count
     return tf.where(padded, lengths, count)
 

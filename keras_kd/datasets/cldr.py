@@ -80,7 +80,7 @@ def cldr_names(*, languages=LANGUAGES, kinds=KINDS, labelled_languages=None, lab
     and is in one split. A term may have the same name in several languages ("Euro"): there is one example for each.
 
     Labels are withheld (-1) by example: in each language of `labelled_languages`, and in each kind, `label_fraction` of
-    the training examples, one at least, keep theirs. A smaller fraction keeps a subset of what a larger one keeps.
+    the training examples, one at least, keep their label. A smaller fraction keeps a subset of what a larger one keeps.
     Validation and test keep all labels. The same seed gives the same examples in the same, shuffled order, whatever is
     labelled; `keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)` passes over the withheld.
 

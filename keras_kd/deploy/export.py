@@ -14,6 +14,7 @@ from keras_kd._files import written_whole
 from keras_kd._quiet import first_line
 from keras_kd.deploy.conversion import input_signature, litert_bytes, traced, write_saved_model
 from keras_kd.deploy.runtimes import KerasRuntime, open_runtime
+from keras_kd.outputs.hooks import layer_paths
 from keras_kd.outputs.model_inputs import (
     first_inputs,
     fit_inputs,
@@ -307,10 +308,32 @@ def _write(student, path, format, signature, quantize, calibration):
     # The file or folder comes first: where nothing can be written, nothing needs to be converted.
     if format == "litert":
         path.touch()
-        path.write_bytes(litert_bytes(student, signature, quantize=quantize, calibration=calibration))
+        with _naming_quantized_layers(student):
+            content = litert_bytes(student, signature, quantize=quantize, calibration=calibration)
+        path.write_bytes(content)
     else:
         path.mkdir()
         write_saved_model(student, traced(student, signature), path)
+
+
+@contextlib.contextmanager
+def _naming_quantized_layers(student):
+    """Raise ValueError that names the layers that Keras has quantized where LiteRT cannot convert them."""
+    try:
+        yield
+    except RuntimeError as error:
+        quantized = {
+            path: layer.dtype_policy.name
+            for path, layer in layer_paths(student)
+            if isinstance(layer.dtype_policy, keras.dtype_policies.QuantizedDTypePolicy)
+        }
+        if not quantized:
+            raise
+        raise ValueError(
+            f"student has layers that model.quantize() has quantized, which LiteRT cannot convert: {quantized}. Export "
+            "the student as it was before, with quantize='int8' or 'dynamic' here: LiteRT then quantizes it itself. A "
+            "SavedModel (format='saved_model') holds quantized layers."
+        ) from error
 
 
 def _run(path, reference, inputs):

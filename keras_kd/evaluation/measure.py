@@ -14,7 +14,7 @@ from keras_kd.deploy.runtimes import open_runtime
 from keras_kd.evaluation.examples import class_indices, first_example, language_rows, own_inputs, read_examples
 from keras_kd.evaluation.outputs import Answers, answers, are_probabilities, checked_outputs
 from keras_kd.evaluation.result import Evaluation, ModelFacts
-from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES, METRICS, OF_TEACHER, OVERALL, class_metric, group_mean
+from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES, METRICS, OVERALL, TEACHER_METRICS, class_metric, group_mean
 from keras_kd.evaluation.summary import summarize
 
 _DEFAULT_TEACHER = "teacher"
@@ -99,7 +99,6 @@ def evaluate(
     require_tensorflow("evaluate")
     with needs_extra("evaluate"):  # before the models run
         import scipy.sparse  # noqa: F401
-        import sklearn.metrics  # noqa: F401
     _check_arguments(models, teacher, {"bootstrap": (bootstrap, 0), "seed": (seed, 0), "batch_size": (batch_size, 1)})
     teacher = teacher if teacher in models else None
     runtimes = {}
@@ -117,7 +116,7 @@ def evaluate(
         name: _facts(runtime, None if one is None else own_inputs(runtime, one), asked.kinds[name])
         for name, runtime in runtimes.items()
     }
-    known = METRICS if teacher is not None else [metric for metric in METRICS if metric not in OF_TEACHER]
+    known = METRICS if teacher is not None else [metric for metric in METRICS if metric not in TEACHER_METRICS]
     scores, differences = summarize(
         asked.answers,
         asked.labels,

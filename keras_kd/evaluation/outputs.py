@@ -6,6 +6,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd._extras import needs_extra
+from keras_kd.losses.logits import kl_divergence
 from keras_kd.metrics.calibration import confidence_bin
 
 CALIBRATION_BINS = 15  # as many as `keras_kd.metrics.ExpectedCalibrationError` has unless told otherwise
@@ -84,7 +85,7 @@ def divergence(teacher_outputs, outputs):
     parts = []
     for start in range(0, len(outputs), _ROWS_AT_A_TIME):
         teacher, model = (_log_probabilities(side[start : start + _ROWS_AT_A_TIME], kind) for side, kind in sides)
-        parts.append((np.exp(teacher) * (teacher - model)).sum(axis=1))
+        parts.append(ops.convert_to_numpy(kl_divergence(teacher, model)))
     return np.concatenate(parts)
 
 

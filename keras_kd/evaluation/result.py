@@ -8,7 +8,7 @@ import typing
 
 from keras_kd._files import written_whole
 from keras_kd._tables import plain_text
-from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES, OF_TEACHER, OVERALL, group_mean
+from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES, OVERALL, TEACHER_METRICS, group_mean
 
 _FORMAT = "keras_kd.Evaluation/1"
 
@@ -118,7 +118,7 @@ class Evaluation:
         known = [m for name, row, m in self.scores if name == next(iter(self.models)) and row == language]
         if metric not in known:
             why = ""
-            if metric in OF_TEACHER:
+            if metric in TEACHER_METRICS:
                 why = " There was no teacher to compare with: evaluate again with teacher=<its name among the models>."
             raise ValueError(f"metric must be one of {known}, got {metric!r}.{why}")
 

@@ -1,10 +1,11 @@
 """Scores of several models on the same examples, and how far they would move on other examples (paired bootstrap).
 
-Point scores come from scikit-learn where it has them. The bootstrap needs them a thousand times over, so it counts
-instead: every score is a function of sums over examples (hits, predictions and labels of each class, how far
-confidence is from the truth in each bin, agreements, divergences), and one sparse product `weights @ contributions`
-gives these sums for many resamples, all models at once.
+Every score is a function of sums over examples: hits, predictions and labels of each class, how far confidence is from
+the truth in each bin, agreements, divergences. One sparse product `weights @ contributions` gives these sums for the
+examples themselves (all weights 1) and for a thousand resamples, all models at once.
 """
+
+import functools
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from keras_kd.evaluation.outputs import CALIBRATION_BINS
 OVERALL = "overall"
 MEAN_OVER_LANGUAGES = "mean over languages"
 METRICS = ("accuracy", "macro_f1", "ece", "agreement", "kl")
-OF_TEACHER = ("agreement", "kl")  # only where there is a teacher, whose own they say nothing of
+TEACHER_METRICS = ("agreement", "kl")  # only of models beside a teacher
 LOWER_IS_BETTER = ("ece", "kl")
 # Noise makes a calibration error larger, once in the sample and once more in each resample: percentiles of resamples
 # lie too high by as much as the sample does, so they are mirrored at the sample's value (the basic bootstrap).
@@ -32,46 +33,19 @@ def group_mean(group):
     return f"mean of {group}"
 
 
-def point_scores(labels, answers, rows_of, class_names=()):
-    """Return {row name: {metric: (models,)}} for the overall row and one row per language, from scikit-learn.
+def point_scores(labels, answers, rows_of, classes, *, class_names=()):
+    """Return {row name: {metric: (models,)}} for the overall row and one row per language.
 
     Args:
         labels: (examples,) integers.
-        answers: a list of `outputs.Answers`, one per model.
+        answers: a list of `Answers`, one per model.
         rows_of: {language: row numbers}; {} for the overall row alone.
+        classes: the number of classes.
         class_names: where given, the overall row holds the F1 of each class as well.
     """
-    everything = {OVERALL: np.arange(len(labels)), **rows_of}
-    table = {name: _point_row(labels, answers, rows) for name, rows in everything.items()}
-    if class_names:
-        with needs_extra("evaluate"):
-            from sklearn.metrics import f1_score
-
-        classes = np.arange(len(class_names))
-        by_model = [f1_score(labels, a.predicted, labels=classes, average=None, zero_division=0.0) for a in answers]
-        table[OVERALL].update(zip(map(class_metric, class_names), np.array(by_model).T, strict=True))
-    return table
-
-
-def _point_row(labels, answers, rows):
-    with needs_extra("evaluate"):
-        from sklearn.metrics import accuracy_score, f1_score
-
-    labels = labels[rows]
-    row = {
-        "accuracy": [accuracy_score(labels, a.predicted[rows]) for a in answers],
-        "macro_f1": [f1_score(labels, a.predicted[rows], average="macro") for a in answers],
-        "ece": [_calibration_error(labels, a, rows) for a in answers],
-    }
-    if answers[0].agreed is not None:
-        row["agreement"] = [a.agreed[rows].mean() for a in answers]
-        row["kl"] = [a.divergence[rows].mean() for a in answers]
-    return {metric: np.array(values, dtype=np.float64) for metric, values in row.items()}
-
-
-def _calibration_error(labels, answer, rows):
-    gaps = np.bincount(answer.bin[rows], weights=_gaps(labels, answer, rows))
-    return np.abs(gaps).sum() / len(rows)
+    contributions = _contributions_by_row(labels, answers, rows_of, classes)
+    block = _score_block(contributions, len(answers), classes, lambda size: np.ones((1, size)), class_names)
+    return {row: {metric: values[0] for metric, values in metrics.items()} for row, metrics in _known(block, answers)}
 
 
 def _gaps(labels, answer, rows):
@@ -85,24 +59,36 @@ def bootstrap_scores(labels, answers, rows_of, classes, *, resamples, seed, clas
     Each language is resampled to its own number of examples, with replacement; the overall row is the languages'
     resamples put together (with no languages, all examples are resampled).
     """
-    strata = rows_of or {OVERALL: np.arange(len(labels))}
-    sums_of = {name: _contributions(labels, answers, rows, classes) for name, rows in strata.items()}
+    contributions = _contributions_by_row(labels, answers, rows_of, classes)
     generator = np.random.default_rng(seed)
     at_a_time = max(1, _DRAWS_AT_A_TIME // max(len(labels), _sums(classes)))
     blocks = []
     for start in range(0, resamples, at_a_time):
         count = min(at_a_time, resamples - start)
-        blocks.append(_score_block(sums_of, len(answers), classes, count, generator, class_names))
-    unknown = OF_TEACHER if answers[0].agreed is None else ()
+        draw = functools.partial(resampling_weights, resamples=count, generator=generator)
+        blocks.append(dict(_known(_score_block(contributions, len(answers), classes, draw, class_names), answers)))
     return {
-        row: {m: np.concatenate([block[row][m] for block in blocks]).T for m in metrics if m not in unknown}
+        row: {metric: np.concatenate([block[row][metric] for block in blocks]).T for metric in metrics}
         for row, metrics in blocks[0].items()
     }
+
+
+def _known(block, answers):
+    """The rows of a block, without what only a teacher makes known where there is none."""
+    unknown = TEACHER_METRICS if answers[0].agreed is None else ()
+    for row, metrics in block.items():
+        yield row, {metric: values for metric, values in metrics.items() if metric not in unknown}
 
 
 def _sums(classes):
     """The number of sums over examples that the scores of a model are functions of."""
     return 3 * classes + CALIBRATION_BINS + 2
+
+
+def _contributions_by_row(labels, answers, rows_of, classes):
+    """{language, or overall: what each of its examples adds to the sums of each model}."""
+    rows_of = rows_of or {OVERALL: np.arange(len(labels))}
+    return {name: _contributions(labels, answers, rows, classes) for name, rows in rows_of.items()}
 
 
 def _contributions(labels, answers, rows, classes):
@@ -131,13 +117,13 @@ def _model_contributions(labels, answer, rows, classes):
     return scipy.sparse.csr_array((values, (np.tile(np.arange(examples), 6), columns)), (examples, width))
 
 
-def _score_block(sums_of, models, classes, resamples, generator, class_names):
-    """Score one block of resamples: {row: {metric: (resamples, models)}}."""
+def _score_block(contributions_by_row, models, classes, draw, class_names):
+    """{row: {metric: (resamples, models)}} of the examples weighted by `draw(their number)`, (resamples, examples)."""
     block, total, examples = {}, 0, 0
-    for name, contributions in sums_of.items():
+    for name, contributions in contributions_by_row.items():
         size = contributions.shape[0]
-        sums = resampling_weights(size, resamples, generator) @ contributions
-        sums = sums.reshape(resamples, models, _sums(classes))
+        sums = draw(size) @ contributions
+        sums = sums.reshape(len(sums), models, _sums(classes))
         block[name] = _scores(sums, size, classes)
         total, examples = total + sums, examples + size
     block[OVERALL] = _scores(total, examples, classes)

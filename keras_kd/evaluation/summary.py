@@ -35,7 +35,7 @@ def summarize(answer_of, labels, rows_of, groups, *, classes, class_names, boots
     counts |= {row: sum(counts[member] for member in members) for row, members in means.items()}
 
     answers = list(answer_of.values())
-    points = add_means(point_scores(labels, answers, rows_of, class_names), means)
+    points = add_means(point_scores(labels, answers, rows_of, classes, class_names=class_names), means)
     resampled = None
     if bootstrap:
         options = {"resamples": bootstrap, "seed": seed, "class_names": class_names}

@@ -1,6 +1,6 @@
 """The tables of an `Evaluation`, drawn with rich."""
 
-from keras_kd.evaluation.scores import OF_TEACHER, OVERALL, class_metric
+from keras_kd.evaluation.scores import OVERALL, TEACHER_METRICS, class_metric
 
 _TITLES = {
     "accuracy": "accuracy, %",
@@ -24,7 +24,7 @@ def in_display_units(metric, value):
 
 def tells_nothing_of_teacher(metric):
     """Whether the teacher's own score is fixed: it agrees with itself."""
-    return metric in OF_TEACHER
+    return metric in TEACHER_METRICS
 
 
 class Report:

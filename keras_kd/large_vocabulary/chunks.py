@@ -71,50 +71,56 @@ class Chunks:
 
     def _at_once(self, student, soft_weights, hard_weights):
         """`run` of few tokens, whose logits are held."""
-        teacher = self.teacher.logits(*self.teacher.of_tokens)
-        of_tokens = (teacher, soft_weights, hard_weights, self.labels)
-        soft, hard, gradient = self._differentiated(logits_of_head(student), *of_tokens, *self._values())
-        of_hidden = product_over_vocabulary(gradient, student)
+        teacher = self.teacher.logits(*self.teacher.token_values)
+        token_values = (teacher, soft_weights, hard_weights, self.labels)
+        soft, hard, gradient = self._differentiated(logits_of_head(student), *token_values, *self._values())
+        hidden_gradient = product_over_vocabulary(gradient, student)
         left, right = (gradient, student.hidden) if student.vocabulary_first else (student.hidden, gradient)
-        return soft, hard, of_hidden, tf.matmul(left, right, transpose_a=True), tf.reduce_sum(gradient, axis=0)
+        return soft, hard, hidden_gradient, tf.matmul(left, right, transpose_a=True), tf.reduce_sum(gradient, axis=0)
 
     def _in_chunks(self, student, soft_weights, hard_weights):
         """`run` of many tokens."""
-        of_tokens = (student.hidden, soft_weights, hard_weights, self.labels, *self.teacher.of_tokens)
-        hidden, *of_tokens = (self._chunked(tensor) for tensor in of_tokens)
+        token_values = (student.hidden, soft_weights, hard_weights, self.labels, *self.teacher.token_values)
+        hidden, *token_values = (self._chunked(tensor) for tensor in token_values)
 
         def chunk(i, arrays):
             """What chunk i adds to: the kernel's gradient, as two factors of it; the bias's; values of each token."""
             part = student._replace(hidden=by_token(hidden[i], 1))
-            soft, hard, gradient = self._chunk(logits_of_head(part), [tensor[i] for tensor in of_tokens])
+            soft, hard, gradient = self._chunk(logits_of_head(part), [tensor[i] for tensor in token_values])
             values = (soft, hard, product_over_vocabulary(gradient, part))
             arrays = [array.write(i, value) for array, value in zip(arrays, values, strict=True)]
             factors = (gradient, part.hidden) if part.vocabulary_first else (part.hidden, gradient)
             return factors, tf.reduce_sum(gradient, axis=0), arrays
 
-        def add_chunk(i, of_kernel, of_bias, arrays):
+        def add_chunk(i, kernel_gradient, bias_gradient, arrays):
             factors, more_of_bias, arrays = chunk(i, arrays)
-            of_kernel = self.store.with_product(of_kernel, *factors, 4 * _ROWS * vocabulary_of(student))
-            return i + 1, of_kernel, of_bias + more_of_bias, arrays
+            kernel_gradient = self.store.with_product(kernel_gradient, *factors, 4 * _ROWS * vocabulary_of(student))
+            return i + 1, kernel_gradient, bias_gradient + more_of_bias, arrays
 
         first = self.store.zero()
-        factors, of_bias, arrays = chunk(first, _arrays(self.chunks, [None], [None], [None, hidden.shape[-1]]))
-        of_kernel = tf.matmul(*factors, transpose_a=True)
-        with tf.control_dependencies([of_kernel, of_bias, *[array.flow for array in arrays]]):  # else two are held
-            state = (first + 1, of_kernel, of_bias, arrays)
+        factors, bias_gradient, arrays = chunk(first, _arrays(self.chunks, [None], [None], [None, hidden.shape[-1]]))
+        kernel_gradient = tf.matmul(*factors, transpose_a=True)
+        with tf.control_dependencies(
+            [kernel_gradient, bias_gradient, *[array.flow for array in arrays]]
+        ):  # else two are held
+            state = (first + 1, kernel_gradient, bias_gradient, arrays)
         state = tf.while_loop(lambda i, *_: i < self.chunks, add_chunk, state, parallel_iterations=1)
-        _, of_kernel, of_bias, (soft, hard, of_hidden) = state
-        soft, hard, of_hidden = by_token(soft.stack()), by_token(hard.stack()), by_token(of_hidden.stack(), 1)
-        return soft[: self.tokens], hard[: self.tokens], of_hidden[: self.tokens], of_kernel, of_bias
+        _, kernel_gradient, bias_gradient, (soft, hard, hidden_gradient) = state
+        soft, hard, hidden_gradient = (
+            by_token(soft.stack()),
+            by_token(hard.stack()),
+            by_token(hidden_gradient.stack(), 1),
+        )
+        return soft[: self.tokens], hard[: self.tokens], hidden_gradient[: self.tokens], kernel_gradient, bias_gradient
 
-    def _chunk(self, logits, of_tokens):
+    def _chunk(self, logits, token_values):
         """Values (chunk,) x2 and, in the place of the student's logits (chunk, vocabulary), their gradient."""
         logits = tf.reshape(logits, (self.pieces * _SHARES, self.rows, logits.shape[-1]))
         variables = self._values()
 
         def add_piece(j, logits, arrays):
-            soft_weights, hard_weights, labels, *of_teacher = (tensor[j] for tensor in of_tokens)
-            teacher = self.teacher.logits(*[by_token(tensor, len(tensor.shape) - 2) for tensor in of_teacher])
+            soft_weights, hard_weights, labels, *teacher_side = (tensor[j] for tensor in token_values)
+            teacher = self.teacher.logits(*[by_token(tensor, len(tensor.shape) - 2) for tensor in teacher_side])
             teacher, values = tf.reshape(teacher, (_SHARES, *logits.shape[1:])), []
             for k in range(_SHARES):
                 with tf.control_dependencies([logits]):  # one share after the other: else all are held at once

@@ -30,11 +30,11 @@ def head_crossentropy(head, labels):
     hidden = tf.pad(hidden, [[0, chunks * rows - tokens], [0, 0]])
     flat = tf.pad(flat, [[0, chunks * rows - tokens]], constant_values=-1)
 
-    def of_chunk(i):
+    def chunk_losses(i):
         part = head._replace(hidden=hidden[i * rows : (i + 1) * rows])
         return label_crossentropy(flat[i * rows : (i + 1) * rows], logits_of_head(part))
 
-    values = tf.map_fn(of_chunk, tf.range(chunks), fn_output_signature=tf.TensorSpec([None], "float32"))
+    values = tf.map_fn(chunk_losses, tf.range(chunks), fn_output_signature=tf.TensorSpec([None], "float32"))
     return tf.reshape(tf.stop_gradient(tf.reshape(values, [-1])[:tokens]), tf.shape(labels))
 
 

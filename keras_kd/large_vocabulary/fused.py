@@ -102,15 +102,15 @@ def fused_loss(
     require_count(chunk_bytes, "chunk_bytes", at_least=1)
     student = checked_head(student, "student", "Head")
     tokens = student.hidden.shape[:-1]
-    of_teacher = TopTeacher(teacher, student) if isinstance(teacher, TopClasses) else LiveTeacher(teacher, student)
-    require_tokens(of_teacher.shape, tokens, "teacher")
+    teacher_side = TopTeacher(teacher, student) if isinstance(teacher, TopClasses) else LiveTeacher(teacher, student)
+    require_tokens(teacher_side.shape, tokens, "teacher")
     if labels is not None:
         labels = tf.cast(labels, "int32")
         require_tokens(labels.shape, tokens, "labels")
     shape = tf.shape(student.hidden)[:-1]
     weights = [tf.broadcast_to(tf.cast(weight, "float32"), shape) for weight in (soft_weights, hard_weights)]
     store = Functional if jit_compile else InPlace
-    chunks = Chunks(loss, of_teacher, student, labels, store, chunk_bytes)
+    chunks = Chunks(loss, teacher_side, student, labels, store, chunk_bytes)
     total, soft, hard = _differentiable(chunks, student, *[by_token(weight) for weight in weights])
     soft, hard = (tf.reshape(tf.stop_gradient(values), shape) for values in (soft, hard))
     return FusedLoss(total, soft, None if labels is None else hard)
@@ -134,16 +134,16 @@ def _differentiable(chunks, student, soft_weights, hard_weights):
     def summed(hidden, kernel, soft_weights, hard_weights, *bias):
         parts = [tf.stop_gradient(part) for part in (hidden, kernel, *bias)]  # a persistent tape records what is inside
         head = Head(parts[0], parts[1], parts[2] if bias else None, student.vocabulary_first)
-        of_tokens = [tf.stop_gradient(weights) for weights in (soft_weights, hard_weights)]
-        soft, hard, of_hidden, of_kernel, of_bias = chunks.run(head, *of_tokens)
+        token_values = [tf.stop_gradient(weights) for weights in (soft_weights, hard_weights)]
+        soft, hard, hidden_gradient, kernel_gradient, bias_gradient = chunks.run(head, *token_values)
 
         def gradient(upstream, *_):
             return (
-                tf.cast(upstream * of_hidden, hidden.dtype),
-                tf.cast(upstream * of_kernel, kernel.dtype),
+                tf.cast(upstream * hidden_gradient, hidden.dtype),
+                tf.cast(upstream * kernel_gradient, kernel.dtype),
                 upstream * soft,
                 upstream * hard,
-                *[tf.cast(upstream * of_bias, given.dtype) for given in bias],
+                *[tf.cast(upstream * bias_gradient, given.dtype) for given in bias],
             )
 
         return (tf.reduce_sum(soft_weights * soft + hard_weights * hard), soft, hard), gradient

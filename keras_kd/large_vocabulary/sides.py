@@ -39,7 +39,7 @@ class LiveTeacher:
         parts = [None if part is None else tf.stop_gradient(part) for part in head[:3]]
         self.head = in_float32(Head(*parts, head.vocabulary_first))
         self.shape = head.hidden.shape[:-1]
-        self.of_tokens = (by_token(self.head.hidden, 1),)
+        self.token_values = (by_token(self.head.hidden, 1),)
 
     def logits(self, hidden):
         """(tokens, width) -> (tokens, vocabulary)"""
@@ -58,7 +58,7 @@ class TopTeacher:
         self.count = top.count
         self.shape = top.log_each.shape
         values = [tf.stop_gradient(values) for values in (top.log_p, top.log_each)]
-        self.of_tokens = (by_token(top.classes, 1), by_token(values[0], 1), by_token(values[1]))
+        self.token_values = (by_token(top.classes, 1), by_token(values[0], 1), by_token(values[1]))
 
     def logits(self, classes, log_p, log_each):
         """(tokens, k) x2, (tokens,) -> log probabilities (tokens, vocabulary)"""

@@ -33,7 +33,7 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
         dtype: Dtype of the computation, float32 unless given, whatever the policy of the models.
 
     Call arguments:
-        teacher, student: Outputs, of one shape unless the loss says otherwise.
+        teacher, student: Outputs, of one shape unless the loss allows more.
         sample_weight: As in `keras.losses.Loss`.
         labels: For losses with `needs_labels`: integers `(batch, ...)` or `(batch, ..., 1)`, or one-hot rows
             `(batch, ..., classes)`.
@@ -123,7 +123,7 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
     # The value -----------------------------------------------------------------------------------------------------
 
     def __call__(self, teacher, student, sample_weight=None, *, labels=None, mask=None):
-        """The mean over the batch, or what `reduction` says."""
+        """The mean over the batch, or as `reduction` asks."""
         mask = self.token_mask(teacher, student) if mask is None else ops.convert_to_tensor(mask, dtype="bool")
         teacher, student = (ops.convert_to_tensor(output, dtype=self.dtype) for output in (teacher, student))
         values = self.values(teacher, student, labels=labels, mask=mask)

@@ -58,7 +58,7 @@ class SoftLabels(Divergence):
     """Soft labels: KL divergence from the teacher's to the student's temperature-softened distribution, times T².
 
     `L = T² · KL(p ‖ q) = T² · Σ_c p_c (log p_c − log q_c)` with `p = softmax(teacher / T)`, `q = softmax(student / T)`.
-    What `Divergence` says of temperature and softmax holds.
+    Temperature and softmax are as in `Divergence`.
 
     Args:
         temperature: T > 0; 2 to 8 is usual. Kept in a variable, `loss.temperature`.

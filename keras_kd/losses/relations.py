@@ -145,7 +145,7 @@ class RelationalKD(RelationLoss):
     angle at i between j and k; h is the Huber loss, δ = 1. As in the published code, the means are over all pairs and
     triples, of an example with itself too. An example's own value is the mean over those whose i it is.
 
-    All that `RelationLoss` says of shapes, batches and replicas holds. The angles of a batch are batch³ numbers:
+    Shapes, batches and replicas are as in `RelationLoss`. The angles of a batch are batch³ numbers:
     with 512 examples 0.5 GB, several times over. `angle=0` leaves them out.
 
     Args:
@@ -246,7 +246,7 @@ class SimilarityPreserving(RelationLoss):
     example's own value is its row's: `mean_j (G_ij^t − G_ij^s)²`. The entries of G are about 1/√batch, so that L is
     small: a weight of 3,000 is usual.
 
-    All that `RelationLoss` says of shapes, batches and replicas holds.
+    Shapes, batches and replicas are as in `RelationLoss`.
 
     Args:
         teacher_layer, student_layer: The layers to compare; `None`: the models' outputs.
@@ -284,7 +284,7 @@ class CorrelationCongruence(RelationLoss):
     `order=1`, K is the bilinear kernel `x_i · x_j` but for a factor and a constant. An example's own value is its
     row's.
 
-    All that `RelationLoss` says of shapes, batches and replicas holds.
+    Shapes, batches and replicas are as in `RelationLoss`.
 
     Args:
         gamma: γ > 0; the larger, the more only near neighbours count. 0.4 is usual.

@@ -55,7 +55,7 @@ class PrecomputedBatch(NamedTuple):
     >>> student = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3)])
     >>> distiller = keras_kd.Distiller(None, student, keras_kd.losses.SoftLabels(temperature=2.0))
     >>> distiller.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    >>> history = distiller.fit(dataset, verbose=0)
+    >>> history = distiller.fit(dataset, shuffle=False, verbose=0)
     """
 
     x: object

@@ -49,33 +49,36 @@ class JAXStep(CommonStep):
 
     def train_step(self, state, data):
         data, teacher_values = self._beside_teacher(data)
-        trainable, non_trainable, of_optimizer, of_metrics = state
+        trainable, non_trainable, optimizer_values, metric_values = state
 
         def learn(trainable):
             """The scaled loss; the logs, whether the checks hold, and the values after the step."""
             with _scope(
                 (self.trainable_variables, trainable),
                 (self.non_trainable_variables, non_trainable),
-                (self.optimizer.variables, of_optimizer),
-                (self.metrics_variables, of_metrics),
+                (self.optimizer.variables, optimizer_values),
+                (self.metrics_variables, metric_values),
                 (self._untracked_variables(), teacher_values),
             ) as scope:
                 scaled_loss, logs = self._learn(data)
                 sound = self._note.is_clean()
-            after = _values_behind(scope, self.non_trainable_variables), _values_behind(scope, self.metrics_variables)
+            after = _final_values(scope, self.non_trainable_variables), _final_values(scope, self.metrics_variables)
             return scaled_loss, (logs, sound, after)
 
         (_, (logs, sound, after)), gradients = jax.value_and_grad(learn, has_aux=True)(trainable)
-        new_non_trainable, of_metrics = after
-        new_trainable, new_of_optimizer = self.optimizer.stateless_apply(of_optimizer, gradients, trainable)
+        new_non_trainable, metric_values = after
+        new_trainable, new_optimizer_values = self.optimizer.stateless_apply(optimizer_values, gradients, trainable)
         # where a check has failed, all but the note stays as it was
         kept = functools.partial(jax.tree.map, functools.partial(jax.numpy.where, sound))
         new_non_trainable = [
             new if variable is self._note_variable else kept(new, old)
             for variable, new, old in zip(self.non_trainable_variables, new_non_trainable, non_trainable, strict=True)
         ]
-        new_trainable, new_of_optimizer = kept(new_trainable, trainable), kept(new_of_optimizer, of_optimizer)
-        return logs, (new_trainable, new_non_trainable, new_of_optimizer, of_metrics)
+        new_trainable, new_optimizer_values = (
+            kept(new_trainable, trainable),
+            kept(new_optimizer_values, optimizer_values),
+        )
+        return logs, (new_trainable, new_non_trainable, new_optimizer_values, metric_values)
 
     def _learn(self, data):
         """The scaled loss of a batch, and the logs."""
@@ -95,16 +98,16 @@ class JAXStep(CommonStep):
 
     def test_step(self, state, data):
         data, teacher_values = self._beside_teacher(data)
-        trainable, non_trainable, of_metrics = state
+        trainable, non_trainable, metric_values = state
         with _scope(
             (self.trainable_variables, trainable),
             (self.non_trainable_variables, non_trainable),
-            (self.metrics_variables, of_metrics),
+            (self.metrics_variables, metric_values),
             (self._untracked_variables(), teacher_values),
         ) as scope:
             logs = self._examine(data)
-        of_metrics = _values_behind(scope, self.metrics_variables)
-        return logs, (trainable, _values_behind(scope, self.non_trainable_variables), of_metrics)
+        metric_values = _final_values(scope, self.metrics_variables)
+        return logs, (trainable, _final_values(scope, self.non_trainable_variables), metric_values)
 
     # The teacher's weights -----------------------------------------------------------------------------------------
 
@@ -216,6 +219,6 @@ def _scope(*groups):
     return keras.StatelessScope(values, collect_losses=True)
 
 
-def _values_behind(scope, variables):
+def _final_values(scope, variables):
     """The values that variables have at the end of a scope."""
     return [scope.get_current_value(variable) for variable in variables]

@@ -140,11 +140,11 @@ def difference(student, teacher):
         return ""
     same_class = type(student.layer) is type(teacher.layer)
     for i in range(max(len(student.spec), len(teacher.spec))):
-        ours, theirs = (node.spec[i] if i < len(node.spec) else None for node in (student, teacher))
-        if ours is None or theirs is None or ours[1] != theirs[1]:
-            return f"shapes differ: student {_shown(ours)}, teacher {_shown(theirs)}"
-        if ours[2] != theirs[2] or (same_class and ours[0] != theirs[0]):
-            return f"weights differ: student {_shown(ours)}, teacher {_shown(theirs)}"
+        student_spec, teacher_spec = (node.spec[i] if i < len(node.spec) else None for node in (student, teacher))
+        if student_spec is None or teacher_spec is None or student_spec[1] != teacher_spec[1]:
+            return f"shapes differ: student {_shown(student_spec)}, teacher {_shown(teacher_spec)}"
+        if student_spec[2] != teacher_spec[2] or (same_class and student_spec[0] != teacher_spec[0]):
+            return f"weights differ: student {_shown(student_spec)}, teacher {_shown(teacher_spec)}"
     return ""
 
 

@@ -102,9 +102,9 @@ def _namesakes(students, teachers):
     """{student node: teacher node of the same name}, longest common ends of the path first."""
     found = {}
     for length in range(max((len(node.names) for node in students), default=0), 0, -1):
-        ours, theirs = _unique_ends(students, length), _unique_ends(teachers, length)
-        for end in ours.keys() & theirs.keys():
-            found.setdefault(ours[end], theirs[end])
+        student_ends, teacher_ends = _unique_ends(students, length), _unique_ends(teachers, length)
+        for end in student_ends.keys() & teacher_ends.keys():
+            found.setdefault(student_ends[end], teacher_ends[end])
     return found
 
 

@@ -160,16 +160,18 @@ def _matched(teacher_root, student_root, last):
 def _given_matches(teacher_root, student_root, layers):
     matches, owners = [], {}
     for student_layer, teacher_layer in layers.items():
-        ours = find_node(student_root, student_layer, "layers", "student")
+        student_node = find_node(student_root, student_layer, "layers", "student")
         theirs = find_node(teacher_root, teacher_layer, "layers", "teacher")
-        why = difference(ours, theirs)
+        why = difference(student_node, theirs)
         if why:
-            raise ValueError(f"layers: {ours.path!r} cannot get the weights of {theirs.path!r}: {why}.")
-        for weight in ours.weights:
-            other = owners.setdefault(id(weight), ours)
-            if other is not ours or any(match.student is ours for match in matches):
-                raise ValueError(f"layers: {ours.path!r} would get weights twice, also by {other.path!r}. Leave one.")
-        matches.append(Match(ours, theirs, "by the given map"))
+            raise ValueError(f"layers: {student_node.path!r} cannot get the weights of {theirs.path!r}: {why}.")
+        for weight in student_node.weights:
+            other = owners.setdefault(id(weight), student_node)
+            if other is not student_node or any(match.student is student_node for match in matches):
+                raise ValueError(
+                    f"layers: {student_node.path!r} would get weights twice, also by {other.path!r}. Leave one."
+                )
+        matches.append(Match(student_node, theirs, "by the given map"))
     return matches
 
 
@@ -226,13 +228,13 @@ def _new_values(matches, changes):
     """[(student variable, its new value)], all of them before any is assigned."""
     values = []
     for match in matches:
-        for ours, theirs in zip(match.student.weights, match.teacher.weights, strict=True):
+        for student_node, theirs in zip(match.student.weights, match.teacher.weights, strict=True):
             source = _array(theirs)
-            if id(ours) in changes:
-                source = source.astype("float64") + changes[id(ours)]
-            value = ops.convert_to_numpy(ops.cast(source, ours.dtype))
-            _check_finite(value, source, match, ours)
-            values.append((ours, value))
+            if id(student_node) in changes:
+                source = source.astype("float64") + changes[id(student_node)]
+            value = ops.convert_to_numpy(ops.cast(source, student_node.dtype))
+            _check_finite(value, source, match, student_node)
+            values.append((student_node, value))
     return values
 
 
