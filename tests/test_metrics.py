@@ -564,7 +564,7 @@ def test_bad_arguments(make, error, message):
         (
             Agreement,
             ([0, 1], OUTPUTS),
-            r"agreement compares logits \(batch, ..., classes\) of equal rank, but the teacher gives \(2,\)",
+            r"agreement compares logits .* of equal rank, but the teacher gives \(2,\)",
         ),
         (MeanKL, (OUTPUTS[:, :2], OUTPUTS), r"kl needs the same number of classes on both sides"),
         (MeanKL, (OUTPUTS[:, :1], OUTPUTS[:, :1]), r"kl needs outputs of shape .*two classes or more, got \(2, 1\)"),

@@ -39,7 +39,7 @@ class ProbabilityCheck:
         """Warn if the outputs of the first batch looked like probabilities; once."""
         while self._pending:
             side, loss_name = self._pending.popitem()
-            if int(ops.convert_to_numpy(self._verdicts[side])) == _PROBABILITIES:
+            if int(self._verdicts[side].numpy()) == _PROBABILITIES:
                 warnings.warn(
                     f"the {side} gives what looks like probabilities (rows of numbers from 0 to 1 that sum to 1), "
                     f"which {loss_name} takes for logits: its last activation is unknown, as of subclassed models and "

@@ -210,8 +210,8 @@ class Unusable(NamedTuple):
     together: tuple | None = ()
 
 
-# As seen in the tests, but for the last. What is unusable fails in TensorFlow, or gives wrong logs: metrics lose updates
-# over the replicas of a CentralStorageStrategy.
+# As seen in the tests, but for the last. What is unusable fails in TensorFlow, or gives wrong logs: metrics lose
+# updates over the replicas of a CentralStorageStrategy.
 STRATEGIES = {
     type(tf.distribute.get_strategy()): Unusable(),
     tf.distribute.OneDeviceStrategy: Unusable(),

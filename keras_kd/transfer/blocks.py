@@ -58,20 +58,20 @@ def every_kth_block(teacher, student, k=2, *, offset=0, pattern=None):
     if offset >= k:
         raise ValueError(f"offset must be < k = {k}, got {offset}: it is the place within each group of {k} blocks.")
     teacher_pattern, student_pattern = _patterns(pattern, teacher_root, student_root)
-    theirs = _found_blocks(teacher_root, teacher_pattern, "teacher")
-    ours = _found_blocks(student_root, student_pattern, "student")
-    needed = k * (len(ours) - 1) + offset + 1
-    if len(theirs) < needed:
+    teacher_blocks = _found_blocks(teacher_root, teacher_pattern, "teacher")
+    student_blocks = _found_blocks(student_root, student_pattern, "student")
+    needed = k * (len(student_blocks) - 1) + offset + 1
+    if len(teacher_blocks) < needed:
         raise ValueError(
-            f"the teacher has {len(theirs)} blocks {teacher_pattern!r}, but {len(ours)} student blocks with k={k} and "
+            f"the teacher has {len(teacher_blocks)} blocks {teacher_pattern!r}, but {len(student_blocks)} student blocks with k={k} and "
             f"offset={offset} need {needed}. Choose a smaller k, or write the map by hand."
         )
-    return _block_map(ours, theirs[offset::k])
+    return _block_map(student_blocks, teacher_blocks[offset::k])
 
 
-def _block_map(ours, theirs):
+def _block_map(student_blocks, teacher_blocks):
     found = {}
-    for mine, taken in zip(ours, theirs, strict=False):
+    for mine, taken in zip(student_blocks, teacher_blocks, strict=False):
         for suffix, node in mine.items():
             if suffix not in taken:
                 raise ValueError(
@@ -135,9 +135,11 @@ def _common_pattern(teacher_root, student_root):
     """The one pattern that both models have, of which the teacher has at least two blocks, and that holds the most."""
     covered = {}
     for pattern in _numbered_names(student_root):
-        ours, theirs = _blocks(student_root, pattern), _blocks(teacher_root, pattern)
-        if any(len(numbered) > 1 for numbered in theirs.values()):
-            nodes = [node for numbered in ours.values() for parts in numbered.values() for node in parts.values()]
+        student_blocks, teacher_blocks = _blocks(student_root, pattern), _blocks(teacher_root, pattern)
+        if any(len(numbered) > 1 for numbered in teacher_blocks.values()):
+            nodes = [
+                node for numbered in student_blocks.values() for parts in numbered.values() for node in parts.values()
+            ]
             covered[pattern] = {id(weight) for node in nodes for weight in node.weights}
     largest = []
     for pattern in sorted(covered, key=lambda name: (-len(covered[name]), len(name))):

@@ -161,17 +161,17 @@ def _given_matches(teacher_root, student_root, layers):
     matches, owners = [], {}
     for student_layer, teacher_layer in layers.items():
         student_node = find_node(student_root, student_layer, "layers", "student")
-        theirs = find_node(teacher_root, teacher_layer, "layers", "teacher")
-        why = difference(student_node, theirs)
+        teacher_node = find_node(teacher_root, teacher_layer, "layers", "teacher")
+        why = difference(student_node, teacher_node)
         if why:
-            raise ValueError(f"layers: {student_node.path!r} cannot get the weights of {theirs.path!r}: {why}.")
+            raise ValueError(f"layers: {student_node.path!r} cannot get the weights of {teacher_node.path!r}: {why}.")
         for weight in student_node.weights:
             other = owners.setdefault(id(weight), student_node)
             if other is not student_node or any(match.student is student_node for match in matches):
                 raise ValueError(
                     f"layers: {student_node.path!r} would get weights twice, also by {other.path!r}. Leave one."
                 )
-        matches.append(Match(student_node, theirs, "by the given map"))
+        matches.append(Match(student_node, teacher_node, "by the given map"))
     return matches
 
 
@@ -215,9 +215,9 @@ def _partial_message(transfer, unmatched):
 
 
 def _check_nothing_is_the_teachers(matches, teacher):
-    theirs = {id(weight) for weight in teacher.weights}
+    teacher_node = {id(weight) for weight in teacher.weights}
     for match in matches:
-        if any(id(weight) in theirs for weight in match.student.weights):
+        if any(id(weight) in teacher_node for weight in match.student.weights):
             raise ValueError(
                 f"the student's {match.student.path!r} holds weights of the teacher, which must stay as they are. Give "
                 "the student layers of its own, for instance with keras.models.clone_model."
@@ -228,8 +228,8 @@ def _new_values(matches, changes):
     """[(student variable, its new value)], all of them before any is assigned."""
     values = []
     for match in matches:
-        for student_node, theirs in zip(match.student.weights, match.teacher.weights, strict=True):
-            source = _array(theirs)
+        for student_node, teacher_node in zip(match.student.weights, match.teacher.weights, strict=True):
+            source = _array(teacher_node)
             if id(student_node) in changes:
                 source = source.astype("float64") + changes[id(student_node)]
             value = ops.convert_to_numpy(ops.cast(source, student_node.dtype))
