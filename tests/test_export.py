@@ -14,7 +14,7 @@ import tensorflow as tf
 from conftest import crossentropy, dense_model, strategy_of
 
 import keras_kd
-from keras_kd.deploy.export import export
+from keras_kd.deploy.exporting import export
 from keras_kd.deploy.runtimes import KerasRuntime, open_runtime
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
@@ -136,7 +136,7 @@ def test_agreement_by_hand(tmp_path, monkeypatch):
     """The file is stood in for by another model: 4 examples, 1 of which changes its class in 1 of 2 outputs."""
     student = two_outputs_from_one_input([0.0, 0.0, 0.0], 0.0)
     elsewhere = two_outputs_from_one_input([0.0, 1.0, 0.0], 0.5)
-    monkeypatch.setattr(sys.modules["keras_kd.deploy.export"], "open_runtime", lambda path: KerasRuntime(elsewhere))
+    monkeypatch.setattr(sys.modules["keras_kd.deploy.exporting"], "open_runtime", lambda path: KerasRuntime(elsewhere))
     x = np.array([[3, 1, 0], [1, 0.5, 0], [0, 3, 1], [0, 1, 3]], "float32")
     report = export(student, tmp_path / "a", compare_with=x)
     assert report.agreement == 0.75
@@ -658,7 +658,7 @@ def test_a_failure_leaves_nothing_where_nothing_was(tmp_path, failure):
 def test_a_place_that_cannot_be_written_to(mlp, tmp_path, name, monkeypatch):
     (tmp_path / "file").write_text("kept")
     for function in ("litert_bytes", "write_saved_model", "traced"):  # no work before it shows
-        monkeypatch.setattr(sys.modules["keras_kd.deploy.export"], function, None)
+        monkeypatch.setattr(sys.modules["keras_kd.deploy.exporting"], function, None)
     for folder in [tmp_path / "file", pathlib.Path("/proc/self")]:
         if folder.exists():
             with pytest.raises(OSError):

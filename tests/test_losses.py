@@ -514,3 +514,17 @@ def test_logits_mse_serves_regression_heads_of_one_unit():
     distiller.compile("sgd", "mse")
     logs = distiller.fit(x, np.zeros((12, 1)), batch_size=12, verbose=0).history
     assert logs["logits_mse"][0] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("loss", [keras_kd.losses.DecoupledKD(), keras_kd.losses.NormalizedKD()])
+def test_a_one_hot_row_without_a_class_is_unlabelled(loss):
+    """As -1 is: all zeros is how one-hot labels leave an example unlabelled."""
+    labels = np.array([2, -1, 0, 1])
+    one_hot = np.eye(5)[labels] * (labels >= 0)[:, None]
+    expected = float(loss(TEACHER, STUDENT, labels=labels))
+    assert float(loss(TEACHER, STUDENT, labels=one_hot)) == pytest.approx(expected, rel=1e-6)
+    metric = keras_kd.metrics.MacroF1(classes=5)
+    metric.update_state(one_hot, STUDENT)
+    other = keras_kd.metrics.MacroF1(classes=5)
+    other.update_state(labels, STUDENT)
+    assert float(metric.result()) == float(other.result())

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from conftest import dense_model
 
-from keras_kd.deploy.export import export
+from keras_kd.deploy.exporting import export
 from keras_kd.deploy.runtimes import KerasRuntime, LiteRTRuntime, SavedModelRuntime, open_runtime
 from keras_kd.evaluation import evaluate
 

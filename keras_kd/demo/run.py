@@ -19,7 +19,7 @@ from keras_kd._files import written_whole
 from keras_kd._version import __version__
 from keras_kd.callbacks import LambdaRamp
 from keras_kd.demo.stages import Stages
-from keras_kd.deploy.export import export
+from keras_kd.deploy.exporting import export
 from keras_kd.distiller import Distiller
 from keras_kd.evaluation import evaluate
 from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES

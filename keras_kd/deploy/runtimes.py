@@ -16,7 +16,8 @@ from keras_kd._checks import require_count
 from keras_kd._files import bytes_on_disk
 from keras_kd._keras_private import call_model
 from keras_kd._quiet import first_line, quiet
-from keras_kd.outputs.model_inputs import ONLY_INPUT, any_batch, fit_inputs, input_names, input_specs, specs_of
+from keras_kd.deploy.example_inputs import fit_inputs
+from keras_kd.outputs.model_inputs import ONLY_INPUT, any_batch, input_names, input_specs, specs_of
 
 _SIGNATURE = "serving_default"
 _ACCEPTED = "a keras.Model, or the path of a SavedModel folder, a .tflite file or a .keras file"
@@ -40,7 +41,7 @@ def open_runtime(model_or_path):
 
     Example:
 
-    >>> runtime = keras_kd.deploy.runtimes.open_runtime("student.tflite")
+    >>> runtime = keras_kd.deploy.open_runtime("student.tflite")
     >>> logits = runtime.predict(x)
     >>> runtime.size_bytes, runtime.latency_ms(x[:1])
     """

@@ -10,7 +10,7 @@ from keras_kd._files import written_whole
 from keras_kd._tables import plain_text
 from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES, OVERALL, TEACHER_METRICS, group_mean
 
-_FORMAT = "keras_kd.Evaluation/1"
+_FORMAT = "keras_kd.evaluation.Evaluation/1"
 
 
 class Estimate(typing.NamedTuple):

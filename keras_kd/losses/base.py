@@ -280,12 +280,13 @@ def class_labels(labels, outputs):
     """Labels as int32 class ids, one per example or token.
 
     Args:
-        labels: Integers `(batch, ...)` or `(batch, ..., 1)`, or one-hot rows `(batch, ..., classes)`.
+        labels: Integers `(batch, ...)` or `(batch, ..., 1)`, or one-hot rows `(batch, ..., classes)`. A row without a
+            positive entry is unlabelled, -1.
         outputs: `(batch, ..., classes)`.
     """
     labels = ops.convert_to_tensor(labels)
     if len(labels.shape) == len(outputs.shape) and labels.shape[-1] == outputs.shape[-1]:
-        labels = ops.argmax(labels, axis=-1)
+        labels = ops.where(ops.max(labels, axis=-1) > 0, ops.cast(ops.argmax(labels, axis=-1), "int32"), -1)
     elif len(labels.shape) == len(outputs.shape) and labels.shape[-1] == 1:
         labels = ops.squeeze(labels, axis=-1)
     return ops.cast(labels, "int32")

@@ -63,8 +63,8 @@ def every_kth_block(teacher, student, k=2, *, offset=0, pattern=None):
     needed = k * (len(student_blocks) - 1) + offset + 1
     if len(teacher_blocks) < needed:
         raise ValueError(
-            f"the teacher has {len(teacher_blocks)} blocks {teacher_pattern!r}, but {len(student_blocks)} student blocks with k={k} and "
-            f"offset={offset} need {needed}. Choose a smaller k, or write the map by hand."
+            f"the teacher has {len(teacher_blocks)} blocks {teacher_pattern!r}, but {len(student_blocks)} student "
+            f"blocks with k={k} and offset={offset} need {needed}. Choose a smaller k, or write the map by hand."
         )
     return _block_map(student_blocks, teacher_blocks[offset::k])
 

@@ -13,16 +13,10 @@ from keras_kd._checks import require_choice, require_model, require_number
 from keras_kd._files import written_whole
 from keras_kd._quiet import first_line
 from keras_kd.deploy.conversion import input_signature, litert_bytes, traced, write_saved_model
+from keras_kd.deploy.example_inputs import first_inputs, fit_inputs, generated_inputs
 from keras_kd.deploy.runtimes import KerasRuntime, open_runtime
 from keras_kd.outputs.hooks import layer_paths
-from keras_kd.outputs.model_inputs import (
-    first_inputs,
-    fit_inputs,
-    generated_inputs,
-    input_specs,
-    is_input_name,
-    specs_of,
-)
+from keras_kd.outputs.model_inputs import input_specs, is_input_name, specs_of
 
 COMPARED_EXAMPLES = 1024  # at most, the first ones of `compare_with`
 CALIBRATION_EXAMPLES = 512  # at most, the first ones of `calibration`
