@@ -41,8 +41,8 @@ class LanguageTable:
         positions = tf.argmax(tf.cast(matches, tf.int32), axis=-1, output_type=tf.int32)
         return tf.where(tf.reduce_any(matches, axis=-1), positions, -1)
 
-    def known_positions(self, languages):
-        """The positions, all ≥ 0: a language that is not in the table is an error that names it.
+    def known_positions(self, languages, counted=True):
+        """The positions, ≥ 0 where `counted`: a language that is not in the table is an error that names it.
 
         ValueError in eager execution, `tf.errors.InvalidArgumentError` in a graph; XLA drops the assertion, and
         the position is -1.
@@ -51,7 +51,7 @@ class LanguageTable:
         positions = self.positions(languages)
         listed = ", ".join(str(language) for language in sorted(self.languages))
         message = f"{self.argument} must have an entry for each language in the batch; it has {listed}, not"
-        return require_all(positions >= 0, message, languages, positions)
+        return require_all((positions >= 0) | ~tf.convert_to_tensor(counted), message, languages, positions)
 
     def as_known(self, languages):
         """Languages of a batch in the table's dtype; TypeError where one is text and the other numbers."""

@@ -235,7 +235,7 @@ def test_divergence_in_blocks_of_rows():
 def test_bootstrap_equals_scikit_learn_on_explicit_resamples(noisy):
     outputs, labels, languages = noisy
     asked = [answers(outputs[name], outputs["teacher"]) for name in ("a", "b")]
-    rows_of = language_rows(languages, len(labels))
+    rows_of = language_rows(languages, labels >= 0)
     names = ["place", "script", "day"]
     scores = bootstrap_scores(labels, asked, rows_of, CLASSES, resamples=25, seed=3, class_names=names)
     generator = np.random.default_rng(3)
@@ -292,7 +292,7 @@ def test_intervals_of_the_calibration_error_are_mirrored_at_its_value(noisy):
     outputs, labels, languages = noisy
     evaluation = evaluate_outputs(outputs, labels, languages=languages, bootstrap=300, seed=4)
     asked = [answers(outputs[name], outputs["teacher"]) for name in outputs]
-    rows_of = language_rows(languages, len(labels))
+    rows_of = language_rows(languages, labels >= 0)
     scores = bootstrap_scores(labels, asked, rows_of, CLASSES, resamples=300, seed=4)
     for language in (OVERALL, "fi"):
         for model, name in enumerate(outputs):
@@ -334,7 +334,7 @@ def test_blocks_of_resamples_are_all_different_and_as_wide(noisy, monkeypatch):
     blocks = evaluate_outputs(outputs, labels, languages=languages, bootstrap=1000).score("a")
     assert blocks.value == whole.value
     assert (blocks.low, blocks.high) == pytest.approx((whole.low, whole.high), abs=0.012)
-    rows_of = language_rows(languages, len(labels))
+    rows_of = language_rows(languages, labels >= 0)
     scores = bootstrap_scores(labels, [answers(outputs["a"])], rows_of, CLASSES, resamples=150, seed=0)
     assert scores[OVERALL]["accuracy"].shape == (1, 150)
     assert not np.array_equal(scores[OVERALL]["accuracy"][:, :70], scores[OVERALL]["accuracy"][:, 70:140])
@@ -381,7 +381,7 @@ def test_no_bootstrap(noisy):
 def test_a_thousand_resamples_of_thirty_languages_take_seconds():
     rng = np.random.default_rng(0)
     labels = rng.integers(4, size=10_000)
-    rows_of = language_rows([f"l{i}" for i in rng.integers(30, size=10_000)], 10_000)
+    rows_of = language_rows([f"l{i}" for i in rng.integers(30, size=10_000)], labels >= 0)
     teacher = rng.normal(size=(10_000, 4))
     asked = [answers(teacher + rng.normal(size=teacher.shape), teacher) for _ in range(4)]
     start = time.perf_counter()
@@ -419,6 +419,40 @@ def test_arrays_datasets_and_label_forms_agree(two_models, data):
         assert evaluate(two_models, examples, **options).scores == expected.scores, form
     predicted = two_models["student"].predict(x, verbose=0).argmax(axis=1)
     assert expected.score("student", "accuracy").value == pytest.approx(np.mean(predicted == y))
+
+
+@pytest.mark.parametrize("form", ["integers", "column", "floats", "one-hot", "dataset"])
+def test_unlabelled_examples_are_left_out_of_every_score(noisy, form):
+    """A language without labels, and a third of the others': the scores are those of the labelled examples alone."""
+    outputs, labels, languages = noisy
+    labelled = (np.arange(len(labels)) % 3 > 0) & (languages != "fi")
+    y = np.where(labelled, labels, np.where(np.arange(len(labels)) % 2, -1, -100))
+    if form == "one-hot":
+        y = np.eye(CLASSES)[labels] * labelled[:, None]
+    y = {"column": y[:, None], "floats": y.astype("float32")}.get(form, y)
+    options = {"groups": {"some": ["en", "sw"]}, "class_names": ["place", "script", "day"], "bootstrap": 20}
+    if form == "dataset":
+        x = np.concatenate([outputs["teacher"], outputs["a"]], axis=1)
+        inputs = keras.Input((2 * CLASSES,))
+        models = {
+            "teacher": keras.Model(inputs, keras.layers.Identity()(inputs[:, :CLASSES])),
+            "a": keras.Model(inputs, keras.layers.Identity()(inputs[:, CLASSES:])),
+        }
+        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(7)
+        found = evaluate(models, data, languages=languages, latency=False, **options)
+    else:
+        found = evaluate_outputs({name: outputs[name] for name in ("teacher", "a")}, y, languages=languages, **options)
+    kept = {name: outputs[name][labelled] for name in ("teacher", "a")}
+    expected = evaluate_outputs(kept, labels[labelled], languages=languages[labelled], **options)
+    assert found.languages == ("de", "en", "sw")
+    assert found.scores == expected.scores
+    assert found.differences == expected.differences
+    assert found.score("a", "kl").examples == labelled.sum()
+
+
+def test_a_group_of_a_language_without_labels_is_refused_before_any_model_runs():
+    with pytest.raises(ValueError, match=r"\['sw'\] .* labelled example"):
+        evaluate_outputs({"m": LOGITS}, [0, -1], languages=["en", "sw"], groups={"g": ["sw"]})
 
 
 def test_dataset_of_dicts_is_read_once_and_in_order():
@@ -710,7 +744,11 @@ def test_bad_models(models, error, message):
             ValueError,
             r"labels must lie in 0 … 2, for the models give 3 classes; got 3 \(smallest 0, largest 3\)",
         ),
-        ([0, -1], ValueError, r"got -1 \(smallest -1, largest 0\)"),
+        ([-1, 3], ValueError, r"got 3 \(smallest 3, largest 3\)"),
+        ([2**32, 0], ValueError, "got 4294967296"),
+        ([-1, -2], ValueError, "at least one labelled example, got 2 without a label"),
+        ([[0, 0, 0], [0, 0, 0]], ValueError, "at least one labelled example, got 2 without a label"),
+        ([[1, 1, 0], [0, 1, 0]], ValueError, "must be one-hot"),
         ([0], ValueError, "x.* has 2 examples, y has 1"),
         ([0.5, 1], ValueError, "whole numbers"),
         ([np.nan, 1], ValueError, "whole numbers .* or NaN"),
@@ -806,4 +844,4 @@ def test_several_outputs_are_refused():
 
 
 def test_one_hot_of_three_columns_is_not_an_index():
-    np.testing.assert_array_equal(class_indices(np.eye(3)[[2, 0]], 3), [2, 0])
+    np.testing.assert_array_equal(class_indices(np.eye(3)[[2, 0]]), [2, 0])

@@ -234,9 +234,54 @@ def test_a_language_without_examples_stays_out_of_the_mean():
     assert found == {"macro_f1_en": 1.0, "macro_f1_fr": 0.0, "macro_f1_sw": 0.0, "macro_f1_mean": 0.5}
 
 
+UNLABELLED = {
+    "integers": lambda labels: labels,
+    "other negatives": lambda labels: np.where(labels < 0, -100, labels),
+    "columns": lambda labels: labels[:, None],
+    "floats": lambda labels: labels.astype("float32"),
+    "one-hot": lambda labels: np.eye(CLASSES)[labels] * (labels >= 0)[:, None],
+}
+
+
+@pytest.mark.parametrize("form", UNLABELLED)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_unlabelled_examples_are_left_out(batch, form, weighted):
+    """Whatever they hold: NaN outputs, NaN weights, a language that the metric does not know."""
+    labelled = batch["labels"] >= 0
+    logits, weights = batch["student"].copy(), batch["weights"].copy()
+    logits[~labelled], weights[~labelled] = np.nan, np.nan
+    languages = np.where(labelled, batch["languages"], "unknown")
+    y = UNLABELLED[form](batch["labels"])
+    kept = [part[labelled] for part in (batch["labels"], batch["student"], batch["weights"])]
+    for make in (ExpectedCalibrationError, lambda: MacroF1(CLASSES), lambda: MacroF1ByLanguage(CLASSES, LANGUAGES)):
+        metric, expected = make(), make()
+        by_language = isinstance(metric, MacroF1ByLanguage)
+        options = [{"languages": each} if by_language else {} for each in (languages, languages[labelled])]
+        found = value_of(metric, (y, logits, weights if weighted else None), **options[0])
+        assert found == pytest.approx(value_of(expected, kept if weighted else kept[:2], **options[1]), rel=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 5)])
+def test_a_batch_without_examples_changes_nothing(shape):
+    empty = np.zeros(shape, int), np.zeros((*shape, CLASSES))
+    for metric in (ExpectedCalibrationError(), MacroF1(CLASSES)):
+        assert value_of(metric, empty) == 0.0
+    assert value_of(MacroF1ByLanguage(CLASSES, [7]), empty, languages=np.zeros(0, int))["macro_f1_mean"] == 0.0
+
+
+def test_unlabelled_tokens_are_left_out(batch):
+    labels, logits = batch["labels"].reshape(12, 5).copy(), batch["student"].reshape(12, 5, CLASSES)
+    labels[0] = -1
+    languages, labelled = np.array(["unknown"] + ["en"] * 11), labels >= 0
+    found = value_of(MacroF1ByLanguage(CLASSES, ["en"]), (labels, logits), languages=languages)
+    assert found["macro_f1_en"] == pytest.approx(macro_f1(labels[labelled], logits[labelled]), rel=1e-6)
+    for make, score in [(lambda: MacroF1(CLASSES), macro_f1), (ExpectedCalibrationError, calibration_error)]:
+        outputs = logits[labelled] if score is macro_f1 else softmax(logits[labelled])
+        assert value_of(make(), (labels, logits)) == pytest.approx(score(labels[labelled], outputs), rel=1e-5)
+
+
 def test_results_by_language_are_those_of_evaluate(batch):
-    rows = batch["labels"] >= 0
-    labels, logits, languages = batch["labels"][rows], batch["student"][rows], batch["languages"][rows]
+    labels, logits, languages = batch["labels"], batch["student"], batch["languages"]
     model = keras.Sequential([keras.Input((CLASSES,)), keras.layers.Identity()])
     evaluation = keras_kd.evaluate({"m": model}, (logits, labels), languages=languages, bootstrap=0, latency=False)
     found = value_of(MacroF1ByLanguage(CLASSES, LANGUAGES), (labels, logits), languages=languages)
@@ -622,5 +667,7 @@ def test_under_xla_which_drops_assertions_the_result_is_nan():
     step(tf.constant([0, 7]), tf.constant([1, 2]))
     assert np.isnan(float(metric.result()["macro_f1_mean"])) and np.isnan(float(ece.result()))
     metric.reset_state()
+    step(tf.constant([0, -1]), tf.constant([1, 3]))
+    assert float(metric.result()["macro_f1_mean"]) == 1.0
     step(tf.constant([0, 1]), tf.constant([1, 3]))
     assert np.isnan(float(metric.result()["macro_f1_mean"]))

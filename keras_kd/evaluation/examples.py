@@ -2,7 +2,9 @@
 
 import numpy as np
 import tensorflow as tf
+from keras import ops
 
+from keras_kd.losses.base import class_labels
 from keras_kd.outputs.model_inputs import own_entries
 
 
@@ -28,9 +30,9 @@ def read_examples(data):
     return x, y
 
 
-def first_example(x):
-    """Return a batch of one: the first row of `x`, an array or a dict of arrays."""
-    return {name: array[:1] for name, array in x.items()} if isinstance(x, dict) else x[:1]
+def rows(x, which):
+    """The rows `which` (a slice or a bool per row) of `x`, an array or a dict of arrays."""
+    return {name: array[which] for name, array in x.items()} if isinstance(x, dict) else x[which]
 
 
 def own_inputs(runtime, x):
@@ -40,30 +42,55 @@ def own_inputs(runtime, x):
     return x if own is None else own
 
 
-def class_indices(y, classes):
-    """Return labels as integers (examples,), from integers (examples,) or (examples, 1) or one-hot (examples, classes).
+def class_indices(y):
+    """Return labels as integers (examples,), below 0 for unlabelled examples.
+
+    Args:
+        y: Integers (examples,) or (examples, 1), or one-hot (examples, classes), all 0 if unlabelled.
 
     Raises:
-        ValueError: another shape, fractions, soft labels, or a label outside 0 … classes - 1.
+        TypeError: not numbers.
+        ValueError: another shape, fractions, soft labels, or no labelled example.
     """
     if y.dtype.kind not in "iubf":
         raise TypeError(f"data: y must be integer labels or one-hot rows, got dtype {y.dtype}.")
-    if y.ndim == 2 and y.shape[1] == classes:
-        if not (np.isin(y, (0, 1)).all() and (y.sum(axis=1) == 1).all()):
+    if y.ndim > 2 or y.shape[1:] == (0,):
+        raise ValueError(f"data: y must be integer labels, (examples,), or one-hot rows, got shape {y.shape}.")
+    if y.ndim == 1 or y.shape[1] == 1:
+        if not np.array_equal(y, np.round(y)):  # also where a label is NaN
+            raise ValueError("data: y must hold whole numbers (class indices), got fractions or NaN.")
+        labels = y.reshape(-1).astype(np.int64)
+    else:
+        if not (np.isin(y, (0, 1)).all() and (y.sum(axis=1) <= 1).all()):
             raise ValueError(
-                f"data: y of shape {y.shape} must be one-hot: a single 1 in each row, 0 elsewhere. "
-                "For soft labels, pass numpy.argmax(y, axis=1)."
+                f"data: y of shape {y.shape} must be one-hot: a single 1 in each row, 0 elsewhere; only 0 for an "
+                "unlabelled example. For soft labels, pass numpy.argmax(y, axis=1)."
             )
-        return y.argmax(axis=1)
-    if not (y.ndim == 1 or (y.ndim == 2 and y.shape[1] == 1)):
+        labels = ops.convert_to_numpy(class_labels(y, y)).astype(np.int64)
+    if (labels < 0).all():
+        raise ValueError(f"data must hold at least one labelled example, got {len(labels)} without a label.")
+    return labels
+
+
+def check_classes(y, labels, classes):
+    """Raise ValueError unless one-hot rows `y` have `classes` columns, or all `labels` are below `classes`."""
+    if y.ndim == 2 and y.shape[1] not in (1, classes):
         raise ValueError(
             f"data: y must be integer labels, (examples,), or one-hot, (examples, {classes}), got shape {y.shape}."
         )
-    return _checked_labels(y.reshape(-1), classes)
+    if labels.max() >= classes:
+        raise ValueError(
+            f"data: labels must lie in 0 … {classes - 1}, for the models give {classes} classes; "
+            f"got {labels.max()} (smallest {labels.min()}, largest {labels.max()})."
+        )
 
 
-def language_rows(languages, examples):
-    """Return {language: row numbers}, languages sorted by name; {} for None.
+def language_rows(languages, labelled):
+    """Return {language: row numbers among the labelled examples}, languages sorted by name; {} for None.
+
+    Args:
+        languages: One string per example, or None.
+        labelled: Whether each example is labelled, (examples,) bool. A language without a labelled example is left out.
 
     Raises:
         TypeError: something else than strings.
@@ -74,23 +101,12 @@ def language_rows(languages, examples):
     if isinstance(languages, str):
         raise TypeError(f"languages must hold one string per example, got the single string {languages!r}.")
     names = [_text(name) for name in languages]
-    if len(names) != examples:
-        raise ValueError(f"languages has {len(names)} entries, data has {examples} examples; give one per example.")
-    distinct, number = np.unique(names, return_inverse=True)
-    return {str(name): np.flatnonzero(number == i) for i, name in enumerate(distinct)}
-
-
-def _checked_labels(labels, classes):
-    if not np.array_equal(labels, np.round(labels)):  # also where a label is NaN
-        raise ValueError("data: y must hold whole numbers (class indices), got fractions or NaN.")
-    smallest, largest = int(labels.min()), int(labels.max())
-    if smallest < 0 or largest >= classes:
-        wrong = smallest if smallest < 0 else largest
+    if len(names) != len(labelled):
         raise ValueError(
-            f"data: labels must lie in 0 … {classes - 1}, for the models give {classes} classes; "
-            f"got {wrong} (smallest {smallest}, largest {largest})."
+            f"languages has {len(names)} entries, data has {len(labelled)} examples; give one per example."
         )
-    return labels.astype(np.int64)
+    distinct, number = np.unique(np.array(names)[labelled], return_inverse=True)
+    return {str(name): np.flatnonzero(number == i) for i, name in enumerate(distinct)}
 
 
 def _text(name):

@@ -6,12 +6,11 @@ import numbers
 import os
 
 import keras
-import numpy as np
 
 from keras_kd._checks import require_tensorflow
 from keras_kd._extras import needs_extra
 from keras_kd.deploy.runtimes import open_runtime
-from keras_kd.evaluation.examples import class_indices, first_example, language_rows, own_inputs, read_examples
+from keras_kd.evaluation.examples import check_classes, class_indices, language_rows, own_inputs, read_examples, rows
 from keras_kd.evaluation.outputs import Answers, answers, are_probabilities, checked_outputs
 from keras_kd.evaluation.result import Evaluation, ModelFacts
 from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES, METRICS, OVERALL, TEACHER_METRICS, class_metric, group_mean
@@ -35,7 +34,8 @@ def evaluate(
 ):
     """Measure classifiers side by side on the same examples: teacher, students, exported files.
 
-    Scores, overall and for each language, each with a 95 % interval:
+    Unlabelled examples (label below 0, or a one-hot row of zeros) are left out of every score, as in
+    `keras_kd.metrics`. Scores, overall and for each language, each with a 95 % interval:
 
     - `accuracy`: the share of examples whose largest output is the label's.
     - `macro_f1`: scikit-learn's `f1_score(average="macro")`: the mean F1 of the classes that occur among the labels or
@@ -66,7 +66,7 @@ def evaluate(
             file. Each has one output, (batch, classes), the same classes for all.
         data: `(x, y)`, arrays (x may be a dict of arrays, of which each model reads those named after its inputs), or a
             batched `tf.data.Dataset`, read once, in order. y holds integer labels, (examples,), or one-hot rows,
-            (examples, classes). A third member, sample weights, is not used: every example counts the same.
+            (examples, classes). A third member, sample weights, is not used: every labelled example counts the same.
         languages: one string per example, in the order of the data; or None.
         groups: {group name: languages}, for instance {"labelled": ["en", "de"], "unlabelled": ["sw"]}: adds a row
             "mean of <group>" each.
@@ -84,8 +84,8 @@ def evaluate(
     Raises:
         RuntimeError: Keras runs on another backend than tensorflow.
         TypeError: an argument of the wrong type.
-        ValueError: lengths that differ, labels out of range, outputs that are not (batch, classes) or not finite,
-            models that disagree in the number of classes, no examples, unknown names.
+        ValueError: lengths that differ, labels out of range, no labelled example, outputs that are not (batch,
+            classes) or not finite, models that disagree in the number of classes, no examples, unknown names.
 
     Example:
         >>> evaluation = keras_kd.evaluate(
@@ -106,12 +106,16 @@ def evaluate(
         with _errors_naming(name):
             runtimes[name] = open_runtime(model)
     x, y = read_examples(data)
-    rows_of = language_rows(languages, len(y))
+    labels = class_indices(y)
+    labelled = labels >= 0
+    rows_of = language_rows(languages, labelled)
     groups = _checked_groups(groups, rows_of)
+    if not labelled.all():
+        x, y, labels = rows(x, labelled), y[labelled], labels[labelled]
 
-    asked = _ask(runtimes, x, y, teacher, batch_size)
+    asked = _ask(runtimes, x, y, labels, teacher, batch_size)
     class_names = _checked_class_names(class_names, asked.classes)
-    one = first_example(x) if latency else None
+    one = rows(x, slice(1)) if latency else None
     facts = {
         name: _facts(runtime, None if one is None else own_inputs(runtime, one), asked.kinds[name])
         for name, runtime in runtimes.items()
@@ -119,7 +123,7 @@ def evaluate(
     known = METRICS if teacher is not None else [metric for metric in METRICS if metric not in TEACHER_METRICS]
     scores, differences = summarize(
         asked.answers,
-        asked.labels,
+        labels,
         rows_of,
         groups,
         classes=asked.classes,
@@ -142,25 +146,24 @@ def evaluate(
 
 @dataclasses.dataclass(frozen=True)
 class _Asked:
-    """What came of asking every model: integer labels, the number of classes, answers and kinds of output by model."""
+    """What came of asking every model: the number of classes, answers and kinds of output by model."""
 
-    labels: np.ndarray
     classes: int
     answers: dict[str, Answers]
     kinds: dict[str, str]
 
 
-def _ask(runtimes, x, y, teacher, batch_size):
+def _ask(runtimes, x, y, labels, teacher, batch_size):
     """Let every model predict, the teacher first, for the others are compared with it."""
     order = sorted(runtimes, key=lambda name: name != teacher)
-    first, labels, teacher_outputs, answer_of, kinds = order[0], None, None, {}, {}
+    first, classes, teacher_outputs, answer_of, kinds = order[0], None, None, {}, {}
     for name in order:
         with _errors_naming(name):
             outputs = runtimes[name].predict(own_inputs(runtimes[name], x), batch_size=batch_size)
         outputs = checked_outputs(outputs, name, len(y))
-        if labels is None:
+        if classes is None:
             classes = outputs.shape[1]
-            labels = class_indices(y, classes)
+            check_classes(y, labels, classes)
             teacher_outputs = outputs if teacher is not None else None
         elif outputs.shape[1] != classes:
             raise ValueError(
@@ -169,7 +172,7 @@ def _ask(runtimes, x, y, teacher, batch_size):
             )
         answer_of[name] = answers(outputs, teacher_outputs)
         kinds[name] = "probabilities" if are_probabilities(outputs) else "logits"
-    return _Asked(labels, classes, answer_of, kinds)
+    return _Asked(classes, answer_of, kinds)
 
 
 @contextlib.contextmanager
@@ -216,7 +219,7 @@ def _checked_groups(groups, rows_of):
     for group, members in groups.items():
         unknown = [member for member in members if member not in rows_of]
         if unknown or not members:
-            wrong = f"{unknown} does not occur among the languages" if unknown else "it is empty"
+            wrong = f"{unknown} does not occur among the languages of labelled examples" if unknown else "it is empty"
             raise ValueError(f"groups[{group!r}] must list languages, out of {list(rows_of)}; {wrong}.")
     rows = [*rows_of, *map(group_mean, groups), MEAN_OVER_LANGUAGES, OVERALL]
     twice = {row for row in rows if rows.count(row) > 1}

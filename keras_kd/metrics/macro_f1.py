@@ -126,9 +126,9 @@ class MacroF1ByLanguage(ClassCounts):
     Raises:
         TypeError: `classes` is no whole number; `languages` are not strings or integers, or of the other kind than
             those of a batch.
-        ValueError: `languages` is empty, holds one twice, or "mean"; a batch comes without languages, or with one that
-            is not among them (in a graph `tf.errors.InvalidArgumentError`; under XLA the result is NaN); and as
-            `MacroF1`.
+        ValueError: `languages` is empty, holds one twice, or "mean"; a batch comes without languages, or a labelled
+            example with one that is not among them (in a graph `tf.errors.InvalidArgumentError`; under XLA the result is
+            NaN); and as `MacroF1`.
 
     Example:
 
@@ -161,10 +161,12 @@ class MacroF1ByLanguage(ClassCounts):
         """The number of each example's language among `self.languages`, and the weights, checked."""
         # (batch,) or (batch, 1) -> (batch, ...) int32, (batch, ...)
         languages = per_example(tf.convert_to_tensor(languages), 1, "languages")
-        positions = self._table.known_positions(languages)
+        counted = ops.any(ops.not_equal(weights, 0), axis=tuple(range(1, len(weights.shape))))
+        positions = self._table.known_positions(languages, counted)
         positions = per_example(positions, len(weights.shape), "languages")
         # NaN where there is none: under XLA, which drops the error.
-        return ops.maximum(positions, 0), ops.where(positions >= 0, weights, float("nan"))
+        known = ops.logical_or(positions >= 0, weights == 0)
+        return ops.maximum(positions, 0), ops.where(known, weights, float("nan"))
 
     def result(self):
         by_language, occurring = self.macro_f1()
