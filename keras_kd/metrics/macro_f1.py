@@ -127,8 +127,8 @@ class MacroF1ByLanguage(ClassCounts):
         TypeError: `classes` is no whole number; `languages` are not strings or integers, or of the other kind than
             those of a batch.
         ValueError: `languages` is empty, holds one twice, or "mean"; a batch comes without languages, or a labelled
-            example with one that is not among them (in a graph `tf.errors.InvalidArgumentError`; under XLA the result is
-            NaN); and as `MacroF1`.
+            example with one that is not among them (in a graph `tf.errors.InvalidArgumentError`; under XLA the result
+            is NaN); and as `MacroF1`.
 
     Example:
 
