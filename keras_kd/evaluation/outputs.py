@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 from keras import ops
 
-from keras_kd._extras import needs_extra
 from keras_kd.losses.logits import kl_divergence
 from keras_kd.metrics.calibration import confidence_bin
 
@@ -73,7 +72,7 @@ def confidence(outputs):
     if are_probabilities(outputs):
         return outputs.max(axis=1).astype(np.float64)
     blocks = (outputs[start : start + _ROWS_AT_A_TIME] for start in range(0, len(outputs), _ROWS_AT_A_TIME))
-    return np.concatenate([np.exp(_log_probabilities(block, False).max(axis=1)) for block in blocks])
+    return np.concatenate([ops.convert_to_numpy(ops.max(ops.softmax(b.astype(np.float64)), axis=1)) for b in blocks])
 
 
 def divergence(teacher_outputs, outputs):
@@ -90,11 +89,8 @@ def divergence(teacher_outputs, outputs):
 
 
 def _log_probabilities(outputs, probabilities):
-    with needs_extra("evaluate"):
-        from scipy.special import log_softmax
-
     outputs = outputs.astype(np.float64)
     if not probabilities:
-        return log_softmax(outputs, axis=1)
+        return ops.log_softmax(outputs)
     outputs = np.maximum(outputs, SMALLEST_PROBABILITY)
     return np.log(outputs / outputs.sum(axis=1, keepdims=True))

@@ -8,9 +8,12 @@ examples themselves (all weights 1) and for a thousand resamples, all models at 
 import functools
 
 import numpy as np
+from keras import ops
 
 from keras_kd._extras import needs_extra
 from keras_kd.evaluation.outputs import CALIBRATION_BINS
+from keras_kd.metrics.calibration import calibration_error
+from keras_kd.metrics.macro_f1 import class_f1, macro_f1
 
 OVERALL = "overall"
 MEAN_OVER_LANGUAGES = "mean over languages"
@@ -128,7 +131,7 @@ def _score_block(contributions_by_row, models, classes, draw, class_names):
         total, examples = total + sums, examples + size
     block[OVERALL] = _scores(total, examples, classes)
     if class_names:
-        by_class = np.moveaxis(_f1(total, classes)[0], -1, 0)
+        by_class = np.moveaxis(ops.convert_to_numpy(class_f1(*_class_counts(total, classes))), -1, 0)
         block[OVERALL].update(zip(map(class_metric, class_names), by_class, strict=True))
     return block
 
@@ -142,22 +145,18 @@ def resampling_weights(examples, resamples, generator):
 
 def _scores(sums, examples, classes):
     """{metric: (...,)} from sums (..., sums)."""
-    f1, occurs = _f1(sums, classes)
-    gaps = sums[..., 3 * classes : -2]
     return {
         "accuracy": sums[..., :classes].sum(axis=-1) / examples,
-        "macro_f1": f1.sum(axis=-1) / occurs.sum(axis=-1),
-        "ece": np.abs(gaps).sum(axis=-1) / examples,
+        "macro_f1": ops.convert_to_numpy(macro_f1(*_class_counts(sums, classes))[0]),
+        "ece": ops.convert_to_numpy(calibration_error(sums[..., 3 * classes : -2], examples)),
         "agreement": sums[..., -2] / examples,
         "kl": sums[..., -1] / examples,
     }
 
 
-def _f1(sums, classes):
-    """F1 of each class, (..., classes), 0 where it does not occur; and whether it occurs in labels or predictions."""
-    hits, predicted, actual = (sums[..., i * classes : (i + 1) * classes] for i in range(3))
-    occurs = predicted + actual > 0
-    return 2 * hits / np.where(occurs, predicted + actual, 1), occurs
+def _class_counts(sums, classes):
+    """Hits, predictions and labels of each class, (..., classes) each."""
+    return (sums[..., i * classes : (i + 1) * classes] for i in range(3))
 
 
 def add_means(table, means):

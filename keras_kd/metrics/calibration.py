@@ -79,10 +79,15 @@ class ExpectedCalibrationError(ExampleMetric):
         self.weight.assign_add(ops.sum(weights))
 
     def result(self):
-        return ops.divide_no_nan(ops.sum(ops.abs(self.gaps)), self.weight)
+        return calibration_error(self.gaps, self.weight)
 
     def get_config(self):
         return {**super().get_config(), "bins": self.bins, "from_logits": self.from_logits}
+
+
+def calibration_error(gaps, weight):
+    """ECE from each bin's sum of gaps (right − confidence) and the weight of all: `(..., bins)`, `(...)` -> `(...)`."""
+    return ops.divide_no_nan(ops.sum(ops.abs(gaps), axis=-1), weight)
 
 
 def confidence_bin(confidence, bins):

@@ -9,6 +9,18 @@ from keras_kd._languages import LanguageTable
 from keras_kd.metrics.metric import ExampleMetric, per_example
 
 
+def class_f1(hits, predicted, actual):
+    """F1 = 2 · hits / (predictions + labels), 0 for a class that does not occur: `(..., classes)` x3 -> the same."""
+    return ops.divide_no_nan(2 * hits, predicted + actual)
+
+
+def macro_f1(hits, predicted, actual):
+    """Mean F1 of the classes in predictions or labels, and how many these are: `(..., classes)` x3 -> `(...)` x2."""
+    f1 = class_f1(hits, predicted, actual)
+    occurring = ops.sum(ops.cast(ops.not_equal(predicted + actual, 0), f1.dtype), axis=-1)
+    return ops.divide_no_nan(ops.sum(f1, axis=-1), occurring), occurring
+
+
 class ClassCounts(ExampleMetric):
     """Base class: hits, predictions and labels of each class, in each of several groups of examples."""
 
@@ -44,12 +56,8 @@ class ClassCounts(ExampleMetric):
         return ops.reshape(sums, (self.groups, self.classes))
 
     def macro_f1(self):
-        """The mean F1 of the classes that occur among labels or predictions, `(groups,)`; and how many occur."""
-        together = self.predicted + self.actual
-        occurs = ops.not_equal(together, 0)
-        f1 = 2 * self.hits / ops.where(occurs, together, 1.0)
-        occurring = ops.sum(ops.cast(occurs, self.dtype), axis=-1)
-        return ops.divide_no_nan(ops.sum(f1, axis=-1), occurring), occurring
+        """Macro-F1 of each group, `(groups,)`, and how many classes occur in it."""
+        return macro_f1(self.hits, self.predicted, self.actual)
 
     def get_config(self):
         return {**super().get_config(), "classes": self.classes}
@@ -127,8 +135,8 @@ class MacroF1ByLanguage(ClassCounts):
         TypeError: `classes` is no whole number; `languages` are not strings or integers, or of the other kind than
             those of a batch.
         ValueError: `languages` is empty, holds one twice, or "mean"; a batch comes without languages, or a labelled
-            example with one that is not among them (in a graph `tf.errors.InvalidArgumentError`; under XLA the result is
-            NaN); and as `MacroF1`.
+            example with one that is not among them (in a graph `tf.errors.InvalidArgumentError`; under XLA the result
+            is NaN); and as `MacroF1`.
 
     Example:
 
