@@ -8,6 +8,7 @@ import pytest
 import sklearn.metrics
 import tensorflow as tf
 from conftest import crossentropy, dense_model, strategy_of
+from formulas import calibration_error, softmax
 
 import keras_kd
 from keras_kd._keras_private import set_mask
@@ -40,11 +41,6 @@ def batch():
     return parts
 
 
-def softmax(logits):
-    e = np.exp(logits.astype("float64") - logits.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
-
-
 def kl(teacher, student, temperature=1.0):
     p, q = softmax(teacher / temperature), softmax(student / temperature)
     return (p * np.log(p / q)).sum(axis=-1)
@@ -52,18 +48,6 @@ def kl(teacher, student, temperature=1.0):
 
 def agreed(teacher, student):
     return teacher.argmax(axis=-1) == student.argmax(axis=-1)
-
-
-def calibration_error(labels, probabilities, weights=None, bins=15):
-    """The formula of Guo et al. (2017), bin by bin, in float64."""
-    weights = np.ones(len(labels)) if weights is None else weights.astype("float64")
-    confidence, right = probabilities.max(axis=-1), probabilities.argmax(axis=-1) == labels
-    error = 0.0
-    for b in range(bins):
-        w = weights * (confidence > b / bins) * (confidence <= (b + 1) / bins)
-        if w.sum() > 0:
-            error += w.sum() * abs((w * right).sum() / w.sum() - (w * confidence).sum() / w.sum())
-    return error / weights.sum()
 
 
 def macro_f1(labels, logits, weights=None):

@@ -2,19 +2,25 @@
 
 import contextlib
 import dataclasses
-import numbers
 import os
 
 import keras
 
-from keras_kd._checks import require_tensorflow
+from keras_kd._checks import require_count, require_tensorflow
 from keras_kd._extras import needs_extra
 from keras_kd.deploy.runtimes import open_runtime
 from keras_kd.evaluation.examples import check_classes, class_indices, language_rows, own_inputs, read_examples, rows
-from keras_kd.evaluation.outputs import Answers, answers, are_probabilities, checked_outputs
+from keras_kd.evaluation.predictions import Answers, answers, are_probabilities, checked_outputs
 from keras_kd.evaluation.result import Evaluation, ModelFacts
-from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES, METRICS, OVERALL, TEACHER_METRICS, class_metric, group_mean
-from keras_kd.evaluation.summary import summarize
+from keras_kd.evaluation.scores import (
+    MEAN_OVER_LANGUAGES,
+    METRICS,
+    OVERALL,
+    TEACHER_METRICS,
+    class_metric,
+    group_mean,
+    summarize,
+)
 
 _DEFAULT_TEACHER = "teacher"
 
@@ -209,8 +215,7 @@ def _check_arguments(models, teacher, counts):
     if teacher is not None and teacher != _DEFAULT_TEACHER and teacher not in models:
         raise ValueError(f"teacher must be one of the models, {list(models)}, or None, got {teacher!r}.")
     for argument, (count, least) in counts.items():
-        if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < least:
-            raise ValueError(f"{argument} must be a whole number >= {least}, got {count!r}.")
+        require_count(count, argument, at_least=least)
 
 
 def _checked_groups(groups, rows_of):

@@ -4,26 +4,12 @@ import csv
 import dataclasses
 import json
 import pathlib
-import typing
 
 from keras_kd._files import written_whole
 from keras_kd._tables import plain_text
-from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES, OVERALL, TEACHER_METRICS, group_mean
+from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES, OVERALL, TEACHER_METRICS, Estimate, group_mean
 
 _FORMAT = "keras_kd.evaluation.Evaluation/1"
-
-
-class Estimate(typing.NamedTuple):
-    """A score or a difference of scores, its 95 % bootstrap interval (None without bootstrap), and the examples."""
-
-    value: float
-    low: float | None
-    high: float | None
-    examples: int
-
-    def __str__(self):
-        interval = "" if self.low is None else f" [{self.low:.4f}, {self.high:.4f}]"
-        return f"{self.value:.4f}{interval}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +116,7 @@ class Evaluation:
         return plain_text(self)
 
     def __rich__(self):
-        from keras_kd.evaluation.tables import Report
+        from keras_kd.evaluation.display import Report
 
         return Report(self)
 
@@ -145,7 +131,7 @@ class Evaluation:
         """
         import rich.console
 
-        from keras_kd.evaluation.tables import Report
+        from keras_kd.evaluation.display import Report
 
         self._check_names(metric, self.rows[0])
         (console or rich.console.Console()).print(Report(self, metric))
@@ -156,7 +142,7 @@ class Evaluation:
         Languages are sorted by the teacher's score (by the first other model's where the teacher's says nothing, as in
         agreement). With `path` (.png, .svg, .pdf) the figure is also written there.
         """
-        from keras_kd.evaluation.figure import draw
+        from keras_kd.evaluation.display import draw
 
         self._check_names(metric, self.rows[0])
         figure = draw(self, metric)

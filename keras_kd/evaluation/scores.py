@@ -6,14 +6,15 @@ examples themselves (all weights 1) and for a thousand resamples, all models at 
 """
 
 import functools
+import itertools
+import typing
 
 import numpy as np
 from keras import ops
 
 from keras_kd._extras import needs_extra
-from keras_kd.evaluation.outputs import CALIBRATION_BINS
-from keras_kd.metrics.calibration import calibration_error
-from keras_kd.metrics.macro_f1 import class_f1, macro_f1
+from keras_kd.evaluation.predictions import CALIBRATION_BINS
+from keras_kd.metrics.classification import calibration_error, class_f1, macro_f1
 
 OVERALL = "overall"
 MEAN_OVER_LANGUAGES = "mean over languages"
@@ -24,6 +25,20 @@ LOWER_IS_BETTER = ("ece", "kl")
 # lie too high by as much as the sample does, so they are mirrored at the sample's value (the basic bootstrap).
 MIRRORED = ("ece",)
 _DRAWS_AT_A_TIME = 4_000_000  # keeps the resampling weights to some 30 MB
+_PERCENTILES = (2.5, 97.5)
+
+
+class Estimate(typing.NamedTuple):
+    """A score or a difference of scores, its 95 % bootstrap interval (None without bootstrap), and the examples."""
+
+    value: float
+    low: float | None
+    high: float | None
+    examples: int
+
+    def __str__(self):
+        interval = "" if self.low is None else f" [{self.low:.4f}, {self.high:.4f}]"
+        return f"{self.value:.4f}{interval}"
 
 
 def class_metric(class_name):
@@ -166,3 +181,58 @@ def add_means(table, means):
         metrics = table[members[0]]
         added[name] = {metric: np.mean([table[member][metric] for member in members], axis=0) for metric in metrics}
     return {**table, **added}
+
+
+def summarize(answer_of, labels, rows_of, groups, *, classes, class_names, bootstrap, seed):
+    """Return `Evaluation.scores` and `Evaluation.differences`.
+
+    Args:
+        answer_of: {model name: outputs.Answers}.
+        labels: (examples,) integers.
+        rows_of: {language: row numbers}; {} for the overall row alone.
+        groups: {group: languages}.
+        classes, class_names, bootstrap, seed: as for `evaluate`.
+    """
+    means = {group_mean(group): members for group, members in groups.items()}
+    if rows_of:
+        means[MEAN_OVER_LANGUAGES] = tuple(rows_of)
+    counts = {language: len(rows) for language, rows in rows_of.items()} | {OVERALL: len(labels)}
+    counts |= {row: sum(counts[member] for member in members) for row, members in means.items()}
+
+    answers = list(answer_of.values())
+    points = add_means(point_scores(labels, answers, rows_of, classes, class_names=class_names), means)
+    resampled = None
+    if bootstrap:
+        options = {"resamples": bootstrap, "seed": seed, "class_names": class_names}
+        resampled = add_means(bootstrap_scores(labels, answers, rows_of, classes, **options), means)
+    return _estimates(list(answer_of), points, resampled, counts)
+
+
+def _estimates(names, points, resampled, counts):
+    scores, differences = {}, {}
+    for row, metrics in points.items():
+        for metric, values in metrics.items():
+            moved = None if resampled is None else resampled[row][metric]
+            mirrored = metric in MIRRORED
+            for i, name in enumerate(names):
+                score = _estimate(values[i], None if moved is None else moved[i], counts[row], mirrored)
+                scores[name, row, metric] = _as_a_share(score) if mirrored else score
+            for i, j in itertools.combinations(range(len(names)), 2):
+                moved_apart = None if moved is None else moved[i] - moved[j]
+                gap = _estimate(values[i] - values[j], moved_apart, counts[row], mirrored)
+                differences[names[i], names[j], row, metric] = gap
+    return scores, differences
+
+
+def _estimate(value, moved, examples, mirrored):
+    low, high = (None, None) if moved is None else map(float, np.percentile(moved, _PERCENTILES))
+    if mirrored and moved is not None:
+        low, high = 2 * float(value) - high, 2 * float(value) - low
+    return Estimate(float(value), low, high, examples)
+
+
+def _as_a_share(score):
+    """A score whose mirrored interval is cut off at 0 and 1."""
+    if score.low is None:
+        return score
+    return score._replace(low=min(max(score.low, 0.0), 1.0), high=min(max(score.high, 0.0), 1.0))

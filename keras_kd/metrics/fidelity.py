@@ -6,7 +6,7 @@ from keras import ops
 from keras_kd._checks import require_number
 from keras_kd.losses.base import require_same_classes, snake_case
 from keras_kd.losses.logits import kl_divergence
-from keras_kd.metrics.metric import ExampleMetric
+from keras_kd.metrics.example_metric import ExampleMetric
 
 
 class FidelityMetric(ExampleMetric):

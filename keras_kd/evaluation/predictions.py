@@ -6,7 +6,7 @@ import numpy as np
 from keras import ops
 
 from keras_kd.losses.logits import kl_divergence
-from keras_kd.metrics.calibration import confidence_bin
+from keras_kd.metrics.classification import confidence_bin
 
 CALIBRATION_BINS = 15  # as many as `keras_kd.metrics.ExpectedCalibrationError` has unless told otherwise
 # A quantized softmax rounds small probabilities to zero, where the divergence would be infinite.
