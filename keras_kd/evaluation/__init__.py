@@ -1,4 +1,4 @@
-"""Teacher, student and exported student side by side, overall and by language.
+"""Scores of teacher, student and exported student on the same examples, overall and by language.
 
 evaluate ──► examples.py     the data, read once, checked
          ├─► predictions.py  model outputs: checked, argmax, confidence, KL from the teacher

@@ -36,7 +36,7 @@ def in_display_units(metric, value):
     return value if metric == "kl" else 100 * value
 
 
-def tells_nothing_of_teacher(metric):
+def is_fixed_for_teacher(metric):
     """Whether the teacher's own score is fixed: it agrees with itself."""
     return metric in TEACHER_METRICS
 
@@ -58,7 +58,7 @@ class Report:
 def _tables(evaluation, metric, intervals):
     tables = [_score_table(evaluation, intervals), _cost_table(evaluation, intervals)]
     if evaluation.languages:
-        tables.append(_table_of_rows(evaluation, metric, intervals))
+        tables.append(_language_table(evaluation, metric, intervals))
     class_metrics = [name for name in evaluation.metrics if name not in _TITLES]
     if class_metrics:
         tables.append(_class_table(evaluation, class_metrics, intervals))
@@ -101,7 +101,7 @@ def _cost_table(evaluation, intervals):
     return table
 
 
-def _table_of_rows(evaluation, metric, intervals):
+def _language_table(evaluation, metric, intervals):
     table = _new_table(f"\n{metric_title(metric)}, by language", intervals)
     table.add_column("language", overflow="fold")
     show_groups = bool(evaluation.groups) and intervals
@@ -146,7 +146,7 @@ def _caption(evaluation, intervals):
 
 
 def _cell(evaluation, model, metric, row, intervals):
-    if model == evaluation.teacher and tells_nothing_of_teacher(metric):
+    if model == evaluation.teacher and is_fixed_for_teacher(metric):
         return _plain(_NOTHING)
     score = evaluation.score(model, metric, language=row)
     digits = 3 if metric == "kl" else 1
@@ -175,7 +175,7 @@ def draw(evaluation, metric):
 
     sections = _sections(evaluation, metric)
     places, headings, height = _places(sections)
-    shown = [m for m in evaluation.models if not (m == evaluation.teacher and tells_nothing_of_teacher(metric))]
+    shown = [m for m in evaluation.models if not (m == evaluation.teacher and is_fixed_for_teacher(metric))]
     shown = shown or list(evaluation.models)
     # Rows grow with the number of models, so that their dots do not cover each other.
     row_inches = _ROW_INCHES + 0.035 * max(0, len(shown) - 3)
@@ -197,7 +197,7 @@ def draw(evaluation, metric):
 def _sections(evaluation, metric):
     """[(heading, rows)]: each group with its mean, languages of no group, the summary rows."""
     reference = evaluation.teacher
-    if reference is None or tells_nothing_of_teacher(metric):
+    if reference is None or is_fixed_for_teacher(metric):
         reference = next((m for m in evaluation.models if m != evaluation.teacher), next(iter(evaluation.models)))
     best_first = sorted(
         evaluation.languages,

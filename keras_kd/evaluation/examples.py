@@ -30,13 +30,13 @@ def read_examples(data):
     return x, y
 
 
-def rows(x, which):
+def select_rows(x, which):
     """The rows `which` (a slice or a bool per row) of `x`, an array or a dict of arrays."""
     return {name: array[which] for name, array in x.items()} if isinstance(x, dict) else x[which]
 
 
 def own_inputs(runtime, x):
-    """Of a dict `x` with more entries than the model has inputs, those that have the inputs' names."""
+    """The entries of a dict `x` that have the names of the model's inputs."""
     specs = runtime.specs()
     own = None if specs is None else own_entries(x, {name: name for name in specs})
     return x if own is None else own

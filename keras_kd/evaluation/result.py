@@ -14,7 +14,7 @@ _FORMAT = "keras_kd.evaluation.Evaluation/1"
 
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """What a model costs, and what its outputs were taken for.
+    """Size and latency of a model, and the kind of its outputs.
 
     Attributes:
         parameters: the number of weights; None where the file does not tell.
@@ -41,7 +41,7 @@ class Evaluation:
         metrics: the metric names; "kl" is in nats, the others are shares from 0 to 1.
         languages: sorted names; () if none were given.
         groups: {group: tuple of languages}.
-        bootstrap, seed: the number of resamples and the seed behind the intervals.
+        bootstrap, seed: the number of resamples and the seed of the intervals.
         scores: {(model, row, metric): Estimate}.
         differences: {(model, other model, row, metric): Estimate}; each pair once, see `difference`.
     """
@@ -137,9 +137,9 @@ class Evaluation:
         (console or rich.console.Console()).print(Report(self, metric))
 
     def plot(self, path=None, *, metric="macro_f1"):
-        """Draw `metric` by language, one dot a model with its interval; return the `matplotlib.figure.Figure`.
+        """Draw `metric` by language, one dot per model with its interval; return the `matplotlib.figure.Figure`.
 
-        Languages are sorted by the teacher's score (by the first other model's where the teacher's says nothing, as in
+        Languages are sorted by the teacher's score (by the first other model's where the teacher's is fixed, as in
         agreement). With `path` (.png, .svg, .pdf) the figure is also written there.
         """
         from keras_kd.evaluation.display import draw
@@ -152,7 +152,7 @@ class Evaluation:
         return figure
 
     def to_csv(self, path):
-        """Write one line a score: model, language, metric, value, low, high, examples (UTF-8)."""
+        """Write one line per score: model, language, metric, value, low, high, examples (UTF-8)."""
         with written_whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["model", "language", "metric", *Estimate._fields])

@@ -124,8 +124,8 @@ class ClassCounts(ExampleMetric):
         self.predicted = self.add_sum("predicted", (groups, self.classes))
         self.actual = self.add_sum("actual", (groups, self.classes))
 
-    def count(self, y_true, y_pred, sample_weight, groups_of=None):
-        """Add a batch. `groups_of(weights)` gives the group of each example and the weights; None: there is one."""
+    def count(self, y_true, y_pred, sample_weight, group_index=None):
+        """Add a batch. `group_index(weights)` gives the group of each example and the weights; None: a single group."""
         outputs, weights = self.outputs_and_weights(y_pred, sample_weight)
         if outputs.shape[-1] != self.classes:
             raise ValueError(
@@ -133,8 +133,8 @@ class ClassCounts(ExampleMetric):
             )
         labels, weights = self.labels_and_weights(y_true, outputs, weights)
         group = 0
-        if groups_of is not None:
-            group, weights = groups_of(weights)
+        if group_index is not None:
+            group, weights = group_index(weights)
         predicted = ops.cast(ops.argmax(outputs, axis=-1), "int32")
         hit = ops.where(ops.equal(predicted, labels), weights, ops.zeros_like(weights))
         self.hits.assign_add(self._by_class(hit, group, predicted))
@@ -204,12 +204,12 @@ class MacroF1ByLanguage(ClassCounts):
     """`MacroF1` of each language, and its mean over the languages that have had examples: each weighs the same.
 
     `result()` is a dict, `{"macro_f1_en": …, "macro_f1_sw": …, "macro_f1_mean": …}`: the names are those of the logs.
-    They begin with `name`, less an ending "_by_language". A language without examples is 0 there and stays out of the
+    They begin with `name`, less an ending "_by_language". A language without examples is 0 and stays out of the
     mean, as in `keras_kd.evaluate`, which knows only languages that occur. Callbacks that monitor one of these
     need `mode="max"`, for Keras looks for a direction by the metric's own name.
 
     It needs each example's language beside labels and outputs. A plain Keras model does not hand that to the metrics
-    of `compile`; there, call it in the model's `compute_metrics`.
+    of `compile`; call it in the model's `compute_metrics`.
 
     Args:
         classes: The number of classes, the width of the outputs; at least 2.
@@ -264,7 +264,7 @@ class MacroF1ByLanguage(ClassCounts):
         counted = ops.any(ops.not_equal(weights, 0), axis=tuple(range(1, len(weights.shape))))
         positions = self._table.known_positions(languages, counted)
         positions = per_example(positions, len(weights.shape), "languages")
-        # NaN where there is none: under XLA, which drops the error.
+        # NaN for an unknown language: XLA drops the error.
         known = ops.logical_or(positions >= 0, weights == 0)
         return ops.maximum(positions, 0), ops.where(known, weights, float("nan"))
 
