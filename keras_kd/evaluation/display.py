@@ -36,11 +36,6 @@ def in_display_units(metric, value):
     return value if metric == "kl" else 100 * value
 
 
-def is_fixed_for_teacher(metric):
-    """Whether the teacher's own score is fixed: it agrees with itself."""
-    return metric in TEACHER_METRICS
-
-
 class Report:
     """The tables as one rich renderable. A table too wide for the console is drawn without intervals and groups."""
 
@@ -146,7 +141,7 @@ def _caption(evaluation, intervals):
 
 
 def _cell(evaluation, model, metric, row, intervals):
-    if model == evaluation.teacher and is_fixed_for_teacher(metric):
+    if model == evaluation.teacher and metric in TEACHER_METRICS:
         return _plain(_NOTHING)
     score = evaluation.score(model, metric, language=row)
     digits = 3 if metric == "kl" else 1
@@ -175,7 +170,8 @@ def draw(evaluation, metric):
 
     sections = _sections(evaluation, metric)
     places, headings, height = _places(sections)
-    shown = [m for m in evaluation.models if not (m == evaluation.teacher and is_fixed_for_teacher(metric))]
+    # The teacher agrees with itself: its score is fixed.
+    shown = [m for m in evaluation.models if not (m == evaluation.teacher and metric in TEACHER_METRICS)]
     shown = shown or list(evaluation.models)
     # Rows grow with the number of models, so that their dots do not cover each other.
     row_inches = _ROW_INCHES + 0.035 * max(0, len(shown) - 3)
@@ -197,7 +193,7 @@ def draw(evaluation, metric):
 def _sections(evaluation, metric):
     """[(heading, rows)]: each group with its mean, languages of no group, the summary rows."""
     reference = evaluation.teacher
-    if reference is None or is_fixed_for_teacher(metric):
+    if reference is None or metric in TEACHER_METRICS:
         reference = next((m for m in evaluation.models if m != evaluation.teacher), next(iter(evaluation.models)))
     best_first = sorted(
         evaluation.languages,

@@ -32,10 +32,7 @@ class ExpectedCalibrationError(ExampleMetric):
         dtype: "float32", or "float64" to count more than 16 million tokens exactly.
 
     Call arguments:
-        y_true: Integer labels `(batch,)` or `(batch, 1)`, or one-hot rows `(batch, classes)`; `(batch, length)` and so
-            on for sequences.
-        y_pred: `(batch, classes)` or `(batch, length, classes)`.
-        sample_weight: `(batch,)` or `(batch, length)`, or None. Keras hands it to `weighted_metrics` only.
+        y_true, y_pred, sample_weight: As in `MacroF1`; `y_pred` are logits, or probabilities with `from_logits=False`.
 
     Raises:
         TypeError: `bins` is not a whole number, or `from_logits` no bool.
