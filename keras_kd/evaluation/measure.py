@@ -51,7 +51,7 @@ def evaluate(
 
     - `accuracy`: the share of examples whose largest output is the label's.
     - `macro_f1`: scikit-learn's `f1_score(average="macro")`: the mean F1 of the classes that occur among the labels or
-      the predictions of the row at hand. A language without examples of a class is not marked down for it, but a
+      the predictions of the row. A language without examples of a class loses nothing by it, but a
       prediction of that class counts as a class with F1 = 0.
     - `ece`: the expected calibration error, in [0, 1], lower is better: how far the confidence (the largest
       probability) is from the share of right answers, in 15 bins of confidence of equal width, averaged by the

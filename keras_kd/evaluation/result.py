@@ -17,7 +17,7 @@ class ModelFacts:
     """Size and latency of a model, and the kind of its outputs.
 
     Attributes:
-        parameters: the number of weights; None where the file does not tell.
+        parameters: the number of weights; None where the file does not hold it.
         size_bytes: bytes on disk; of the weights, for a live `keras.Model`.
         latency_ms: median milliseconds for one example; None if not timed.
         outputs: "logits" or "probabilities".
