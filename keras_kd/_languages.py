@@ -1,4 +1,4 @@
-"""Tables by language: which entry belongs to each example, whose language travels with the batch."""
+"""Languages of a batch: where they are read, and the entry of a table for each."""
 
 import tensorflow as tf
 
@@ -35,7 +35,7 @@ class LanguageTable:
         return len(self.languages)
 
     def positions(self, languages):
-        """The position of each language in the table, int32 of the same shape; -1 where it is not there."""
+        """The position of each language in the table, int32 of the same shape; -1 for an unknown language."""
         known = tf.constant(self.languages, self.dtype)
         matches = self.as_known(languages)[..., None] == known
         positions = tf.argmax(tf.cast(matches, tf.int32), axis=-1, output_type=tf.int32)
@@ -68,12 +68,12 @@ def languages_of(x, language_key, user):
     """The languages of a batch `x`, `(batch,)`: its entry of that name.
 
     Raises:
-        ValueError: `x` is no dict that holds the entry; `user` is who asks.
+        ValueError: `x` is no dict that holds the entry; `user` names what needs it.
     """
     if not isinstance(x, dict) or language_key not in x:
         found = f"the entries {sorted(x)}" if isinstance(x, dict) else f"a {type(x).__name__}"
         raise ValueError(
             f"{user} needs each example's language: x must be a dict with the entry {language_key!r}, got {found}. "
-            "Models read the entries that they have inputs for; the language may stand beside them."
+            "Models read the entries that they have inputs for; the language may be another entry."
         )
     return tf.reshape(x[language_key], (-1,))

@@ -6,6 +6,7 @@ import numpy as np
 
 
 def log_softmax(logits):
+    logits = np.asarray(logits, "float64")
     shifted = logits - np.max(logits, axis=-1, keepdims=True)
     return shifted - np.log(np.sum(np.exp(shifted), axis=-1, keepdims=True))
 
@@ -147,3 +148,15 @@ def attention_relations(output, heads, mask=None):
 def self_attention_relations(teacher, student, heads, mask=None):
     """One value a token."""
     return kl(*(attention_relations(output, heads, mask) for output in (teacher, student))).mean(1)
+
+
+def calibration_error(labels, probabilities, weights=None, bins=15):
+    """The formula of Guo et al. (2017), bin by bin, in float64."""
+    weights = np.ones(len(labels)) if weights is None else weights.astype("float64")
+    confidence, right = probabilities.max(axis=-1), probabilities.argmax(axis=-1) == labels
+    error = 0.0
+    for b in range(bins):
+        w = weights * (confidence > b / bins) * (confidence <= (b + 1) / bins)
+        if w.sum() > 0:
+            error += w.sum() * abs((w * right).sum() / w.sum() - (w * confidence).sum() / w.sum())
+    return error / weights.sum()

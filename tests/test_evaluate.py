@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import sklearn.metrics
 import tensorflow as tf
+from conftest import dense_model
+from formulas import calibration_error, softmax
 
 from keras_kd.evaluation import Estimate, Evaluation, evaluate
 from keras_kd.evaluation.examples import class_indices, language_rows
-from keras_kd.evaluation.outputs import answers, are_probabilities, confidence, divergence
-from keras_kd.evaluation.scores import OVERALL, bootstrap_scores, resampling_weights
-from keras_kd.evaluation.summary import summarize
+from keras_kd.evaluation.predictions import are_probabilities, confidence, divergence, predictions_from
+from keras_kd.evaluation.scores import OVERALL, bootstrap_scores, resampling_weights, summarize
 from keras_kd.metrics import ExpectedCalibrationError
 
 CLASSES = 3
@@ -57,27 +58,11 @@ def noisy():
     return outputs, labels, languages
 
 
-def softmax(logits):
-    e = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return e / e.sum(axis=1, keepdims=True)
-
-
-def calibration_error(labels, probabilities, bins=15):
-    """The formula of Guo et al. (2017), bin by bin, in float64."""
-    confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
-    error = 0.0
-    for b in range(bins):
-        inside = (confidence > b / bins) & (confidence <= (b + 1) / bins)
-        if inside.any():
-            error += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
-    return error
-
-
 # --- Values ---------------------------------------------------------------------------------------------------------
 
 
 def test_four_examples_by_hand():
-    # Labels 0 0 1 1. The teacher says 0 0 1 1, the student 0 1 1 1 with logits (0, ln 3) or (ln 3, 0).
+    # Labels 0 0 1 1. The teacher predicts 0 0 1 1, the student 0 1 1 1 with logits (0, ln 3) or (ln 3, 0).
     high = math.log(3)
     teacher = [[high, 0], [high, 0], [0, high], [0, high]]
     student = [[high, 0], [0, high], [0, high], [0, high]]
@@ -102,10 +87,10 @@ def test_every_language_equals_scikit_learn(noisy):
     assert evaluation.languages == ("de", "en", "fi", "sw")
     for language in (OVERALL, *evaluation.languages):
         rows = np.ones(len(labels), bool) if language == OVERALL else languages == language
-        p = softmax(outputs["teacher"][rows].astype("float64"))
+        p = softmax(outputs["teacher"][rows])
         for name, logits in outputs.items():
             predicted = logits[rows].argmax(axis=1)
-            q = softmax(logits[rows].astype("float64"))
+            q = softmax(logits[rows])
             expected = {
                 "accuracy": sklearn.metrics.accuracy_score(labels[rows], predicted),
                 "macro_f1": sklearn.metrics.f1_score(labels[rows], predicted, average="macro"),
@@ -194,7 +179,7 @@ def test_the_calibration_error_is_that_of_the_metric(noisy, from_logits):
 
 def test_confidence_in_blocks_of_rows():
     logits = np.random.default_rng(0).normal(size=(9000, 3)).astype("float32")
-    np.testing.assert_allclose(confidence(logits), softmax(logits.astype("float64")).max(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(confidence(logits), softmax(logits).max(axis=1), rtol=1e-12)
 
 
 def test_confidence_of_probabilities_is_taken_as_it_is():
@@ -225,7 +210,7 @@ def test_divergence_of_huge_logits_is_finite():
 def test_divergence_in_blocks_of_rows():
     rng = np.random.default_rng(0)
     teacher, model = rng.normal(size=(2, 9000, 3)).astype("float32")
-    p, q = softmax(teacher.astype("float64")), softmax(model.astype("float64"))
+    p, q = softmax(teacher), softmax(model)
     np.testing.assert_allclose(divergence(teacher, model), (p * np.log(p / q)).sum(axis=1), rtol=1e-9)
 
 
@@ -234,33 +219,33 @@ def test_divergence_in_blocks_of_rows():
 
 def test_bootstrap_equals_scikit_learn_on_explicit_resamples(noisy):
     outputs, labels, languages = noisy
-    asked = [answers(outputs[name], outputs["teacher"]) for name in ("a", "b")]
-    rows_of = language_rows(languages, labels >= 0)
+    predictions = [predictions_from(outputs[name], outputs["teacher"]) for name in ("a", "b")]
+    rows_by_language = language_rows(languages, labels >= 0)
     names = ["place", "script", "day"]
-    scores = bootstrap_scores(labels, asked, rows_of, CLASSES, resamples=25, seed=3, class_names=names)
+    scores = bootstrap_scores(labels, predictions, rows_by_language, CLASSES, resamples=25, seed=3, class_names=names)
     generator = np.random.default_rng(3)
     drawn = {
         language: [np.repeat(rows, weights) for weights in resampling_weights(len(rows), 25, generator)]
-        for language, rows in rows_of.items()
+        for language, rows in rows_by_language.items()
     }
     drawn[OVERALL] = [np.concatenate(parts) for parts in zip(*drawn.values(), strict=True)]
     for language, resamples in drawn.items():
-        for model, answer in enumerate(asked):
+        for model, prediction in enumerate(predictions):
             for i, rows in enumerate(resamples):
                 found = {metric: values[model, i] for metric, values in scores[language].items()}
-                probabilities = softmax(outputs["ab"[model]].astype("float64"))
-                expected = explicit_scores(labels, answer, probabilities, rows, language == OVERALL, names)
+                probabilities = softmax(outputs["ab"[model]])
+                expected = explicit_scores(labels, prediction, probabilities, rows, language == OVERALL, names)
                 assert found == pytest.approx(expected)
 
 
-def explicit_scores(labels, answer, probabilities, rows, by_class, names):
-    y, predicted = labels[rows], answer.predicted[rows]
+def explicit_scores(labels, prediction, probabilities, rows, by_class, names):
+    y, predicted = labels[rows], prediction.predicted[rows]
     expected = {
         "accuracy": sklearn.metrics.accuracy_score(y, predicted),
         "macro_f1": sklearn.metrics.f1_score(y, predicted, average="macro"),
         "ece": calibration_error(y, probabilities[rows]),
-        "agreement": answer.agreed[rows].mean(),
-        "kl": answer.divergence[rows].mean(),
+        "agreement": prediction.agreed[rows].mean(),
+        "kl": prediction.divergence[rows].mean(),
     }
     if by_class:
         f1 = sklearn.metrics.f1_score(y, predicted, average=None, labels=range(CLASSES))
@@ -291,9 +276,9 @@ def test_intervals_of_the_calibration_error_are_mirrored_at_its_value(noisy):
     """With the same seed the resamples are those of `bootstrap_scores`; only where they end up differs."""
     outputs, labels, languages = noisy
     evaluation = evaluate_outputs(outputs, labels, languages=languages, bootstrap=300, seed=4)
-    asked = [answers(outputs[name], outputs["teacher"]) for name in outputs]
-    rows_of = language_rows(languages, labels >= 0)
-    scores = bootstrap_scores(labels, asked, rows_of, CLASSES, resamples=300, seed=4)
+    predictions = [predictions_from(outputs[name], outputs["teacher"]) for name in outputs]
+    rows_by_language = language_rows(languages, labels >= 0)
+    scores = bootstrap_scores(labels, predictions, rows_by_language, CLASSES, resamples=300, seed=4)
     for language in (OVERALL, "fi"):
         for model, name in enumerate(outputs):
             value, low, high, _ = evaluation.score(name, "ece", language=language)
@@ -321,7 +306,7 @@ def test_intervals_of_the_calibration_error_cover_the_true_one():
     for _ in range(60):
         logits, labels = sample(300)
         scores, _ = summarize(
-            {"m": answers(logits)}, labels, {}, {}, classes=CLASSES, class_names=(), bootstrap=200, seed=0
+            {"m": predictions_from(logits)}, labels, {}, {}, classes=CLASSES, class_names=(), bootstrap=200, seed=0
         )
         covered += scores["m", OVERALL, "ece"].low <= truth <= scores["m", OVERALL, "ece"].high
     assert covered >= 45
@@ -334,8 +319,10 @@ def test_blocks_of_resamples_are_all_different_and_as_wide(noisy, monkeypatch):
     blocks = evaluate_outputs(outputs, labels, languages=languages, bootstrap=1000).score("a")
     assert blocks.value == whole.value
     assert (blocks.low, blocks.high) == pytest.approx((whole.low, whole.high), abs=0.012)
-    rows_of = language_rows(languages, labels >= 0)
-    scores = bootstrap_scores(labels, [answers(outputs["a"])], rows_of, CLASSES, resamples=150, seed=0)
+    rows_by_language = language_rows(languages, labels >= 0)
+    scores = bootstrap_scores(
+        labels, [predictions_from(outputs["a"])], rows_by_language, CLASSES, resamples=150, seed=0
+    )
     assert scores[OVERALL]["accuracy"].shape == (1, 150)
     assert not np.array_equal(scores[OVERALL]["accuracy"][:, :70], scores[OVERALL]["accuracy"][:, 70:140])
 
@@ -381,11 +368,11 @@ def test_no_bootstrap(noisy):
 def test_a_thousand_resamples_of_thirty_languages_take_seconds():
     rng = np.random.default_rng(0)
     labels = rng.integers(4, size=10_000)
-    rows_of = language_rows([f"l{i}" for i in rng.integers(30, size=10_000)], labels >= 0)
+    rows_by_language = language_rows([f"l{i}" for i in rng.integers(30, size=10_000)], labels >= 0)
     teacher = rng.normal(size=(10_000, 4))
-    asked = [answers(teacher + rng.normal(size=teacher.shape), teacher) for _ in range(4)]
+    predictions = [predictions_from(teacher + rng.normal(size=teacher.shape), teacher) for _ in range(4)]
     start = time.perf_counter()
-    scores = bootstrap_scores(labels, asked, rows_of, 4, resamples=1000, seed=0)
+    scores = bootstrap_scores(labels, predictions, rows_by_language, 4, resamples=1000, seed=0)
     assert time.perf_counter() - start < 10  # 0.3 s on two cores
     assert scores["l7"]["macro_f1"].shape == (4, 1000)
 
@@ -396,8 +383,6 @@ def test_a_thousand_resamples_of_thirty_languages_take_seconds():
 @pytest.fixture
 def two_models():
     """A teacher and a student, 8 features to 3 classes."""
-    from conftest import dense_model
-
     return {"teacher": dense_model(16, 3), "student": dense_model(4, 3)}
 
 
@@ -711,10 +696,10 @@ LOGITS = np.array([[1, 0, 0], [0, 1, 0]], "float32")
         ({"class_names": ["a", "b"]}, ValueError, r"class_names must be 3 different names, .* got 2: \('a', 'b'\)"),
         ({"class_names": ["a", "b", "a"]}, ValueError, "class_names must be 3 different names"),
         ({"class_names": "abc"}, ValueError, r"class_names must be 3 different names, .* got 1: \('abc',\)"),
-        ({"bootstrap": -1}, ValueError, "bootstrap must be a whole number >= 0, got -1"),
-        ({"bootstrap": True}, ValueError, "bootstrap must be a whole number"),
-        ({"seed": 0.5}, ValueError, "seed must be a whole number >= 0, got 0.5"),
-        ({"batch_size": 0}, ValueError, "batch_size must be a whole number >= 1, got 0"),
+        ({"bootstrap": -1}, ValueError, "bootstrap must be >= 0, got -1"),
+        ({"bootstrap": True}, TypeError, "bootstrap must be a whole number"),
+        ({"seed": 0.5}, TypeError, "seed must be a whole number >= 0, got 0.5"),
+        ({"batch_size": 0}, ValueError, "batch_size must be >= 1, got 0"),
     ],
 )
 def test_bad_options(options, error, message):
@@ -752,6 +737,9 @@ def test_bad_models(models, error, message):
         ([0], ValueError, "x.* has 2 examples, y has 1"),
         ([0.5, 1], ValueError, "whole numbers"),
         ([np.nan, 1], ValueError, "whole numbers .* or NaN"),
+        ([np.inf, 1], ValueError, "whole numbers"),
+        ([-np.inf, 1], ValueError, "whole numbers"),
+        (np.array([2**63, 1], "uint64"), ValueError, "whole numbers"),
         (["a", "b"], TypeError, "y must be integer labels or one-hot rows, got dtype <U1"),
         ([[0.5, 0.5, 0], [0, 1, 0]], ValueError, "must be one-hot.* For soft labels, pass numpy.argmax"),
         ([[0, 1], [1, 0]], ValueError, r"one-hot, \(examples, 3\), got shape \(2, 2\)"),

@@ -8,6 +8,7 @@ import pytest
 import sklearn.metrics
 import tensorflow as tf
 from conftest import crossentropy, dense_model, strategy_of
+from formulas import calibration_error, softmax
 
 import keras_kd
 from keras_kd._keras_private import set_mask
@@ -40,11 +41,6 @@ def batch():
     return parts
 
 
-def softmax(logits):
-    e = np.exp(logits.astype("float64") - logits.max(axis=-1, keepdims=True))
-    return e / e.sum(axis=-1, keepdims=True)
-
-
 def kl(teacher, student, temperature=1.0):
     p, q = softmax(teacher / temperature), softmax(student / temperature)
     return (p * np.log(p / q)).sum(axis=-1)
@@ -52,18 +48,6 @@ def kl(teacher, student, temperature=1.0):
 
 def agreed(teacher, student):
     return teacher.argmax(axis=-1) == student.argmax(axis=-1)
-
-
-def calibration_error(labels, probabilities, weights=None, bins=15):
-    """The formula of Guo et al. (2017), bin by bin, in float64."""
-    weights = np.ones(len(labels)) if weights is None else weights.astype("float64")
-    confidence, right = probabilities.max(axis=-1), probabilities.argmax(axis=-1) == labels
-    error = 0.0
-    for b in range(bins):
-        w = weights * (confidence > b / bins) * (confidence <= (b + 1) / bins)
-        if w.sum() > 0:
-            error += w.sum() * abs((w * right).sum() / w.sum() - (w * confidence).sum() / w.sum())
-    return error / weights.sum()
 
 
 def macro_f1(labels, logits, weights=None):
@@ -162,9 +146,9 @@ def test_calibration_error_equals_numpy(batch, bins, weighted):
     expected = calibration_error(
         labels[labelled], softmax(logits[labelled]), weights[labelled] if weighted else None, bins
     )
-    of_logits, of_probabilities = (ExpectedCalibrationError(bins, from_logits=flag) for flag in (True, False))
-    assert value_of(of_logits, (labels, logits, weights)) == pytest.approx(expected, rel=1e-5)
-    assert value_of(of_probabilities, (labels, softmax(logits), weights)) == pytest.approx(expected, rel=1e-5)
+    from_logits, from_probabilities = (ExpectedCalibrationError(bins, from_logits=flag) for flag in (True, False))
+    assert value_of(from_logits, (labels, logits, weights)) == pytest.approx(expected, rel=1e-5)
+    assert value_of(from_probabilities, (labels, softmax(logits), weights)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_four_examples_of_which_three_are_right_by_hand():
@@ -369,11 +353,11 @@ def test_float64_counts_what_float32_cannot():
 
 @functools.cache
 def two_replicas():
-    """One strategy object a process: TensorFlow's collectives clash when two are made over the same devices."""
+    """One strategy object per process: TensorFlow's collectives clash when two are made over the same devices."""
     return strategy_of(2)
 
 
-def of_columns(labels_and_languages):
+def split_columns(labels_and_languages):
     return labels_and_languages[:, 0], labels_and_languages[:, 1]
 
 
@@ -381,13 +365,13 @@ class ReadingLanguages(MacroF1ByLanguage):
     """Labels and languages come as two columns of y, for a plain Keras model hands a metric nothing else."""
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        labels, languages = of_columns(y_true)
+        labels, languages = split_columns(y_true)
         super().update_state(labels, y_pred, sample_weight, languages=languages)
 
 
 class OfLabels(keras.losses.Loss):
     def call(self, y_true, y_pred):
-        labels, _ = of_columns(y_true)
+        labels, _ = split_columns(y_true)
         return keras.losses.sparse_categorical_crossentropy(labels, y_pred, from_logits=True, ignore_class=-1)
 
 
@@ -489,7 +473,7 @@ class ModelByLanguage(keras.Model):
         return self.get_metrics_result()
 
 
-def f1_of_languages(rows, languages, logits):
+def expected_f1_by_language(rows, languages, logits):
     expected = {}
     for language in ("en", "sw"):
         kept = (rows["labels"] >= 0) & (languages == language)
@@ -505,7 +489,7 @@ def test_languages_as_strings_in_a_model_that_reads_them_from_x(rows):
     dataset = tf.data.Dataset.from_tensor_slices((inputs, rows["labels"])).batch(16)
     logs = model.evaluate(dataset, verbose=0, return_dict=True)
     del logs["loss"]
-    assert logs == pytest.approx(f1_of_languages(rows, languages, model(inputs).numpy()), rel=1e-5)
+    assert logs == pytest.approx(expected_f1_by_language(rows, languages, model(inputs).numpy()), rel=1e-5)
 
 
 def test_languages_as_strings_over_two_replicas(rows):
@@ -521,7 +505,7 @@ def test_languages_as_strings_over_two_replicas(rows):
     step = tf.function(lambda *batch: two_replicas().run(count, batch))
     for batch in two_replicas().experimental_distribute_dataset(dataset):
         step(*batch)
-    assert value_of(metric) == pytest.approx(f1_of_languages(rows, languages, rows["teacher"]), rel=1e-5)
+    assert value_of(metric) == pytest.approx(expected_f1_by_language(rows, languages, rows["teacher"]), rel=1e-5)
     assert float(keras.ops.sum(metric.actual)) == (rows["labels"] >= 0).sum()
 
 

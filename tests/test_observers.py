@@ -1,4 +1,4 @@
-"""Metrics of `compile` that ask for the teacher or for languages, inside a distiller."""
+"""Metrics of `compile` that need the teacher or languages, inside a distiller."""
 
 import keras
 import numpy as np
@@ -13,7 +13,7 @@ from keras_kd.metrics import Agreement, ExpectedCalibrationError, MacroF1, Macro
 
 
 def frozen_distiller(metrics, last=None, **options):
-    """A learning rate of 0: what the epoch's logs say is true of the weights as they are."""
+    """A learning rate of 0: the epoch's logs describe the weights as they are."""
     teacher, student = dense_model(16, 3, last=last), dense_model(4, 3, last=last)
     distiller = keras_kd.Distiller(teacher, student)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=last is None, ignore_class=-1)

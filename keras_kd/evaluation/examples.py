@@ -30,13 +30,13 @@ def read_examples(data):
     return x, y
 
 
-def rows(x, which):
+def select_rows(x, which):
     """The rows `which` (a slice or a bool per row) of `x`, an array or a dict of arrays."""
     return {name: array[which] for name, array in x.items()} if isinstance(x, dict) else x[which]
 
 
 def own_inputs(runtime, x):
-    """Of a dict `x` with more entries than the model has inputs, those that have the inputs' names."""
+    """The entries of a dict `x` that have the names of the model's inputs."""
     specs = runtime.specs()
     own = None if specs is None else own_entries(x, {name: name for name in specs})
     return x if own is None else own
@@ -57,9 +57,10 @@ def class_indices(y):
     if y.ndim > 2 or y.shape[1:] == (0,):
         raise ValueError(f"data: y must be integer labels, (examples,), or one-hot rows, got shape {y.shape}.")
     if y.ndim == 1 or y.shape[1] == 1:
-        if not np.array_equal(y, np.round(y)):  # also where a label is NaN
-            raise ValueError("data: y must hold whole numbers (class indices), got fractions or NaN.")
-        labels = y.reshape(-1).astype(np.int64)
+        with np.errstate(invalid="ignore"):  # NaN and infinity become numbers that they are not equal to
+            labels = y.reshape(-1).astype(np.int64)
+        if not np.array_equal(y.reshape(-1), labels):
+            raise ValueError("data: y must hold whole numbers (class indices), got fractions, huge numbers or NaN.")
     else:
         if not (np.isin(y, (0, 1)).all() and (y.sum(axis=1) <= 1).all()):
             raise ValueError(

@@ -1,20 +1,32 @@
 """`evaluate`: every model on the same examples, scored overall and by language."""
 
 import contextlib
-import dataclasses
-import numbers
 import os
 
 import keras
 
-from keras_kd._checks import require_tensorflow
+from keras_kd._checks import require_count, require_tensorflow
 from keras_kd._extras import needs_extra
 from keras_kd.deploy.runtimes import open_runtime
-from keras_kd.evaluation.examples import check_classes, class_indices, language_rows, own_inputs, read_examples, rows
-from keras_kd.evaluation.outputs import Answers, answers, are_probabilities, checked_outputs
+from keras_kd.evaluation.examples import (
+    check_classes,
+    class_indices,
+    language_rows,
+    own_inputs,
+    read_examples,
+    select_rows,
+)
+from keras_kd.evaluation.predictions import checked_outputs, predictions_from
 from keras_kd.evaluation.result import Evaluation, ModelFacts
-from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES, METRICS, OVERALL, TEACHER_METRICS, class_metric, group_mean
-from keras_kd.evaluation.summary import summarize
+from keras_kd.evaluation.scores import (
+    MEAN_OVER_LANGUAGES,
+    METRICS,
+    OVERALL,
+    TEACHER_METRICS,
+    class_metric,
+    group_mean,
+    summarize,
+)
 
 _DEFAULT_TEACHER = "teacher"
 
@@ -32,14 +44,14 @@ def evaluate(
     batch_size=256,
     latency=True,
 ):
-    """Measure classifiers side by side on the same examples: teacher, students, exported files.
+    """Measure classifiers on the same examples: teacher, students, exported files.
 
     Unlabelled examples (label below 0, or a one-hot row of zeros) are left out of every score, as in
     `keras_kd.metrics`. Scores, overall and for each language, each with a 95 % interval:
 
     - `accuracy`: the share of examples whose largest output is the label's.
     - `macro_f1`: scikit-learn's `f1_score(average="macro")`: the mean F1 of the classes that occur among the labels or
-      the predictions of the row at hand. A language without examples of a class is not marked down for it, but a
+      the predictions of the row. A language without examples of a class loses nothing by it, but a
       prediction of that class counts as a class with F1 = 0.
     - `ece`: the expected calibration error, in [0, 1], lower is better: how far the confidence (the largest
       probability) is from the share of right answers, in 15 bins of confidence of equal width, averaged by the
@@ -52,13 +64,13 @@ def evaluate(
       below 1e-7 count as 1e-7, for a quantized softmax rounds small ones to zero.
 
     For `ece` and `kl`, outputs that all lie in [0, 1] with rows that sum to 1 (as nearly as an 8-bit softmax does) are
-    probabilities, all others logits; `ModelFacts.outputs` says which.
+    probabilities, all others logits; `ModelFacts.outputs` holds which.
 
     "mean over languages" (and "mean of <group>") average the languages' scores: each language weighs the same.
 
     The intervals are percentiles (2.5, 97.5) of `bootstrap` resamples (for `ece` mirrored): each language's examples
     are drawn again with replacement, as many as there were. Every model gets the same resamples, so
-    `Evaluation.difference` compares in pairs. The intervals tell how scores would move with other test examples, not
+    `Evaluation.difference` compares in pairs. The intervals show how scores would move with other test examples, not
     with another training run.
 
     Args:
@@ -79,12 +91,12 @@ def evaluate(
         latency: whether to time each model on the first example (median milliseconds).
 
     Returns:
-        An `Evaluation`: print it, save it, plot it, ask it for differences.
+        An `Evaluation`, to print, save and plot; its `difference` compares two models.
 
     Raises:
         RuntimeError: Keras runs on another backend than tensorflow.
-        TypeError: an argument of the wrong type.
-        ValueError: lengths that differ, labels out of range, no labelled example, outputs that are not (batch,
+        TypeError: An argument of the wrong type.
+        ValueError: Lengths that differ, labels out of range, no labelled example, outputs that are not (batch,
             classes) or not finite, models that disagree in the number of classes, no examples, unknown names.
 
     Example:
@@ -108,34 +120,23 @@ def evaluate(
     x, y = read_examples(data)
     labels = class_indices(y)
     labelled = labels >= 0
-    rows_of = language_rows(languages, labelled)
-    groups = _checked_groups(groups, rows_of)
+    rows_by_language = language_rows(languages, labelled)
+    groups = _checked_groups(groups, rows_by_language)
     if not labelled.all():
-        x, y, labels = rows(x, labelled), y[labelled], labels[labelled]
+        x, y, labels = select_rows(x, labelled), y[labelled], labels[labelled]
 
-    asked = _ask(runtimes, x, y, labels, teacher, batch_size)
-    class_names = _checked_class_names(class_names, asked.classes)
-    one = rows(x, slice(1)) if latency else None
-    facts = {
-        name: _facts(runtime, None if one is None else own_inputs(runtime, one), asked.kinds[name])
-        for name, runtime in runtimes.items()
-    }
+    predictions, classes = _predict(runtimes, x, y, labels, teacher, batch_size)
+    class_names = _checked_class_names(class_names, classes)
+    example = select_rows(x, slice(1)) if latency else None
+    facts = {name: _facts(runtime, example, predictions[name].kind) for name, runtime in runtimes.items()}
     known = METRICS if teacher is not None else [metric for metric in METRICS if metric not in TEACHER_METRICS]
-    scores, differences = summarize(
-        asked.answers,
-        labels,
-        rows_of,
-        groups,
-        classes=asked.classes,
-        class_names=class_names,
-        bootstrap=bootstrap,
-        seed=seed,
-    )
+    options = {"classes": classes, "class_names": class_names, "bootstrap": bootstrap, "seed": seed}
+    scores, differences = summarize(predictions, labels, rows_by_language, groups, **options)
     return Evaluation(
         models=facts,
         teacher=teacher,
         metrics=(*known, *map(class_metric, class_names)),
-        languages=tuple(rows_of),
+        languages=tuple(rows_by_language),
         groups=groups,
         bootstrap=int(bootstrap),
         seed=int(seed),
@@ -144,19 +145,10 @@ def evaluate(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Asked:
-    """What came of asking every model: the number of classes, answers and kinds of output by model."""
-
-    classes: int
-    answers: dict[str, Answers]
-    kinds: dict[str, str]
-
-
-def _ask(runtimes, x, y, labels, teacher, batch_size):
-    """Let every model predict, the teacher first, for the others are compared with it."""
+def _predict(runtimes, x, y, labels, teacher, batch_size):
+    """Return {model name: Predictions} and the number of classes. The teacher is first: others are compared with it."""
     order = sorted(runtimes, key=lambda name: name != teacher)
-    first, classes, teacher_outputs, answer_of, kinds = order[0], None, None, {}, {}
+    first, classes, teacher_outputs, predictions = order[0], None, None, {}
     for name in order:
         with _errors_naming(name):
             outputs = runtimes[name].predict(own_inputs(runtimes[name], x), batch_size=batch_size)
@@ -170,14 +162,13 @@ def _ask(runtimes, x, y, labels, teacher, batch_size):
                 f"models must have the same classes, but models[{first!r}] gives {classes} "
                 f"and models[{name!r}] gives {outputs.shape[1]}."
             )
-        answer_of[name] = answers(outputs, teacher_outputs)
-        kinds[name] = "probabilities" if are_probabilities(outputs) else "logits"
-    return _Asked(classes, answer_of, kinds)
+        predictions[name] = predictions_from(outputs, teacher_outputs)
+    return predictions, classes
 
 
 @contextlib.contextmanager
 def _errors_naming(name):
-    """Say which of the models an error came from."""
+    """Name the model that an error came from."""
     try:
         yield
     except Exception as error:
@@ -185,12 +176,11 @@ def _errors_naming(name):
         raise
 
 
-def _facts(runtime, one, kind):
-    """`ModelFacts`; `one` is the example to time, or None."""
+def _facts(runtime, example, kind):
+    """`ModelFacts`; `example` is a batch of one to time, or None."""
     parameters = None if runtime.parameters is None else int(runtime.parameters)
-    return ModelFacts(
-        parameters, int(runtime.size_bytes), None if one is None else float(runtime.latency_ms(one)), kind
-    )
+    latency_ms = None if example is None else float(runtime.latency_ms(own_inputs(runtime, example)))
+    return ModelFacts(parameters, int(runtime.size_bytes), latency_ms, kind)
 
 
 def _check_arguments(models, teacher, counts):
@@ -209,19 +199,18 @@ def _check_arguments(models, teacher, counts):
     if teacher is not None and teacher != _DEFAULT_TEACHER and teacher not in models:
         raise ValueError(f"teacher must be one of the models, {list(models)}, or None, got {teacher!r}.")
     for argument, (count, least) in counts.items():
-        if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < least:
-            raise ValueError(f"{argument} must be a whole number >= {least}, got {count!r}.")
+        require_count(count, argument, at_least=least)
 
 
-def _checked_groups(groups, rows_of):
+def _checked_groups(groups, rows_by_language):
     """Return {group: tuple of languages}, all of which occur."""
     groups = {str(group): tuple(members) for group, members in (groups or {}).items()}
     for group, members in groups.items():
-        unknown = [member for member in members if member not in rows_of]
+        unknown = [member for member in members if member not in rows_by_language]
         if unknown or not members:
             wrong = f"{unknown} does not occur among the languages of labelled examples" if unknown else "it is empty"
-            raise ValueError(f"groups[{group!r}] must list languages, out of {list(rows_of)}; {wrong}.")
-    rows = [*rows_of, *map(group_mean, groups), MEAN_OVER_LANGUAGES, OVERALL]
+            raise ValueError(f"groups[{group!r}] must list languages, out of {list(rows_by_language)}; {wrong}.")
+    rows = [*rows_by_language, *map(group_mean, groups), MEAN_OVER_LANGUAGES, OVERALL]
     twice = {row for row in rows if rows.count(row) > 1}
     if twice:
         raise ValueError(f"languages must not be called {sorted(twice)}: the tables use that for other rows.")

@@ -4,34 +4,20 @@ import csv
 import dataclasses
 import json
 import pathlib
-import typing
 
 from keras_kd._files import written_whole
 from keras_kd._tables import plain_text
-from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES, OVERALL, TEACHER_METRICS, group_mean
+from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES, OVERALL, TEACHER_METRICS, Estimate, group_mean
 
 _FORMAT = "keras_kd.evaluation.Evaluation/1"
 
 
-class Estimate(typing.NamedTuple):
-    """A score or a difference of scores, its 95 % bootstrap interval (None without bootstrap), and the examples."""
-
-    value: float
-    low: float | None
-    high: float | None
-    examples: int
-
-    def __str__(self):
-        interval = "" if self.low is None else f" [{self.low:.4f}, {self.high:.4f}]"
-        return f"{self.value:.4f}{interval}"
-
-
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """What a model costs, and what its outputs were taken for.
+    """Size and latency of a model, and the kind of its outputs.
 
     Attributes:
-        parameters: the number of weights; None where the file does not tell.
+        parameters: the number of weights; None where the file does not hold it.
         size_bytes: bytes on disk; of the weights, for a live `keras.Model`.
         latency_ms: median milliseconds for one example; None if not timed.
         outputs: "logits" or "probabilities".
@@ -55,7 +41,7 @@ class Evaluation:
         metrics: the metric names; "kl" is in nats, the others are shares from 0 to 1.
         languages: sorted names; () if none were given.
         groups: {group: tuple of languages}.
-        bootstrap, seed: the number of resamples and the seed behind the intervals.
+        bootstrap, seed: the number of resamples and the seed of the intervals.
         scores: {(model, row, metric): Estimate}.
         differences: {(model, other model, row, metric): Estimate}; each pair once, see `difference`.
     """
@@ -130,7 +116,7 @@ class Evaluation:
         return plain_text(self)
 
     def __rich__(self):
-        from keras_kd.evaluation.tables import Report
+        from keras_kd.evaluation.display import Report
 
         return Report(self)
 
@@ -145,18 +131,18 @@ class Evaluation:
         """
         import rich.console
 
-        from keras_kd.evaluation.tables import Report
+        from keras_kd.evaluation.display import Report
 
         self._check_names(metric, self.rows[0])
         (console or rich.console.Console()).print(Report(self, metric))
 
     def plot(self, path=None, *, metric="macro_f1"):
-        """Draw `metric` by language, one dot a model with its interval; return the `matplotlib.figure.Figure`.
+        """Draw `metric` by language, one dot per model with its interval; return the `matplotlib.figure.Figure`.
 
-        Languages are sorted by the teacher's score (by the first other model's where the teacher's says nothing, as in
+        Languages are sorted by the teacher's score (by the first other model's where the teacher's is fixed, as in
         agreement). With `path` (.png, .svg, .pdf) the figure is also written there.
         """
-        from keras_kd.evaluation.figure import draw
+        from keras_kd.evaluation.display import draw
 
         self._check_names(metric, self.rows[0])
         figure = draw(self, metric)
@@ -166,7 +152,7 @@ class Evaluation:
         return figure
 
     def to_csv(self, path):
-        """Write one line a score: model, language, metric, value, low, high, examples (UTF-8)."""
+        """Write one line per score: model, language, metric, value, low, high, examples (UTF-8)."""
         with written_whole(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["model", "language", "metric", *Estimate._fields])

@@ -5,14 +5,12 @@ unlabelled example (token), one with a label below 0 or a one-hot row of zeros, 
 whatever its outputs, weight and language; the metrics of fidelity need no labels and count it.
 
 
-base.py         sums over examples (tokens), labels, weights and masks
-fidelity.py     Agreement, MeanKL: the student against the teacher, no labels needed
-calibration.py  ExpectedCalibrationError
-macro_f1.py     MacroF1, MacroF1ByLanguage
+example_metric.py  sums over examples (tokens), labels, weights and masks
+fidelity.py        Agreement, MeanKL: the student against the teacher, no labels needed
+classification.py  ExpectedCalibrationError, MacroF1, MacroF1ByLanguage
 """
 
-from keras_kd.metrics.calibration import ExpectedCalibrationError
+from keras_kd.metrics.classification import ExpectedCalibrationError, MacroF1, MacroF1ByLanguage
 from keras_kd.metrics.fidelity import Agreement, FidelityMetric, MeanKL
-from keras_kd.metrics.macro_f1 import MacroF1, MacroF1ByLanguage
 
 __all__ = ["Agreement", "ExpectedCalibrationError", "FidelityMetric", "MacroF1", "MacroF1ByLanguage", "MeanKL"]

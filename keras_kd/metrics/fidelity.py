@@ -6,7 +6,7 @@ from keras import ops
 from keras_kd._checks import require_number
 from keras_kd.losses.base import require_same_classes, snake_case
 from keras_kd.losses.logits import kl_divergence
-from keras_kd.metrics.metric import ExampleMetric
+from keras_kd.metrics.example_metric import ExampleMetric
 
 
 class FidelityMetric(ExampleMetric):
@@ -40,8 +40,8 @@ class FidelityMetric(ExampleMetric):
     ...     def compare(self, teacher, student):
     ...         chosen = keras.ops.argmax(student, axis=-1)[..., None]
     ...         probabilities = keras.ops.softmax(teacher)
-    ...         of_chosen = keras.ops.take_along_axis(probabilities, chosen, axis=-1)[..., 0]
-    ...         return keras.ops.max(probabilities, axis=-1) - of_chosen
+    ...         chosen_probability = keras.ops.take_along_axis(probabilities, chosen, axis=-1)[..., 0]
+    ...         return keras.ops.max(probabilities, axis=-1) - chosen_probability
     >>> regret = Regret()
     >>> regret.update_state(np.log([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]), np.array([[0.0, 1.0, 0.0], [0.0, 2.0, 0.0]]))
     >>> regret.name, float(regret.result())

@@ -1,26 +1,33 @@
-"""What a model answered: outputs checked, turned into classes and into distributions."""
+"""Predictions of a model: outputs checked, their classes, confidences and divergence from the teacher."""
 
 import dataclasses
 
 import numpy as np
 from keras import ops
 
-from keras_kd._extras import needs_extra
 from keras_kd.losses.logits import kl_divergence
-from keras_kd.metrics.calibration import confidence_bin
+from keras_kd.metrics.classification import confidence_bin
 
-CALIBRATION_BINS = 15  # as many as `keras_kd.metrics.ExpectedCalibrationError` has unless told otherwise
+CALIBRATION_BINS = 15  # as many as `keras_kd.metrics.ExpectedCalibrationError` has by default
 # A quantized softmax rounds small probabilities to zero, where the divergence would be infinite.
 SMALLEST_PROBABILITY = 1e-7
 _ROWS_AT_A_TIME = 4096  # float64 copies of all outputs at once would take gigabytes with many classes
 
 
 @dataclasses.dataclass(frozen=True)
-class Answers:
-    """One model's answers, each (examples,): the class and its probability, and the bin of that probability; whether
-    the teacher agrees; KL(teacher || model) in nats.
+class Predictions:
+    """Predictions of one model, (examples,) each.
+
+    Attributes:
+        kind: "logits" or "probabilities", what the outputs are.
+        predicted: The class of the largest output.
+        confidence: The probability of that class.
+        bin: The bin of that probability.
+        agreed: Whether the teacher predicts the same class; None without a teacher.
+        divergence: KL(teacher || model), nats; None without a teacher.
     """
 
+    kind: str
     predicted: np.ndarray
     confidence: np.ndarray
     bin: np.ndarray
@@ -34,7 +41,7 @@ def checked_outputs(outputs, name, examples):
         came = f"shape {outputs.shape}" if isinstance(outputs, np.ndarray) else type(outputs).__name__
         raise ValueError(
             f"models[{name!r}] must be a classifier with one output of shape (batch, classes), two classes or more, "
-            f"got {came}. For one sigmoid unit p, evaluate a model that puts out [1 - p, p]."
+            f"got {came}. For one sigmoid unit p, evaluate a model with the outputs [1 - p, p]."
         )
     if len(outputs) != examples:
         raise ValueError(f"models[{name!r}] gave {len(outputs)} outputs for {examples} examples.")
@@ -55,14 +62,15 @@ def are_probabilities(outputs):
     return bool(inside and (np.abs(outputs.sum(axis=1, dtype=np.float64) - 1) <= tolerance).all())
 
 
-def answers(outputs, teacher_outputs=None):
-    """Return `Answers` from outputs (examples, classes), compared with the teacher's, where given."""
+def predictions_from(outputs, teacher_outputs=None):
+    """Return `Predictions` from outputs (examples, classes), compared with the teacher's where given."""
+    kind = "probabilities" if are_probabilities(outputs) else "logits"
     predicted, sure = outputs.argmax(axis=1), confidence(outputs)
     binned = ops.convert_to_numpy(confidence_bin(sure, CALIBRATION_BINS))
     if teacher_outputs is None:
-        return Answers(predicted, sure, binned)
+        return Predictions(kind, predicted, sure, binned)
     agreed = predicted == teacher_outputs.argmax(axis=1)
-    return Answers(predicted, sure, binned, agreed, divergence(teacher_outputs, outputs))
+    return Predictions(kind, predicted, sure, binned, agreed, divergence(teacher_outputs, outputs))
 
 
 def confidence(outputs):
@@ -73,7 +81,7 @@ def confidence(outputs):
     if are_probabilities(outputs):
         return outputs.max(axis=1).astype(np.float64)
     blocks = (outputs[start : start + _ROWS_AT_A_TIME] for start in range(0, len(outputs), _ROWS_AT_A_TIME))
-    return np.concatenate([np.exp(_log_probabilities(block, False).max(axis=1)) for block in blocks])
+    return np.concatenate([ops.convert_to_numpy(ops.max(ops.softmax(b.astype(np.float64)), axis=1)) for b in blocks])
 
 
 def divergence(teacher_outputs, outputs):
@@ -90,11 +98,8 @@ def divergence(teacher_outputs, outputs):
 
 
 def _log_probabilities(outputs, probabilities):
-    with needs_extra("evaluate"):
-        from scipy.special import log_softmax
-
     outputs = outputs.astype(np.float64)
     if not probabilities:
-        return log_softmax(outputs, axis=1)
+        return ops.log_softmax(outputs)
     outputs = np.maximum(outputs, SMALLEST_PROBABILITY)
     return np.log(outputs / outputs.sum(axis=1, keepdims=True))

@@ -1,12 +1,113 @@
-"""Macro-F1, of all examples and by language, with scikit-learn's definition."""
+"""Calibration error and macro-F1 (of all examples, and by language), with scikit-learn's definition of F1."""
+
+import math
 
 import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_kd._checks import require_count
+from keras_kd._assertions import require_all
+from keras_kd._checks import require_count, require_flag
 from keras_kd._languages import LanguageTable
-from keras_kd.metrics.metric import ExampleMetric, per_example
+from keras_kd.metrics.example_metric import ExampleMetric, per_example
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class ExpectedCalibrationError(ExampleMetric):
+    """Expected calibration error (ECE), in [0, 1]: lower is better.
+
+    `ECE = Σ_b (n_b / n) |acc_b − conf_b|`. An example's confidence is its largest probability; bin b = 1 … B holds the
+    confidences in ((b − 1)/B, b/B]; n_b is how many they are, acc_b the share of them that are right, conf_b their mean
+    confidence. Tokens of sequences count as examples do.
+
+    Few examples to a bin make it too large, for chance then counts as error: compare values of as many examples only.
+
+    With sample weights, counts and means are weighted; what a Keras mask leaves out and labels below 0 (unlabelled
+    examples) weigh 0. 0 before the first labelled example.
+
+    Args:
+        bins: B, the number of bins of equal width.
+        from_logits: Whether outputs are logits. False: probabilities, whose largest is taken as it is.
+        name: Name in the logs.
+        dtype: "float32", or "float64" to count more than 16 million tokens exactly.
+
+    Call arguments:
+        y_true, y_pred, sample_weight: As in `MacroF1`; `y_pred` are logits, or probabilities with `from_logits=False`.
+
+    Raises:
+        TypeError: `bins` is not a whole number, or `from_logits` no bool.
+        ValueError: `bins` < 1; shapes do not fit; a label is not among the classes; outputs are outside [0, 1] in
+            spite of `from_logits=False`. (In a graph, the last two are `tf.errors.InvalidArgumentError`; under XLA,
+            which drops assertions, the result is NaN.)
+
+    Example:
+
+    >>> ece = keras_kd.metrics.ExpectedCalibrationError(from_logits=False)
+    >>> ece.update_state(np.array([0, 1]), np.array([[0.9, 0.1], [0.8, 0.2]]))  # surely right, surely wrong
+    >>> float(ece.result())
+    0.45...
+
+    Reference: Guo et al., "On Calibration of Modern Neural Networks", ICML 2017 (https://arxiv.org/abs/1706.04599),
+    section 2.
+    """
+
+    lower_is_better = True
+
+    def __init__(self, bins=15, *, from_logits=True, name="ece", dtype="float32"):
+        super().__init__(name=name, dtype=dtype)
+        self.bins = require_count(bins, "bins", at_least=1)
+        self.from_logits = require_flag(from_logits, "from_logits")
+        self.gaps = self.add_sum("gaps", (self.bins,))  # Σ w (right − confidence) in each bin
+        self.weight = self.add_sum("weight")
+
+    def update_state(self, y_true, y_pred, sample_weight=None):
+        outputs, weights = self.outputs_and_weights(y_pred, sample_weight)
+        labels, weights = self.labels_and_weights(y_true, outputs, weights)
+        # `initial`, without which Keras refuses an empty batch, as a replica may get, in eager execution
+        confidence = ops.max(ops.softmax(outputs) if self.from_logits else outputs, axis=-1, initial=-math.inf)
+        if not self.from_logits:
+            inside = ops.all(ops.logical_and(outputs > -1e-3, outputs < 1 + 1e-3), axis=-1)
+            message = f"{self.name}: outputs must be probabilities (logits need from_logits=True), got the largest"
+            weights = require_all(ops.logical_or(inside, weights == 0), message, confidence, weights)
+        right = ops.cast(ops.equal(ops.argmax(outputs, axis=-1), labels), self.dtype)
+        confidence = ops.where(weights == 0, ops.zeros_like(confidence), confidence)  # padding may hold NaN
+        gaps = weights * (right - confidence)
+        segments = ops.reshape(confidence_bin(confidence, self.bins), (-1,))
+        self.gaps.assign_add(ops.segment_sum(ops.reshape(gaps, (-1,)), segments, num_segments=self.bins))
+        self.weight.assign_add(ops.sum(weights))
+
+    def result(self):
+        return calibration_error(self.gaps, self.weight)
+
+    def get_config(self):
+        return {**super().get_config(), "bins": self.bins, "from_logits": self.from_logits}
+
+
+def calibration_error(gaps, weight):
+    """ECE from each bin's sum of gaps (right − confidence) and the weight of all: `(..., bins)`, `(...)` -> `(...)`."""
+    return ops.divide_no_nan(ops.sum(ops.abs(gaps), axis=-1), weight)
+
+
+def confidence_bin(confidence, bins):
+    """The index 0 … bins − 1 of the bin ((b − 1)/bins, b/bins] that each confidence is in, int32.
+
+    A confidence within 1e-6 of a boundary is on it, so that 3/5 is in one bin however it was rounded. NaN is in the
+    first bin, whose sum it makes NaN.
+    """
+    number = ops.ceil((ops.nan_to_num(confidence) - 1e-6) * bins) - 1
+    return ops.cast(ops.clip(number, 0, bins - 1), "int32")
+
+
+def class_f1(hits, predicted, actual):
+    """F1 = 2 · hits / (predictions + labels), 0 for a class that does not occur: `(..., classes)` x3 -> the same."""
+    return ops.divide_no_nan(2 * hits, predicted + actual)
+
+
+def macro_f1(hits, predicted, actual):
+    """Mean F1 of the classes in predictions or labels, and how many these are: `(..., classes)` x3 -> `(...)` x2."""
+    f1 = class_f1(hits, predicted, actual)
+    occurring = ops.sum(ops.cast(ops.not_equal(predicted + actual, 0), f1.dtype), axis=-1)
+    return ops.divide_no_nan(ops.sum(f1, axis=-1), occurring), occurring
 
 
 class ClassCounts(ExampleMetric):
@@ -20,8 +121,8 @@ class ClassCounts(ExampleMetric):
         self.predicted = self.add_sum("predicted", (groups, self.classes))
         self.actual = self.add_sum("actual", (groups, self.classes))
 
-    def count(self, y_true, y_pred, sample_weight, groups_of=None):
-        """Add a batch. `groups_of(weights)` gives the group of each example and the weights; None: there is one."""
+    def count(self, y_true, y_pred, sample_weight, group_index=None):
+        """Add a batch. `group_index(weights)` gives the group of each example and the weights; None: a single group."""
         outputs, weights = self.outputs_and_weights(y_pred, sample_weight)
         if outputs.shape[-1] != self.classes:
             raise ValueError(
@@ -29,8 +130,8 @@ class ClassCounts(ExampleMetric):
             )
         labels, weights = self.labels_and_weights(y_true, outputs, weights)
         group = 0
-        if groups_of is not None:
-            group, weights = groups_of(weights)
+        if group_index is not None:
+            group, weights = group_index(weights)
         predicted = ops.cast(ops.argmax(outputs, axis=-1), "int32")
         hit = ops.where(ops.equal(predicted, labels), weights, ops.zeros_like(weights))
         self.hits.assign_add(self._by_class(hit, group, predicted))
@@ -44,12 +145,8 @@ class ClassCounts(ExampleMetric):
         return ops.reshape(sums, (self.groups, self.classes))
 
     def macro_f1(self):
-        """The mean F1 of the classes that occur among labels or predictions, `(groups,)`; and how many occur."""
-        together = self.predicted + self.actual
-        occurs = ops.not_equal(together, 0)
-        f1 = 2 * self.hits / ops.where(occurs, together, 1.0)
-        occurring = ops.sum(ops.cast(occurs, self.dtype), axis=-1)
-        return ops.divide_no_nan(ops.sum(f1, axis=-1), occurring), occurring
+        """Macro-F1 of each group, `(groups,)`, and how many classes occur in it."""
+        return macro_f1(self.hits, self.predicted, self.actual)
 
     def get_config(self):
         return {**super().get_config(), "classes": self.classes}
@@ -104,12 +201,12 @@ class MacroF1ByLanguage(ClassCounts):
     """`MacroF1` of each language, and its mean over the languages that have had examples: each weighs the same.
 
     `result()` is a dict, `{"macro_f1_en": …, "macro_f1_sw": …, "macro_f1_mean": …}`: the names are those of the logs.
-    They begin with `name`, less an ending "_by_language". A language without examples is 0 there and stays out of the
+    They begin with `name`, less an ending "_by_language". A language without examples is 0 and stays out of the
     mean, as in `keras_kd.evaluate`, which knows only languages that occur. Callbacks that monitor one of these
     need `mode="max"`, for Keras looks for a direction by the metric's own name.
 
     It needs each example's language beside labels and outputs. A plain Keras model does not hand that to the metrics
-    of `compile`; there, call it in the model's `compute_metrics`.
+    of `compile`; call it in the model's `compute_metrics`.
 
     Args:
         classes: The number of classes, the width of the outputs; at least 2.
@@ -164,7 +261,7 @@ class MacroF1ByLanguage(ClassCounts):
         counted = ops.any(ops.not_equal(weights, 0), axis=tuple(range(1, len(weights.shape))))
         positions = self._table.known_positions(languages, counted)
         positions = per_example(positions, len(weights.shape), "languages")
-        # NaN where there is none: under XLA, which drops the error.
+        # NaN for an unknown language: XLA drops the error.
         known = ops.logical_or(positions >= 0, weights == 0)
         return ops.maximum(positions, 0), ops.where(known, weights, float("nan"))
 
