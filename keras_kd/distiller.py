@@ -231,9 +231,10 @@ class Distiller(Step, keras.Model):
         """
         if cache is not None:
             require_cacheable(x, cache)
-        data_checks.require_usable(self, x, y, _arguments("fit", x, y, args, kwargs))
+        arguments = _arguments("fit", x, y, args, kwargs)
+        data_checks.require_usable(self, x, y, arguments)
         if cache is not None:
-            x = cached(x, cache, self, verbose=kwargs.get("verbose", 1))
+            x = cached(x, cache, self, verbose=arguments.get("verbose", 1))
         spec = precomputed_spec(x)
         if spec is None:
             self._live.pairing.require_teacher()
@@ -405,7 +406,12 @@ def _without_config(error):
 
 def _arguments(method, x, y, args, kwargs):
     """The arguments of a call of `keras.Model`'s method, by name."""
-    return inspect.signature(getattr(keras.Model, method)).bind(None, x, y, *args, **kwargs).arguments
+    return _signature(method).bind(None, x, y, *args, **kwargs).arguments
+
+
+@functools.cache  # train_on_batch asks for it at each batch
+def _signature(method):
+    return inspect.signature(getattr(keras.Model, method))
 
 
 def _built_balance(balance, distillation_losses):

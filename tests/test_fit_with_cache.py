@@ -295,3 +295,10 @@ def test_a_teacher_that_changes_is_refused(data, tmp_path):
             dataset_of(*data), cache=tmp_path / "outputs", callbacks=[keras_kd.teachers.MeanTeacher()], verbose=0
         )
     distiller.fit(dataset_of(*data), callbacks=[keras_kd.teachers.MeanTeacher()], verbose=0)
+
+
+def test_a_fit_that_is_quiet_by_position_builds_quietly(data, tmp_path, capsys):
+    x, y = data
+    distiller = distiller_of(dense_model(16, 3))
+    distiller.fit(dataset_of(x, y), None, None, 1, 0, cache=tmp_path / "outputs")
+    assert capsys.readouterr().out == ""
