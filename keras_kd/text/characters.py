@@ -80,7 +80,7 @@ class CharacterEncoder(keras.layers.Layer):
 
     def __call__(self, inputs, **kwargs):
         # Keras would turn str into float tensors.
-        return super().__call__(inputs if isinstance(inputs, keras.KerasTensor) else _string_tensor(inputs), **kwargs)
+        return super().__call__(inputs if isinstance(inputs, keras.KerasTensor) else as_strings(inputs), **kwargs)
 
     def call(self, inputs):
         ids = self._vectorization(_normalize(tf.reshape(inputs, (-1,))))
@@ -93,7 +93,7 @@ class CharacterEncoder(keras.layers.Layer):
         return {"name": self.name, "vocabulary": self.vocabulary, "length": self.length}
 
 
-def _string_tensor(inputs):
+def as_strings(inputs):
     return inputs if isinstance(inputs, tf.Tensor) else tf.constant(inputs, dtype=tf.string)
 
 
