@@ -148,7 +148,9 @@ def export(
     student.tflite: LiteRT int8, 3,312 bytes, 0.00469 ms for one example
       against the student on 256 examples: agreement 97.66 %, outputs differ by 0.005 on average, 0.019 at most
     """
-    path = _checked_path(path)
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a path (str or PathLike), got {type(path).__name__}: {path!r}.")
+    path = pathlib.Path(path)
     format = _checked_format(format, path)
     _check_student(student, compare_with)
     _check_options(format, quantize, calibration, compare_with, min_agreement)
@@ -161,27 +163,21 @@ def export(
 
     with written_whole(path) as partial:
         _write(student, partial, format, input_signature(student, specs), quantize, calibration)
-        difference, latency_ms, runtime = _run(partial, reference, inputs)
-        _check_agreement(difference.agreement, min_agreement, quantize)
-        return ExportReport(
+        with _must_run():
+            runtime = open_runtime(partial)
+            latency_ms = runtime.latency_ms({name: array[:1] for name, array in inputs.items()})
+        report = ExportReport(
             path=os.fspath(path),
             format=format,
             quantize=quantize,
             size_bytes=runtime.size_bytes,
             batch_size=runtime.fixed_batch,
-            max_difference=difference.largest,
-            mean_difference=difference.mean,
-            agreement=difference.agreement,
-            examples=difference.examples,
             generated=compare_with is None,
             latency_ms=latency_ms,
+            **_compared(reference, runtime, inputs),
         )
-
-
-def _checked_path(path):
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path must be a path (str or PathLike), got {type(path).__name__}: {path!r}.")
-    return pathlib.Path(path)
+        _check_agreement(report.agreement, min_agreement, quantize)
+        return report
 
 
 def _checked_format(format, path):
@@ -290,14 +286,6 @@ def _check_agreement(agreement, min_agreement, quantize):
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Difference:
-    largest: float
-    mean: float
-    agreement: float | None
-    examples: int
-
-
 def _write(student, path, format, signature, quantize, calibration):
     # The file or folder comes first: where nothing can be written, nothing needs to be converted.
     if format == "litert":
@@ -330,16 +318,8 @@ def _naming_quantized_layers(student):
         ) from error
 
 
-def _run(path, reference, inputs):
-    """Open what was written, compare and time it; return `(difference, latency in ms, runtime)`."""
-    with _must_run():
-        runtime = open_runtime(path)
-        latency_ms = runtime.latency_ms({name: array[:1] for name, array in inputs.items()})
-    return _compared(reference, runtime, inputs), latency_ms, runtime
-
-
 def _compared(reference, runtime, inputs):
-    """Batch by batch: with large vocabularies, all outputs together may not fit in memory."""
+    """Part of an `ExportReport`, by batches: all outputs of a large vocabulary may not fit in memory."""
     examples = len(next(iter(inputs.values())))
     largest, total, numbers = 0.0, 0.0, 0
     same, places = collections.Counter(), collections.Counter()
@@ -359,7 +339,8 @@ def _compared(reference, runtime, inputs):
                 same[name] += int(equal.sum())
                 places[name] += equal.size
     agreement = min((same[name] / places[name] for name in places), default=None)
-    return _Difference(largest, total / numbers, agreement, examples)
+    differences = {"max_difference": largest, "mean_difference": total / numbers}
+    return {**differences, "agreement": agreement, "examples": examples}
 
 
 def _answers(runtime, rows):
