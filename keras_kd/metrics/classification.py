@@ -98,16 +98,16 @@ def confidence_bin(confidence, bins):
     return ops.cast(ops.clip(number, 0, bins - 1), "int32")
 
 
-def class_f1(hits, predicted, actual):
-    """F1 = 2 · hits / (predictions + labels), 0 for a class that does not occur: `(..., classes)` x3 -> the same."""
-    return ops.divide_no_nan(2 * hits, predicted + actual)
+def class_f1(hits, occurrences):
+    """F1 = 2 · hits / (predictions + labels), 0 for a class that does not occur: `(..., classes)` x2 -> the same."""
+    return ops.divide_no_nan(2 * hits, occurrences)
 
 
-def macro_f1(hits, predicted, actual):
-    """Mean F1 of the classes in predictions or labels, and how many these are: `(..., classes)` x3 -> `(...)` x2."""
-    f1 = class_f1(hits, predicted, actual)
-    occurring = ops.sum(ops.cast(ops.not_equal(predicted + actual, 0), f1.dtype), axis=-1)
-    return ops.divide_no_nan(ops.sum(f1, axis=-1), occurring), occurring
+def macro_f1(hits, occurrences):
+    """Mean F1 of the classes in predictions or labels, and how many these are: `(..., classes)` x2 -> `(...)` x2."""
+    f1 = class_f1(hits, occurrences)
+    classes = ops.sum(ops.cast(ops.not_equal(occurrences, 0), f1.dtype), axis=-1)
+    return ops.divide_no_nan(ops.sum(f1, axis=-1), classes), classes
 
 
 class ClassCounts(ExampleMetric):
@@ -146,7 +146,7 @@ class ClassCounts(ExampleMetric):
 
     def macro_f1(self):
         """Macro-F1 of each group, `(groups,)`, and how many classes occur in it."""
-        return macro_f1(self.hits, self.predicted, self.actual)
+        return macro_f1(self.hits, self.predicted + self.actual)
 
     def get_config(self):
         return {**super().get_config(), "classes": self.classes}
