@@ -6,7 +6,6 @@ import os
 import keras
 
 from keras_kd._checks import require_count, require_tensorflow
-from keras_kd._extras import needs_extra
 from keras_kd.deploy.runtimes import open_runtime
 from keras_kd.evaluation.examples import (
     check_classes,
@@ -109,8 +108,6 @@ def evaluate(
         >>> evaluation.difference("distilled", "student alone", "macro_f1")
     """
     require_tensorflow("evaluate")
-    with needs_extra("evaluate"):  # before the models run
-        import scipy.sparse  # noqa: F401
     _check_arguments(models, teacher, {"bootstrap": (bootstrap, 0), "seed": (seed, 0), "batch_size": (batch_size, 1)})
     teacher = teacher if teacher in models else None
     runtimes = {}
