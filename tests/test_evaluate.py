@@ -713,7 +713,7 @@ def test_bad_options(options, error, message):
         ({}, ValueError, "models must hold at least one model"),
         ([keras.Sequential()], TypeError, "models must be a dict of name to model or path, got list"),
         ({1: "a.tflite"}, TypeError, "models must have strings for names, got 1"),
-        ({"m": 3}, TypeError, r"models\['m'\] must be a keras.Model or the path of .*, got int"),
+        ({"m": 3}, TypeError, r"must be a keras.Model, or the path of .*, got int: 3"),
     ],
 )
 def test_bad_models(models, error, message):

@@ -6,7 +6,6 @@ from keras import ops
 
 from keras_kd.deploy.example_inputs import read_dataset
 from keras_kd.losses.base import class_labels
-from keras_kd.outputs.model_inputs import own_entries
 
 
 def read_examples(data):
@@ -46,18 +45,6 @@ def read_examples(data):
     if len(y) == 0:
         raise ValueError("data must hold at least one example, got none.")
     return x, y
-
-
-def select_rows(x, which):
-    """The rows `which` (a slice or a bool per row) of `x`, an array or a dict of arrays."""
-    return {name: array[which] for name, array in x.items()} if isinstance(x, dict) else x[which]
-
-
-def own_inputs(runtime, x):
-    """The entries of a dict `x` that have the names of the model's inputs."""
-    specs = runtime.specs()
-    own = None if specs is None else own_entries(x, {name: name for name in specs})
-    return x if own is None else own
 
 
 def class_indices(y):

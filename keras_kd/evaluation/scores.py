@@ -51,6 +51,11 @@ def group_mean(group):
     return f"mean of {group}"
 
 
+def result_rows(languages, groups):
+    """The rows that have scores: languages first, then means, "overall" last."""
+    return [*languages, *map(group_mean, groups), *[MEAN_OVER_LANGUAGES] * bool(languages), OVERALL]
+
+
 def bootstrap_scores(labels, predictions, rows_by_language, classes, *, resamples, seed, class_names=()):
     """Return {row name: {metric: (models, resamples)}}: scores on resampled examples, the same ones for every model.
 

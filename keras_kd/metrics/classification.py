@@ -21,24 +21,18 @@ class ExpectedCalibrationError(ExampleMetric):
     confidence. Tokens of sequences count as examples do.
 
     Few examples to a bin make it too large, for chance then counts as error: compare values of as many examples only.
-
-    With sample weights, counts and means are weighted; what a Keras mask leaves out and labels below 0 (unlabelled
-    examples) weigh 0. 0 before the first labelled example.
+    Weights, masks and unlabelled examples: as `MacroF1`.
 
     Args:
-        bins: B, the number of bins of equal width.
+        bins: B ≥ 1, the number of bins of equal width.
         from_logits: Whether outputs are logits. False: probabilities, whose largest is taken as it is.
-        name: Name in the logs.
-        dtype: "float32", or "float64" to count more than 16 million tokens exactly.
+        name, dtype: As in `MacroF1`.
 
-    Call arguments:
-        y_true, y_pred, sample_weight: As in `MacroF1`; `y_pred` are logits, or probabilities with `from_logits=False`.
+    Call arguments: as `MacroF1`, but logits and probabilities are not the same: see `from_logits`.
 
     Raises:
         TypeError: `bins` is not a whole number, or `from_logits` no bool.
-        ValueError: `bins` < 1; shapes do not fit; a label is not among the classes; outputs are outside [0, 1] in
-            spite of `from_logits=False`. (In a graph, the last two are `tf.errors.InvalidArgumentError`; under XLA,
-            which drops assertions, the result is NaN.)
+        ValueError: `bins` < 1; outputs are outside [0, 1] in spite of `from_logits=False`; and as `MacroF1`.
 
     Example:
 
@@ -165,7 +159,7 @@ class MacroF1(ClassCounts):
     Args:
         classes: The number of classes, the width of the outputs; at least 2.
         name: Name in the logs.
-        dtype: "float32", or "float64" to count more than 16 million tokens of a class exactly.
+        dtype: "float32", or "float64" to count more than 16 million tokens exactly.
 
     Call arguments:
         y_true: Integer labels `(batch,)` or `(batch, 1)`, or one-hot rows `(batch, classes)`; `(batch, length)` and so
@@ -216,8 +210,7 @@ class MacroF1ByLanguage(ClassCounts):
         name: Name of the metric; see above.
         dtype: As in `MacroF1`.
 
-    Call arguments:
-        y_true, y_pred, sample_weight: As in `MacroF1`.
+    Call arguments, besides those of `MacroF1`:
         languages: Each example's language, `(batch,)` or `(batch, 1)`.
 
     Raises:
