@@ -12,6 +12,7 @@ from formulas import calibration_error, softmax
 
 import keras_kd
 from keras_kd._keras_private import set_mask
+from keras_kd.losses.base import class_labels
 from keras_kd.metrics import Agreement, ExpectedCalibrationError, FidelityMetric, MacroF1, MacroF1ByLanguage, MeanKL
 
 CLASSES = 4
@@ -649,6 +650,13 @@ def test_labels_that_are_no_class_are_refused(labels, column):
         languages = {"languages": ["en", "en"]} if isinstance(metric, MacroF1ByLanguage) else {}
         with pytest.raises(ValueError, match="labels must lie in 0 … 2, or below 0 where there is none"):
             metric.update_state(labels, OUTPUTS, **languages)
+
+
+def test_a_large_vocabulary_keeps_its_ids():
+    """Above 2**24, where float32 does not hold every integer."""
+    labels = np.array([2**24 + 1, 2**31 - 2, -5])
+    for dtype in ("int32", "int64", "float64"):
+        np.testing.assert_array_equal(class_labels(labels.astype(dtype), np.zeros((3, 2))), labels)
 
 
 def test_labels_far_below_zero_are_unlabelled():

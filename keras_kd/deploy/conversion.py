@@ -47,17 +47,10 @@ def write_saved_model(student, serve, folder):
 
 
 def litert_bytes(student, signature, *, quantize=None, calibration=None):
-    """Return the student as the bytes of a LiteRT file.
+    """Return the student as the bytes of a LiteRT file; one in low precision as its copy in float32.
 
-    Args:
-        student: a built `keras.Model`. One that computes in low precision is converted as its copy in float32.
-        signature: what the student takes; see `input_signature`.
-        quantize: None, "float16", "dynamic" or "int8".
-        calibration: for "int8", {input name: array}, examples from which the ranges of activations are taken.
-
-    Raises:
-        ValueError: int8 for a student with loops (recurrent layers): the quantizer would crash the process.
-        RuntimeError: LiteRT lacks an operation, or the float32 copy cannot be made.
+    `signature` is what `input_signature` gives, `calibration`, for "int8", {input name: array}. RuntimeError if LiteRT
+    lacks an operation, or the float32 copy cannot be made.
     """
     serve = traced(student, signature)
     low = {dtype.as_datatype_enum for dtype in _LOW_DTYPES}
@@ -67,7 +60,7 @@ def litert_bytes(student, signature, *, quantize=None, calibration=None):
         signature = keras.tree.map_structure(_in_float32, signature)
         serve = traced(student, signature)
     if any(node.op in _LOOPS for node in _nodes(serve)):
-        if quantize == "int8":
+        if quantize == "int8":  # the quantizer would crash the process
             raise ValueError(
                 "quantize='int8' must not be used with loops, which recurrent layers make: the quantizer does not "
                 "support them. Use quantize='dynamic' or 'float16', or build the layers with unroll=True."

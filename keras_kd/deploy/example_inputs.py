@@ -11,14 +11,9 @@ GENERATED_LENGTH = 16  # of dimensions that the model leaves open, sequence leng
 
 
 def fit_inputs(x, specs):
-    """Return `x` as {input name: array}, and the number of examples.
+    """Return `x`, an array or a dict of arrays, as {input name: array}, and the number of examples.
 
-    Args:
-        x: an array or a dict of arrays.
-        specs: {input name: tf.TensorSpec}, what `x` must fit; None to take it as it is.
-
-    Raises:
-        ValueError: unknown or missing inputs, no examples, lengths that differ, shapes or dtypes that do not fit.
+    `specs` is {input name: tf.TensorSpec}, what `x` must fit, else ValueError; None to take it as it is.
     """
     if not isinstance(x, dict):
         if specs is not None and len(specs) != 1:
@@ -36,24 +31,6 @@ def fit_inputs(x, specs):
         shapes = {name: array.shape for name, array in inputs.items()}
         raise ValueError(f"x must hold at least one example, as many in each input, got the shapes {shapes}.")
     return inputs, lengths.pop()
-
-
-def first_inputs(data, limit, argument):
-    """Return the first `limit` examples of `data`: an array or a dict of arrays, tensors, or a dataset of batches.
-
-    Raises:
-        TypeError: `data` is something else.
-        ValueError: as `read_dataset`.
-    """
-    if isinstance(data, tf.data.Dataset):
-        data = read_dataset(data, argument, lambda batch: batch[0] if isinstance(batch, tuple) else batch, limit)
-    arrays = list(data.values()) if isinstance(data, dict) else [data]
-    if not arrays or not all(isinstance(array, (np.ndarray, tf.Tensor)) for array in arrays):
-        raise TypeError(
-            f"{argument} must be an array, a dict of arrays, or a batched tf.data.Dataset of x, (x, y) or "
-            f"(x, y, weight), got {type(data).__name__}. (Labels are not used: pass x alone.)"
-        )
-    return {name: array[:limit] for name, array in data.items()} if isinstance(data, dict) else data[:limit]
 
 
 def read_dataset(dataset, argument, part, limit=None):

@@ -8,12 +8,13 @@ import pathlib
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_kd._checks import require_choice, require_model, require_number
 from keras_kd._files import written_whole
 from keras_kd._quiet import first_line
 from keras_kd.deploy.conversion import input_signature, litert_bytes, traced, write_saved_model
-from keras_kd.deploy.example_inputs import first_inputs, fit_inputs, generated_inputs
+from keras_kd.deploy.example_inputs import fit_inputs, generated_inputs, read_dataset
 from keras_kd.deploy.runtimes import KerasRuntime, open_runtime
 from keras_kd.outputs.hooks import layer_paths
 from keras_kd.outputs.model_inputs import input_specs, is_input_name, specs_of
@@ -233,9 +234,17 @@ def _inputs_and_specs(student, compare_with):
 
 def _examples(data, specs, limit, argument):
     """Return the first `limit` examples of `data` as {input name: array}, fitted to `specs`."""
-    data = first_inputs(data, limit, argument)
+    if isinstance(data, tf.data.Dataset):
+        data = read_dataset(data, argument, lambda batch: batch[0] if isinstance(batch, tuple) else batch, limit)
+    arrays = list(data.values()) if isinstance(data, dict) else [data]
+    if not arrays or not all(isinstance(array, (np.ndarray, tf.Tensor)) for array in arrays):
+        raise TypeError(
+            f"{argument} must be an array, a dict of arrays, or a batched tf.data.Dataset of x, (x, y) or "
+            f"(x, y, weight), got {type(data).__name__}. (Labels are not used: pass x alone.)"
+        )
+    first = {name: array[:limit] for name, array in data.items()} if isinstance(data, dict) else data[:limit]
     try:
-        inputs, _ = fit_inputs(data, specs)
+        inputs, _ = fit_inputs(first, specs)
     except ValueError as error:
         raise ValueError(f"{argument}: {error}") from error
     # Only a student that does not tell its dtypes leaves float64 as it is.

@@ -29,14 +29,11 @@ def open_runtime(model_or_path):
         model_or_path: a `keras.Model`, or the path (str or PathLike) of a SavedModel folder, a .tflite file or a .keras
             file.
 
-    Returns:
-        A `KerasRuntime`, `SavedModelRuntime` or `LiteRTRuntime`.
-
     Raises:
         TypeError: another kind of object.
         FileNotFoundError: nothing is at that path.
         ValueError: an unbuilt model; another kind of file, a damaged one, or one with operations that its runtime does
-            not have.
+            not have. (LiteRT files have no checksum: damaged weights go unnoticed.)
 
     Example:
 
@@ -81,17 +78,13 @@ class Runtime(abc.ABC):
     def predict(self, x, batch_size=256):
         """Return the model's outputs in inference mode, float32, in the order of the examples.
 
+        They are an array, (examples, ...), or for several outputs a dict of arrays, with "output_0", "output_1", … for
+        names where the model gives a list. ValueError if `x` does not fit the model's inputs.
+
         Args:
             x: an array, (examples, ...), or a dict of arrays, {input name: (examples, ...)}. Integers are cast to the
                 model's dtype if they fit; float64 becomes float32.
             batch_size: examples per call, >= 1; not used where `fixed_batch` says how many.
-
-        Returns:
-            An array, (examples, ...); for several outputs a dict of arrays, with "output_0", "output_1", … for names
-            where the model gives a list.
-
-        Raises:
-            ValueError: unknown or missing inputs, no examples, lengths that differ, shapes or dtypes that do not fit.
         """
         batch_size = self.fixed_batch or require_count(batch_size, "batch_size", at_least=1)
         inputs, examples = fit_inputs(x, self.specs())
@@ -111,10 +104,7 @@ class Runtime(abc.ABC):
 
         A LiteRT file runs in one thread, TensorFlow in as many as it likes.
 
-        Args:
-            x_one: one example, a batch of one: an array, (1, ...), or a dict of them.
-            repeats: timed calls, >= 1.
-            warmup: calls before, not timed, >= 0: the first ones trace and allocate.
+        `x_one` is a batch of one. The `warmup` calls before the `repeats` timed ones trace and allocate.
         """
         repeats = require_count(repeats, "repeats", at_least=1)
         warmup = require_count(warmup, "warmup", at_least=0)
@@ -148,10 +138,7 @@ class Runtime(abc.ABC):
 class KerasRuntime(Runtime):
     """A live `keras.Model`, called in inference mode; its weights may change between calls.
 
-    Args:
-        model: a built `keras.Model`. A functional or sequential one takes any number of inputs, any other an array or a
-            dict of arrays.
-        size_bytes: what to report as the size; None for the bytes of the weights, as they lie in memory.
+    A functional or sequential model takes any number of inputs, any other an array or a dict of arrays.
     """
 
     def __init__(self, model, size_bytes=None):

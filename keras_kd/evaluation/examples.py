@@ -9,12 +9,7 @@ from keras_kd.losses.base import class_labels
 
 
 def read_examples(data):
-    """Return `(x, y)` as NumPy arrays (`x` may be a dict of them) from arrays or from a batched `tf.data.Dataset`.
-
-    Raises:
-        TypeError: `data` is neither, or holds something else than arrays.
-        ValueError: there are no examples, no end of examples, or x and y differ in length.
-    """
+    """Return `(x, y)` as NumPy arrays (`x` may be a dict of them) from arrays or from a batched `tf.data.Dataset`."""
     if isinstance(data, tf.data.Dataset):
         spec = data.element_spec
         pairs = isinstance(spec, tuple) and len(spec) in (2, 3)
@@ -50,12 +45,7 @@ def read_examples(data):
 def class_indices(y):
     """Return labels as integers (examples,), below 0 for unlabelled examples.
 
-    Args:
-        y: Integers (examples,) or (examples, 1), or one-hot (examples, classes), all 0 if unlabelled.
-
-    Raises:
-        TypeError: not numbers.
-        ValueError: another shape, fractions, soft labels, or no labelled example.
+    `y` holds integers (examples,) or (examples, 1), or one-hot rows (examples, classes), all 0 if unlabelled.
     """
     if y.dtype.kind not in "iubf":
         raise TypeError(f"data: y must be integer labels or one-hot rows, got dtype {y.dtype}.")
@@ -94,13 +84,7 @@ def check_classes(y, labels, classes):
 def language_rows(languages, labelled):
     """Return {language: row numbers among the labelled examples}, languages sorted by name; {} for None.
 
-    Args:
-        languages: One string per example, or None.
-        labelled: Whether each example is labelled, (examples,) bool. A language without a labelled example is left out.
-
-    Raises:
-        TypeError: something else than strings.
-        ValueError: not one language per example.
+    `labelled` is (examples,) bool. A language without a labelled example is left out.
     """
     if languages is None:
         return {}

@@ -66,8 +66,6 @@ def bootstrap_scores(labels, predictions, rows_by_language, classes, *, resample
         labels: (examples,) integers.
         predictions: a list of `Predictions`, one per model.
         rows_by_language: {language: row numbers}; {} for the overall row alone.
-        classes: the number of classes.
-        resamples, seed: the number of resamples, and what they are drawn with.
         class_names: where given, the overall row holds the F1 of each class as well.
     """
     generator = np.random.default_rng(seed)
@@ -160,12 +158,7 @@ def add_means(table, means):
 def summarize(predictions, labels, rows_by_language, groups, *, classes, class_names, bootstrap, seed):
     """Return `Evaluation.scores` and `Evaluation.differences`.
 
-    Args:
-        predictions: {model name: Predictions}.
-        labels: (examples,) integers.
-        rows_by_language: {language: row numbers}; {} for the overall row alone.
-        groups: {group: languages}.
-        classes, class_names, bootstrap, seed: as for `evaluate`.
+    `predictions` is {model name: Predictions}, `groups` {group: languages}; all else as in `bootstrap_scores`.
     """
     means = {group_mean(group): members for group, members in groups.items()}
     if rows_by_language:

@@ -291,8 +291,8 @@ def class_labels(labels, outputs):
     elif len(labels.shape) == len(outputs.shape) and labels.shape[-1] == 1:
         labels = ops.squeeze(labels, axis=-1)
     ids = ops.cast(labels, "int32")
-    numbers = ops.cast(labels, "float64")  # which holds every int32, and orders all other labels
-    return ops.where(ops.cast(ids, "float64") == numbers, ids, ops.where(numbers < 0, -1, 2**31 - 1))
+    numbers = ops.cast(labels, "float32")  # whose rounding is small beside what a cast to int32 does to other numbers
+    return ops.where(ops.cast(ids, "float32") == numbers, ids, ops.where(numbers < 0, -1, 2**31 - 1))
 
 
 def mask_of_tokens(output):
