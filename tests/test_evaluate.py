@@ -373,7 +373,7 @@ def test_a_thousand_resamples_of_thirty_languages_take_seconds():
     predictions = [predictions_from(teacher + rng.normal(size=teacher.shape), teacher) for _ in range(4)]
     start = time.perf_counter()
     scores = bootstrap_scores(labels, predictions, rows_by_language, 4, resamples=1000, seed=0)
-    assert time.perf_counter() - start < 10  # 0.3 s on two cores
+    assert time.perf_counter() - start < 10  # 1 s on two cores
     assert scores["l7"]["macro_f1"].shape == (4, 1000)
 
 

@@ -128,12 +128,11 @@ def _caption(evaluation, intervals):
 
 
 def _costs(facts):
+    from rich.filesize import decimal
+
+    parameters = _NOTHING if facts.parameters is None else f"{facts.parameters:,}"
     milliseconds = _NOTHING if facts.latency_ms is None else f"{facts.latency_ms:.3g} ms"
-    return [
-        _NOTHING if facts.parameters is None else f"{facts.parameters:,}",
-        readable_size(facts.size_bytes),
-        milliseconds,
-    ]
+    return [parameters, decimal(facts.size_bytes), milliseconds]
 
 
 def _cell(evaluation, model, metric, row, intervals):
@@ -144,11 +143,6 @@ def _cell(evaluation, model, metric, row, intervals):
     shown = score[:3] if intervals and evaluation.bootstrap else score[:1]
     value, *bounds = (f"{in_display_units(metric, number):.{digits}f}" for number in shown)
     return f"{value} [{', '.join(bounds)}]" if bounds else value
-
-
-def readable_size(size_bytes):
-    """Bytes in kB or MB (powers of 1000)."""
-    return f"{size_bytes / 1e3:,.1f} kB" if size_bytes < 1e5 else f"{size_bytes / 1e6:,.2f} MB"
 
 
 def draw(evaluation, metric):

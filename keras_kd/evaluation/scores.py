@@ -98,15 +98,15 @@ def _entries(labels, predictions, classes):
     The sums of a model: hits of each class; predictions and labels of each class; the gap, right - confidence, in each
     bin; agreements; divergences.
     """
-    positions, numbers = [], []
+    positions, numbers, width = [], [], _sums(classes)
+    zeros, ones = np.zeros(len(labels), int), np.ones(len(labels), int)
     for index, model in enumerate(predictions):
-        hits, nothing = model.predicted == labels, np.zeros(len(labels), int)
-        last = _sums(classes) - 1
+        hits = model.predicted == labels
         by_class = [labels, classes + model.predicted, classes + labels]
-        columns = [*by_class, 2 * classes + model.bin, nothing + last - 1, nothing + last]
-        positions += [index * (last + 1) + column for column in columns]
-        fidelity = [nothing if values is None else values for values in (model.agreed, model.divergence)]
-        numbers += [hits, nothing + 1, nothing + 1, hits - model.confidence, *fidelity]
+        columns = [*by_class, 2 * classes + model.bin, zeros + width - 2, zeros + width - 1]
+        positions += [index * width + column for column in columns]
+        fidelity = [zeros if values is None else values for values in (model.agreed, model.divergence)]
+        numbers += [hits, ones, ones, hits - model.confidence, *fidelity]
     return np.stack(positions, axis=1), np.stack(numbers, axis=1)
 
 

@@ -123,9 +123,7 @@ class ClassCounts(ExampleMetric):
                 f"{self.name} was made for classes={self.classes}, but the outputs have shape {tuple(outputs.shape)}."
             )
         labels, weights = self.labels_and_weights(y_true, outputs, weights)
-        group = 0
-        if group_index is not None:
-            group, weights = group_index(weights)
+        group, weights = (0, weights) if group_index is None else group_index(weights)
         predicted = ops.cast(ops.argmax(outputs, axis=-1), "int32")
         hit = ops.where(ops.equal(predicted, labels), weights, ops.zeros_like(weights))
         self.hits.assign_add(self._by_class(hit, group, predicted))
