@@ -8,15 +8,9 @@ from keras_kd._assertions import require_all
 class LanguageTable:
     """Languages in an order, looked up for the examples of a batch.
 
-    Languages are strings, or integers, which XLA can compile and strings it cannot.
-
     Args:
-        languages: All str or all int, each once, at least one.
+        languages: All str or all int (which XLA can compile and strings it cannot), each once, at least one.
         argument: What they are called in the messages: "weights" for the keys of an argument `weights`.
-
-    Raises:
-        TypeError: They are neither all str nor all int.
-        ValueError: There is none, or one twice.
     """
 
     def __init__(self, languages, argument):

@@ -281,7 +281,8 @@ def class_labels(labels, outputs):
 
     Args:
         labels: Integers `(batch, ...)` or `(batch, ..., 1)`, or one-hot rows `(batch, ..., classes)`. A row without a
-            positive entry is unlabelled, -1.
+            positive entry is unlabelled, -1. What no int32 holds, fractions and NaN too, becomes one of no class:
+            the largest int32, or -1 if it is below 0.
         outputs: `(batch, ..., classes)`.
     """
     labels = ops.convert_to_tensor(labels)
@@ -289,7 +290,9 @@ def class_labels(labels, outputs):
         labels = ops.where(ops.max(labels, axis=-1) > 0, ops.cast(ops.argmax(labels, axis=-1), "int32"), -1)
     elif len(labels.shape) == len(outputs.shape) and labels.shape[-1] == 1:
         labels = ops.squeeze(labels, axis=-1)
-    return ops.cast(labels, "int32")
+    ids = ops.cast(labels, "int32")
+    numbers = ops.cast(labels, "float32")  # whose rounding is small beside what a cast to int32 does to other numbers
+    return ops.where(ops.cast(ids, "float32") == numbers, ids, ops.where(numbers < 0, -1, 2**31 - 1))
 
 
 def mask_of_tokens(output):
