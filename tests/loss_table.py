@@ -60,7 +60,7 @@ class Row(NamedTuple):
 
     Attributes:
         make: Called with the options that all losses share.
-        formula: Of teacher and student (and labels, if `labelled`), one value a row.
+        formula: Of teacher and student (and labels, if `labelled`), one value per row.
         labelled: It needs labels.
         least_is_zero: It is 0 where teacher and student are equal; a cross-entropy is not.
         saturates: Far out its gradient tends to 0, by its formula.
@@ -89,7 +89,7 @@ class Row(NamedTuple):
     part: str = "output"
 
 
-# What the losses share that compare one vector an example, and those that relate the examples of a batch.
+# What the losses share that compare one vector per example, and those that relate the examples of a batch.
 OF_VECTORS = {
     "of_sequences": False,
     "refusal": r"\(batch, features\), but the teacher gives .* the student \(2, 4, 5\)",

@@ -89,7 +89,7 @@ def test_unequal_widths_are_compared_through_a_projection_that_trains(data, name
     assert np.abs(distiller.projections[name].kernel.numpy() - kernel).max() > 1e-4
 
 
-def test_the_projection_is_saved_with_the_distiller_and_left_behind_at_export(data, tmp_path):
+def test_the_projection_is_saved_with_the_distiller_and_not_exported(data, tmp_path):
     teacher, student = dense_model(16, 3), dense_model(5, 3)
     distillation_loss = keras_kd.losses.ContrastiveKD(0.2, symmetric=False, **HIDDEN)
     distiller = keras_kd.Distiller(teacher, student, distillation_loss)
@@ -224,7 +224,7 @@ def test_relations_of_examples_of_which_two_are_the_same_have_a_small_gradient(n
 
 
 @pytest.mark.parametrize("name", [*OF_VECTORS, *OF_RELATIONS])
-def test_a_replica_without_examples_adds_nothing(name):
+def test_a_replica_without_examples_counts_as_nothing(name):
     """As the graph of a step sees it: the size of the batch is not known when it is traced."""
     distillation_loss = {**OF_VECTORS, **OF_RELATIONS}[name][0]()
 
@@ -241,7 +241,7 @@ def test_a_replica_without_examples_adds_nothing(name):
 
 
 @pytest.mark.parametrize("name", OF_RELATIONS)
-def test_relations_of_a_single_example_teach_nothing(name):
+def test_relations_of_a_single_example_are_zero_without_a_gradient(name):
     loss, gradient = gradient_of(OF_RELATIONS[name][0](), features(1, 4), features(1, 3, seed=1))
     assert loss == pytest.approx(0.0, abs=1e-6)
     np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
@@ -250,8 +250,9 @@ def test_relations_of_a_single_example_teach_nothing(name):
 def test_relational_kd_counts_two_equal_examples_as_a_pair_at_distance_zero():
     """As the published code does: by hand, distances 0, 1 and 1 have the mean 2/3; the teacher's are 1, 1 and √2."""
     teacher, student = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), np.array([[0.0], [0.0], [1.0]])
-    of_teacher, of_student = np.array([1.0, 1.0, 2**0.5]) * 3 / (2 + 2**0.5), np.array([0.0, 1.0, 1.0]) * 3 / 2
-    expected = 2 * formulas.huber(of_teacher - of_student).sum() / 9
+    teacher_distances = np.array([1.0, 1.0, 2**0.5]) * 3 / (2 + 2**0.5)
+    student_distances = np.array([0.0, 1.0, 1.0]) * 3 / 2
+    expected = 2 * formulas.huber(teacher_distances - student_distances).sum() / 9
     assert float(keras_kd.losses.RelationalKD(1.0, 0.0)(teacher, student)) == pytest.approx(expected, rel=1e-6)
 
 
@@ -283,7 +284,7 @@ def test_correlation_congruence_tends_to_the_gaussian_kernel():
     "distillation_loss",
     [keras_kd.losses.CosineFeatures(), keras_kd.losses.ContrastiveKD(), keras_kd.losses.SimilarityPreserving()],
 )
-def test_a_student_without_a_sign_of_life_gets_a_finite_gradient(distillation_loss):
+def test_a_student_whose_features_are_zero_gets_a_finite_gradient(distillation_loss):
     """Zeros of a dead relu have no direction."""
     student = features(6, 4, seed=1)
     student[2] = 0.0

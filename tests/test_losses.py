@@ -491,7 +491,7 @@ def headed(activation, width):
     return keras.Model(inputs, keras.layers.Activation(activation)(logits)), keras.Model(inputs, logits)
 
 
-def test_binary_soft_labels_take_a_sigmoid_ending_for_what_it_is():
+def test_binary_soft_labels_undo_a_sigmoid_ending():
     x = np.random.default_rng(0).normal(size=(12, 8)).astype("float32")
     (teacher, teacher_logits), (student, student_logits) = headed("sigmoid", 16), headed("sigmoid", 4)
     expected = binary_soft_labels(*(m.predict(x, verbose=0) for m in (teacher_logits, student_logits)), 2.0).mean()
