@@ -125,12 +125,7 @@ def label_crossentropy(labels, logits):
 def head_crossentropy(head, labels):
     """The cross-entropy of each token with its label, chunk by chunk, for evaluation: no gradient flows through it.
 
-    Args:
-        head: A `Head`.
-        labels: Integers `(...)`, one per token; a negative one gives 0.
-
-    Returns:
-        `(...)` nats.
+    Labels are integers `(...)`, one per token, and so are the values, in nats; a negative label gives 0.
     """
     head = in_float32(checked_head(head, "head", "Head"))
     hidden, flat = by_token(tf.stop_gradient(head.hidden), 1), by_token(tf.cast(labels, "int32"))

@@ -383,15 +383,8 @@ class DistillationLossWrapper(DistillationLoss):
     def __init__(self, loss):
         if not isinstance(loss, DistillationLoss):
             raise TypeError(f"loss must be a keras_kd.losses.DistillationLoss, got {type(loss).__name__}: {loss!r}.")
-        super().__init__(
-            output=loss.output,
-            teacher_output=loss.teacher_output,
-            teacher_layer=loss.teacher_layer,
-            student_layer=loss.student_layer,
-            reduction=loss.reduction,
-            name=loss.name,
-            dtype=loss.dtype,
-        )
+        options = DistillationLoss.get_config(loss)
+        super().__init__(**{name: options[name] for name in options if name not in loss.hyperparameters()})
         self.loss = loss
         self.__dict__["weight"] = loss.weight  # the same variable
         self.undoes, self.parts, self.shares_projection = loss.undoes, loss.parts, loss.shares_projection

@@ -287,9 +287,6 @@ class BinarySoftLabels(TemperatureLoss):
     Call arguments:
         teacher, student: Logits `(batch, units)`, or `(batch, length, units)`.
 
-    Raises:
-        ValueError: `temperature` is not > 0; the shapes differ.
-
     Example:
 
     >>> float(keras_kd.losses.BinarySoftLabels()(np.array([[2.0, -1.0]]), np.array([[0.0, 0.0]])))
