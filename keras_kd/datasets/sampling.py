@@ -114,12 +114,11 @@ def weigh_by_language(dataset, weights, *, language_key="language", default=None
         raise TypeError(f"dataset must be a tf.data.Dataset, got {type(dataset).__name__}.")
     table = LanguageTable(weights, "weights")
     values = [require_number(weight, f"weights[{name!r}]", at_least=0.0) for name, weight in weights.items()]
-    fallback = 0.0 if default is None else require_number(default, "default", at_least=0.0)
+    default = None if default is None else require_number(default, "default", at_least=0.0)
     _require_language(dataset.element_spec, language_key)
 
     def weighed(x, y, sample_weight=None):
-        positions = table.known_positions(x[language_key]) if default is None else table.positions(x[language_key])
-        weight = tf.where(positions >= 0, tf.gather(values, tf.maximum(positions, 0)), fallback)
+        weight = table.lookup(values, x[language_key], default)
         if sample_weight is None:
             return x, y, weight
 

@@ -92,8 +92,9 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
         super().__init__(name=name or snake_case(type(self).__name__), reduction=reduction, dtype=dtype)
         self.output = output
         self.teacher_output = teacher_output
-        self.teacher_layer = teacher_layer
-        self.student_layer = student_layer
+        # keras.distillation.Distiller reads the second name.
+        self.teacher_layer = self.teacher_layer_name = teacher_layer
+        self.student_layer = self.student_layer_name = student_layer
         self._layers = {
             "teacher": _layer_list(teacher_layer, "teacher_layer"),
             "student": _layer_list(student_layer, "student_layer"),
@@ -198,18 +199,8 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
         with tf.control_dependencies(assertions):
             return tf.reshape(teacher, shape)
 
-    # The interface of keras.distillation.Distiller, which takes any loss without labels.
-
-    @property
-    def teacher_layer_name(self):
-        return self.teacher_layer
-
-    @property
-    def student_layer_name(self):
-        return self.student_layer
-
     def compute_loss(self, teacher_outputs, student_outputs, **kwargs):
-        """The mean over the batch, summed over pairs of outputs."""
+        """The mean over the batch, summed over pairs of outputs, for `keras.distillation.Distiller`."""
         pairs = zip(keras.tree.flatten(teacher_outputs), keras.tree.flatten(student_outputs), strict=True)
         return sum(self(teacher, student) for teacher, student in pairs)
 

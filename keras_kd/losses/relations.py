@@ -261,7 +261,7 @@ class CorrelationCongruence(RelationLoss):
     row i.
 
     Args:
-        gamma: γ > 0; the larger, the less distant neighbours count. 0.4 is usual.
+        gamma: γ > 0; the larger, the less do distant examples count. 0.4 is usual.
         order: The highest power, at least 1. 2 is usual.
         **kwargs: See `keras_kd.losses.DistillationLoss`.
 

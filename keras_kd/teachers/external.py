@@ -129,9 +129,6 @@ class ExternalModel(keras.layers.Layer):
         outputs = tf.cast(self.compute(inputs), tf.float32)
         return logits_of(outputs, "softmax") if self.gives == "probabilities" else outputs
 
-    def compute_output_spec(self, inputs):
-        return keras.KerasTensor((None, *self.sizes), "float32")
-
 
 class SavedModel(ExternalModel):
     """One output, by its name, of the serving signature of a `SavedModelRuntime`."""

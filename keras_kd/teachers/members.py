@@ -53,13 +53,6 @@ class Member(ModelConfig, keras.layers.Layer):
             (inputs,) = inputs.values()
         return self._logits(self._reader(inputs, training))
 
-    def compute_output_spec(self, inputs, training=None):
-        outputs = self._reader.symbolic()
-        if outputs is None:
-            return super().compute_output_spec(inputs, training=training)
-        outputs = keras.tree.flatten(outputs.prediction)
-        return [keras.KerasTensor(tensor.shape, "float32") for tensor in outputs]
-
     def _logits(self, outputs):
         tensors = keras.tree.flatten(outputs.prediction)
         endings = self.endings or ["unknown"] * len(tensors)

@@ -108,26 +108,14 @@ class Router(keras.layers.Layer):
         self.built = True
 
     def call(self, batch):
-        chosen = self._chosen(batch["languages"])
+        table = LanguageTable([language for language, _ in self.choices], "teachers")
+        chosen = table.lookup([index for _, index in self.choices], tf.reshape(batch["languages"], (-1,)), self.default)
         rows = [tf.where(chosen == index)[:, 0] for index in range(len(self.members))]
         logits = [self._logits(*pair, batch["inputs"]) for pair in zip(self.members, rows, strict=True)]
         return [
             tf.ensure_shape(_reordered(rows, parts), shape)
             for parts, shape in zip(zip(*logits, strict=True), self.shapes, strict=True)
         ]
-
-    def compute_output_spec(self, batch):
-        return [keras.KerasTensor(shape, "float32") for shape in self.shapes]
-
-    def _chosen(self, languages):
-        """Index of each example's member, `(batch,)`; raises where there is none."""
-        table = LanguageTable([language for language, _ in self.choices], "teachers")
-        indices = tf.constant([index for _, index in self.choices])
-        languages = tf.reshape(languages, (-1,))
-        if self.default is None:
-            return tf.gather(indices, table.known_positions(languages))
-        positions = table.positions(languages)
-        return tf.where(positions >= 0, tf.gather(indices, tf.maximum(positions, 0)), self.default)
 
     def _logits(self, member, rows, inputs):
         """The member's logits for its rows, one tensor per output; without rows it does not run."""
