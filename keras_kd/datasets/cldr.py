@@ -80,9 +80,9 @@ def cldr_names(*, languages=LANGUAGES, kinds=KINDS, labelled_languages=None, lab
     ("Euro") gives one example for each.
 
     In training, a share `label_fraction` of the examples of each language in `labelled_languages` and each kind, at
-    least one, keep their label; the others have -1, as for `keras.losses.SparseCategoricalCrossentropy(
-    from_logits=True, ignore_class=-1)`. A smaller share keeps a subset of what a larger one keeps. Validation and test
-    keep all labels. The same seed gives the same examples in the same, shuffled order, whatever is labelled.
+    least one, keep their label; the others have -1: compile with a cross-entropy with `ignore_class=-1`. A smaller
+    share keeps a subset of what a larger one keeps. Validation and test keep all labels. The same seed gives the same
+    examples in the same, shuffled order, whatever is labelled.
 
     Args:
         languages: Babel identifiers, for instance "fr" or "zh_Hant".
@@ -121,9 +121,10 @@ def cldr_names(*, languages=LANGUAGES, kinds=KINDS, labelled_languages=None, lab
 
     names = _unambiguous(name for language in languages for name in _names_of(language, kinds))
     names.sort(key=lambda name: _draw(seed, "order", *name))
-    train, validation, test = (
-        [name for name in names if _split_of(name, seed) == split] for split in ("train", "validation", "test")
-    )
+    splits = {"train": [], "validation": [], "test": []}
+    for name in names:
+        splits[_split_of(name, seed)].append(name)
+    train, validation, test = splits.values()
     kept = _kept_labels(train, set(labelled), label_fraction)
     return CldrNames(_arrays(train, kinds, kept), _arrays(validation, kinds), _arrays(test, kinds), kinds)
 

@@ -4,9 +4,9 @@ Tokens are divided three times:
 
 - A chunk has one array of logits, which its gradient overwrites; hidden states and head then get their gradients. Each
   chunk adds once to the whole gradient of the head, so few chunks are fast.
-- A block of a chunk is as much as the teacher's logits are held for: the fewest tokens whose matrix product is fast.
-- Of a slice of a block, loss and gradient are computed at once. XLA takes half of TensorFlow's time for that, and
-  several arrays of the slice's size. The size does not depend on the batch, so that XLA compiles once.
+- The teacher's logits are held for one block of a chunk at a time: matrix products of fewer tokens are slow.
+- Loss and gradient are computed for one slice of a block at a time, by XLA in half of TensorFlow's time. It holds
+  several arrays of the size of the slice, which does not depend on the batch, so that XLA compiles once.
 
 Computing the logits again in the backward pass would take 6 matrix products in place of 4.
 """
@@ -62,7 +62,9 @@ class Chunks:
         self.blocks = larger(-(-self.tokens // (self.chunks * block)), 1)  # of a chunk
         self.most_dense = min(chunk_bytes, _DENSE_BYTES) // (4 * vocabulary_of(student))
         self.variables = list(loss.hyperparameters().values())
-        self.slice_gradient = _compiled(self._gradient) if in_place else self._gradient
+        self.slice_gradient = self._gradient
+        if in_place and tf.inside_function():  # eager execution would compile it in each call
+            self.slice_gradient = tf.function(self._gradient, jit_compile=True, autograph=False)
 
     def run(self, student, soft_weights, hard_weights):
         """Values (tokens,) x2 and the gradients of their weighted sum: of hidden states, kernel, bias."""
@@ -166,11 +168,6 @@ def _kernel_factors(gradient, head):
 
 def _tensor_arrays(size, *shapes):
     return [tf.TensorArray("float32", size=size, element_shape=shape) for shape in shapes]
-
-
-def _compiled(function):
-    """The function, compiled by XLA; as it is in eager execution, which would compile it in each call."""
-    return tf.function(function, jit_compile=True, autograph=False) if tf.inside_function() else function
 
 
 def _replaced(array, index, value, in_place):

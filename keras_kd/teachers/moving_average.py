@@ -93,7 +93,7 @@ class MeanTeacher(keras.callbacks.Callback):
 
 
 def _teacher_and_student(distiller):
-    """The models of a distiller, after a check that training the student does not change the teacher already."""
+    """The teacher and the student of a distiller; raise ValueError if training changes the teacher already."""
     require_tensorflow("MeanTeacher")
     if require_distiller(distiller, "MeanTeacher").learns_from_precomputed_outputs:
         raise ValueError(
