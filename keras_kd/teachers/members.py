@@ -51,11 +51,8 @@ class Member(ModelConfig, keras.layers.Layer):
     def call(self, inputs, training=None):
         if not self._reads_names and len(inputs) == 1:
             (inputs,) = inputs.values()
-        return self._logits(self._reader(inputs, training))
-
-    def _logits(self, outputs):
-        tensors = keras.tree.flatten(outputs.prediction)
-        endings = self.endings or ["unknown"] * len(tensors)
+        outputs = self._reader(inputs, training)
+        endings = self.endings or ["unknown"] * len(keras.tree.flatten(outputs.prediction))
         undoes = [ending if ending in ("softmax", "sigmoid") else None for ending in endings]
         undone = [self._reader.select(outputs, i, undo=undo)[0] for i, undo in enumerate(undoes)]
         return [ops.cast(tensor, "float32") for tensor in undone]
