@@ -47,6 +47,13 @@ class LanguageTable:
         message = f"{self.argument} must have an entry for each language in the batch; it has {listed}, not"
         return require_all((positions >= 0) | ~tf.convert_to_tensor(counted), message, languages, positions)
 
+    def lookup(self, values, languages, default=None):
+        """The value of each language, given those of the table; the default, or an error, for an unknown language."""
+        if default is None:
+            return tf.gather(values, self.known_positions(languages))
+        positions = self.positions(languages)
+        return tf.where(positions >= 0, tf.gather(values, tf.maximum(positions, 0)), default)
+
     def as_known(self, languages):
         """Languages of a batch in the table's dtype; TypeError where one is text and the other numbers."""
         languages = tf.convert_to_tensor(languages)

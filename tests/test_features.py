@@ -9,12 +9,12 @@ from conftest import crossentropy, dense_model
 
 import keras_kd
 
-OF_VECTORS = {
+VECTOR_LOSSES = {
     "cosine_features": (keras_kd.losses.CosineFeatures, formulas.cosine_features),
     "hint": (keras_kd.losses.Hint, lambda t, s: np.mean((t - s) ** 2, axis=-1)),
     "contrastive_kd": (keras_kd.losses.ContrastiveKD, lambda t, s: formulas.contrastive_kd(t, s, 0.1, symmetric=True)),
 }
-OF_RELATIONS = {
+RELATION_LOSSES = {
     "relational_kd": (keras_kd.losses.RelationalKD, lambda t, s: formulas.relational_kd(t, s, 25.0, 50.0)),
     "similarity_preserving": (keras_kd.losses.SimilarityPreserving, formulas.similarity_preserving),
     "correlation_congruence": (
@@ -74,10 +74,10 @@ def test_each_pair_of_layers_has_a_projection_of_its_own_unless_they_share_one(d
         keras_kd.Distiller(teacher, student, keras_kd.losses.Hint(*layers, shared_projection=True))
 
 
-@pytest.mark.parametrize("name", OF_VECTORS)
+@pytest.mark.parametrize("name", VECTOR_LOSSES)
 def test_unequal_widths_are_compared_through_a_projection_that_trains(data, name):
     x, y = data
-    make, formula = OF_VECTORS[name]
+    make, formula = VECTOR_LOSSES[name]
     teacher, student = dense_model(16, 3), dense_model(5, 3)
     distiller = keras_kd.Distiller(teacher, student, make(**HIDDEN, weight=10.0))
     kernel = distiller.projections[name].kernel.numpy()
@@ -89,7 +89,7 @@ def test_unequal_widths_are_compared_through_a_projection_that_trains(data, name
     assert np.abs(distiller.projections[name].kernel.numpy() - kernel).max() > 1e-4
 
 
-def test_the_projection_is_saved_with_the_distiller_and_left_behind_at_export(data, tmp_path):
+def test_the_projection_is_saved_with_the_distiller_and_not_exported(data, tmp_path):
     teacher, student = dense_model(16, 3), dense_model(5, 3)
     distillation_loss = keras_kd.losses.ContrastiveKD(0.2, symmetric=False, **HIDDEN)
     distiller = keras_kd.Distiller(teacher, student, distillation_loss)
@@ -104,10 +104,10 @@ def test_the_projection_is_saved_with_the_distiller_and_left_behind_at_export(da
     assert sorted(tuple(v.shape) for v in exported.variables) == sorted(tuple(v.shape) for v in student.variables)
 
 
-@pytest.mark.parametrize("name", OF_RELATIONS)
+@pytest.mark.parametrize("name", RELATION_LOSSES)
 def test_relations_need_no_projection_whatever_the_widths_and_ranks(images, name):
     x, y = images
-    make, formula = OF_RELATIONS[name]
+    make, formula = RELATION_LOSSES[name]
     teacher, student = image_model(9), image_model(4)
     distiller = keras_kd.Distiller(teacher, student, make(teacher_layer="pooled", student_layer="maps", weight=10.0))
     assert distiller.projections == {}
@@ -215,18 +215,18 @@ def features(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 
 
-@pytest.mark.parametrize("name", OF_RELATIONS)
+@pytest.mark.parametrize("name", RELATION_LOSSES)
 def test_relations_of_examples_of_which_two_are_the_same_have_a_small_gradient(name):
     teacher, student = features(6, 4), features(6, 3, seed=1)
     student[3] = student[1]
-    loss, gradient = gradient_of(OF_RELATIONS[name][0](), teacher, student)
+    loss, gradient = gradient_of(RELATION_LOSSES[name][0](), teacher, student)
     assert np.isfinite(loss) and np.abs(gradient).max() < 10.0
 
 
-@pytest.mark.parametrize("name", [*OF_VECTORS, *OF_RELATIONS])
-def test_a_replica_without_examples_adds_nothing(name):
+@pytest.mark.parametrize("name", [*VECTOR_LOSSES, *RELATION_LOSSES])
+def test_a_replica_without_examples_counts_as_nothing(name):
     """As the graph of a step sees it: the size of the batch is not known when it is traced."""
-    distillation_loss = {**OF_VECTORS, **OF_RELATIONS}[name][0]()
+    distillation_loss = {**VECTOR_LOSSES, **RELATION_LOSSES}[name][0]()
 
     @tf.function(input_signature=[tf.TensorSpec((None, 4)), tf.TensorSpec((4, 4))])
     def run(x, kernel):
@@ -240,9 +240,9 @@ def test_a_replica_without_examples_adds_nothing(name):
     np.testing.assert_array_equal(gradient, 0.0)
 
 
-@pytest.mark.parametrize("name", OF_RELATIONS)
-def test_relations_of_a_single_example_teach_nothing(name):
-    loss, gradient = gradient_of(OF_RELATIONS[name][0](), features(1, 4), features(1, 3, seed=1))
+@pytest.mark.parametrize("name", RELATION_LOSSES)
+def test_relations_of_a_single_example_are_zero_without_a_gradient(name):
+    loss, gradient = gradient_of(RELATION_LOSSES[name][0](), features(1, 4), features(1, 3, seed=1))
     assert loss == pytest.approx(0.0, abs=1e-6)
     np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
 
@@ -250,8 +250,9 @@ def test_relations_of_a_single_example_teach_nothing(name):
 def test_relational_kd_counts_two_equal_examples_as_a_pair_at_distance_zero():
     """As the published code does: by hand, distances 0, 1 and 1 have the mean 2/3; the teacher's are 1, 1 and √2."""
     teacher, student = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), np.array([[0.0], [0.0], [1.0]])
-    of_teacher, of_student = np.array([1.0, 1.0, 2**0.5]) * 3 / (2 + 2**0.5), np.array([0.0, 1.0, 1.0]) * 3 / 2
-    expected = 2 * formulas.huber(of_teacher - of_student).sum() / 9
+    teacher_distances = np.array([1.0, 1.0, 2**0.5]) * 3 / (2 + 2**0.5)
+    student_distances = np.array([0.0, 1.0, 1.0]) * 3 / 2
+    expected = 2 * formulas.huber(teacher_distances - student_distances).sum() / 9
     assert float(keras_kd.losses.RelationalKD(1.0, 0.0)(teacher, student)) == pytest.approx(expected, rel=1e-6)
 
 
@@ -283,7 +284,7 @@ def test_correlation_congruence_tends_to_the_gaussian_kernel():
     "distillation_loss",
     [keras_kd.losses.CosineFeatures(), keras_kd.losses.ContrastiveKD(), keras_kd.losses.SimilarityPreserving()],
 )
-def test_a_student_without_a_sign_of_life_gets_a_finite_gradient(distillation_loss):
+def test_a_student_whose_features_are_zero_gets_a_finite_gradient(distillation_loss):
     """Zeros of a dead relu have no direction."""
     student = features(6, 4, seed=1)
     student[2] = 0.0

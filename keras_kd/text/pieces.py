@@ -75,8 +75,7 @@ class SentencePieceEncoder(keras.layers.Layer):
         return int(self._tokenizer.vocab_size())
 
     def __call__(self, inputs, **kwargs):
-        # Keras would turn str into float tensors.
-        return super().__call__(inputs if isinstance(inputs, keras.KerasTensor) else as_strings(inputs), **kwargs)
+        return super().__call__(as_strings(inputs), **kwargs)
 
     def call(self, inputs):
         pieces = self._tokenizer.tokenize(self.prefix + tf.reshape(inputs, (-1,)))[:, : self.length - 2]
