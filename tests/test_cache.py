@@ -779,6 +779,22 @@ def test_a_build_resumes_by_key_in_any_order(data, tmp_path, runs):
     assert len(np.unique(keys)) == 46
 
 
+def test_the_order_in_which_layers_are_given_does_not_matter(data, tmp_path):
+    x, folder = data[0], tmp_path / "cache"
+    teacher = dense_model(4, 4, 3)  # two layers whose files look alike
+    layers = ["hidden_0", "hidden_1"]
+    interrupted(teacher, batches_of(x, batch=4), folder, 6, outputs=layers)
+    resumed = stored(teacher, batches_of(x, batch=4), folder, outputs=layers[::-1])
+    for part, order in enumerate((layers, layers[::-1])):
+        stored(teacher, batches_of(x[part::2]), tmp_path / str(part), outputs=order)
+    parts = keras_kd.open_teacher_cache([tmp_path / "0", tmp_path / "1"]).attach(batches_of(x))
+    both = keras.Model(teacher.inputs, {name: teacher.get_layer(name).output for name in layers})
+    for dataset in (resumed, parts):
+        for (precomputed,) in dataset:
+            for name, expected in both(precomputed.x).items():
+                np.testing.assert_allclose(precomputed.layers[name], expected, rtol=2e-3, atol=1e-3)
+
+
 def test_mixed_batches_run_whole_and_store_what_is_missing(data, tmp_path, runs):
     x = data[0]
     teacher, folder = dense_model(16, 3), tmp_path / "cache"

@@ -233,7 +233,7 @@ class Writer:
         with storage.fields_of(folder / storage.BEGUN):
             storage.require_shards(folder, self._shards, layout, verify=True, longer=True)
         self._cut()
-        self._batches = []
+        self._batches, self._buffered = [], 0
 
     def stored(self, name):
         """A file of the finished shards, mapped into memory."""
@@ -250,7 +250,8 @@ class Writer:
             if values.dtype.kind == "f" and not np.isfinite(values).all():
                 raise ValueError(self._not_finite(name, rows))
         self._batches.append((rows, sequences))
-        if sum(values.nbytes for one, _ in self._batches for values in one.values()) >= self._shard_bytes:
+        self._buffered += sum(values.nbytes for values in rows.values())
+        if self._buffered >= self._shard_bytes:
             self._close_shard()
 
     def finish(self):
@@ -299,7 +300,8 @@ class Writer:
             raise
         sequences = storage.common_sequences(one for _, one in self._batches)
         shard = {"examples": len(rows[KEY]), "sequences": sequences, "files": files}
-        self._shards, self._batches = self._noted([*self._shards, shard]), []
+        self._shards = self._noted([*self._shards, shard])
+        self._batches, self._buffered = [], 0
 
     def _size(self, name):
         return sum(shard["files"][name]["bytes"] for shard in self._shards)

@@ -155,7 +155,7 @@ class Layout:
             `key.sequences(x)` are padded as far as it.
         """
         outputs = named_tensors(prediction, layers)
-        rows, alike, kept = {KEY: keys, CONTENT: content}, {}, {None: chosen}
+        rows, alike, kept = {KEY: keys, CONTENT: content}, {}, {None: tf.where(chosen)}
         entries = [tf.shape(entry, tf.int64)[1] for entry in self.key.sequences(x).values()]
         for name, coding in self.codings.items():
             _require_shape(outputs[name], coding.shape, name)
@@ -166,12 +166,12 @@ class Layout:
                 mask = masks.get(name)
                 length = self.key.lengths(x, count, keys) if mask is None else last_true(mask)
                 stored = tf.sequence_mask(length, count)
-                fields[_END], kept[name] = length, chosen[:, None] & stored
+                fields[_END], kept[name] = length, tf.where(chosen[:, None] & stored)
                 if name in self.masked:
                     fields[_MASK] = tf.cast(stored if mask is None else mask, tf.uint8)
             rows |= {self._file(name, field): tensor for field, tensor in fields.items()}
         return {
-            file: tf.boolean_mask(rows[file], kept[column.output if column.by_token else None])
+            file: tf.gather_nd(rows[file], kept[column.output if column.by_token else None])
             for file, column in self.columns.items()
         }, alike
 

@@ -36,13 +36,15 @@ class TeacherSource:
         self._dataset = dataset
         self._keys = tf.function(lambda x: (key.of(x)[0], key.content(x)), input_signature=[spec], autograph=False)
         selection = Selection(teacher, outputs)
-        self._read = tf.function(_reading(selection, teacher.jit_compile), input_signature=[spec], autograph=False)
-        outputs = self._read.get_concrete_function().structured_outputs
-        outputs = tf.nest.map_structure(lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), outputs)
+        read = tf.function(_reading(selection, teacher.jit_compile), input_signature=[spec], autograph=False)
+        outputs = read.get_concrete_function().structured_outputs
         self.layout = Layout.of(*outputs, key=key, endings=selection.endings, **coded)
         number, flag = (tf.TensorSpec((None,), dtype) for dtype in (tf.int64, tf.bool))
-        signature = [spec, number, number, flag, *outputs]
-        self._encode = tf.function(self.layout.encode, input_signature=signature, autograph=False)
+        self._encode = tf.function(
+            lambda x, *examples: self.layout.encode(x, *examples, *read(x)),
+            input_signature=[spec, number, number, flag],
+            autograph=False,
+        )
 
     @property
     def batches(self):
@@ -64,7 +66,7 @@ class TeacherSource:
         Args:
             examples: Arrays `(batch,)`: keys, content, and which of them are to be stored.
         """
-        return _in_numpy(self._encode(x, *map(tf.constant, examples), *self._read(x)), self.layout.key.sequences(x))
+        return _in_numpy(self._encode(x, *map(tf.constant, examples)), self.layout.key.sequences(x))
 
 
 class ArraySource:
@@ -229,7 +231,7 @@ def _in_numpy(encoded, entries):
         output: [name for name, same in zip(entries, flags, strict=True) if same] if entries else None
         for output, flags in alike.items()
     }
-    return {file: tensor.numpy() for file, tensor in rows.items()}, sequences
+    return {file: np.asarray(tensor) for file, tensor in rows.items()}, sequences  # tensor.numpy() would copy
 
 
 def _mapped(function, outputs):
