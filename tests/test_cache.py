@@ -726,7 +726,9 @@ def runs(monkeypatch):
     """How many examples each batch had that a teacher ran on."""
     runs, encoded = [], TeacherSource.encoded
     monkeypatch.setattr(
-        TeacherSource, "encoded", lambda source, x, keys, *rest: runs.append(len(keys)) or encoded(source, x, keys, *rest)
+        TeacherSource,
+        "encoded",
+        lambda source, x, keys, *rest: runs.append(len(keys)) or encoded(source, x, keys, *rest),
     )
     return runs
 

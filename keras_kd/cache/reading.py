@@ -322,8 +322,8 @@ class _Folder:
                 "index": index,
             }
             if manifest != found:
-                wrong = [name for name in {**found, **manifest} if found.get(name) != manifest.get(name)]
-                raise ValueError(f"its field {wrong} does not fit the others or the files")
+                wrong = [name for name in {**found, **manifest} if manifest.get(name) != found.get(name, manifest)]
+                raise ValueError(f"its fields {wrong} do not fit the others or the files")
             for file, column in self.layout.columns.items():
                 ends = self.files[self.layout.end_of(column.output)] if column.by_token else None
                 expected = manifest["examples"] if ends is None else int(ends[-1:].sum())
