@@ -15,7 +15,7 @@ import keras
 import tensorflow as tf
 
 from keras_kd import fingerprint
-from keras_kd._checks import require_choice, require_count, require_number
+from keras_kd._checks import require_choice, require_count, require_number, require_teacher
 from keras_kd._extras import needs_extra
 from keras_kd._files import written_whole
 from keras_kd._quiet import quiet
@@ -316,6 +316,7 @@ class _Recipe:
     seed: int
 
     def __post_init__(self):
+        require_teacher(self.teacher)
         for name in ("make_student", "optimizer", "distillation_losses", "callbacks"):
             value = getattr(self, name)
             is_default = isinstance(value, str) if name == "optimizer" else value is None and name != "make_student"
@@ -323,7 +324,7 @@ class _Recipe:
             if not is_default and (is_object or not callable(value)):
                 raise TypeError(
                     f"{name} must be a function that makes anew what each trial needs, got {type(value).__name__}. "
-                    f"Make it inside a function, for instance a lambda."
+                    "Make it inside a function, for instance a lambda."
                 )
         for name in ("x", "validation_data"):
             if inspect.isgenerator(self.fit_options[name]):

@@ -390,6 +390,15 @@ def test_a_finished_search_is_read_back_and_more_trials_continue_it(tmp_path, be
     assert more.trials[:2] == few.trials and len(more.trials) == len(began) == 3
 
 
+def test_a_search_continues_as_if_it_had_not_stopped_also_where_scores_choose_the_values(tmp_path, began):
+    """With one range, `BayesianOptimization` draws three trials and chooses the others by their scores."""
+    one = {"search": {"soft_weight": (0.1, 10.0)}, "goal": "val_loss"}
+    tune(tmp_path / "run", trials=4, **one)
+    continued = tune(tmp_path / "run", trials=6, **one)
+    assert len(began) == 6
+    assert outcomes(continued) == outcomes(tune(tmp_path / "whole", trials=6, **one))
+
+
 OTHERS = {
     "search soft_weight": {"search": {"soft_weight": (0.1, 20.0), "learning_rate": (1e-3, 1.0)}},
     "search learning_rate": {"search": {"soft_weight": (0.1, 10.0)}},
