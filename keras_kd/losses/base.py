@@ -32,7 +32,8 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
         dtype: Dtype of the computation, float32 unless given, whatever the policy of the models.
 
     Call arguments:
-        teacher, student: Outputs, of one shape unless the loss allows more.
+        teacher, student: Outputs, of one shape unless the loss allows more. In a distiller their last axis holds the
+            features, also of layers with `data_format="channels_first"`.
         sample_weight: As in `keras.losses.Loss`.
         labels: For losses with `needs_labels`: integers `(batch, ...)` or `(batch, ..., 1)`, or one-hot rows
             `(batch, ..., classes)`.
