@@ -112,6 +112,13 @@ def producer(tensor):
     return operation, tensor_index, operation._inbound_nodes[node_index].input_tensors
 
 
+def graph_calls(model):
+    """The calls of a functional model in the order they run: `[(operation, input tensors, output tensors)]`."""
+    nodes = functional_graph(model)._nodes_by_depth
+    in_order = [node for depth in sorted(nodes, reverse=True) for node in nodes[depth] if not node.is_input]
+    return [(node.operation, node.input_tensors, node.outputs) for node in in_order]
+
+
 def nested_output(operation, tensor_index):
     """The tensor inside a functional model that is the operation's output of this index; None if it is none."""
     graph = functional_graph(operation) if isinstance(operation, keras.Model) else None

@@ -35,6 +35,7 @@ PUBLIC_NAMES = [
     "metrics",
     "open_teacher_cache",
     "outputs",
+    "students",
     "teachers",
     "text",
     "transfer",
