@@ -172,3 +172,8 @@ def automatic_name(layer):
 def set_direction(metric, lower_is_better):
     """Tell callbacks with `mode="auto"`, such as EarlyStopping, which way a metric improves."""
     metric._direction = "down" if lower_is_better else "up"
+
+
+def sentencepiece_proto(tokenizer):
+    """The serialized model that a `tensorflow_text.SentencepieceTokenizer` was made with."""
+    return tokenizer._model_resource._model

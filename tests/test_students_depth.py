@@ -133,7 +133,7 @@ def test_the_most_important_blocks_are_kept():
     norm.gamma.assign(np.ones(8))
     teacher.transformer_layers[2]._self_attention_layer_norm.gamma.assign(np.ones(8))
     importance = layer_importance(teacher, x)
-    student, transfer = fewer_layers(teacher, 2, data=x)
+    _, transfer = fewer_layers(teacher, 2, data=x)
     taken = [int(row.teacher[-1]) for row in transfer.rows if "transformer_layer" in row.student]
     assert taken == sorted(np.argsort(-importance)[:2])
 
@@ -193,7 +193,7 @@ def test_bad_input_is_named(teacher, arguments, error, message):
 
 def test_a_block_of_another_width_cannot_be_cut_out():
     blocks = [layers.Dense(4 + i, name=f"block_{i}") for i in range(3)]
-    with pytest.raises(ValueError, match="'block_1'.*cannot be cut out"):
+    with pytest.raises(ValueError, match=r"'block_1'.*cannot be cut out"):
         fewer_layers(keras.Sequential([keras.Input((4,)), *blocks]), [0, 2])
 
 

@@ -139,7 +139,7 @@ def _chosen(teacher, keep, count, data, pattern):
 def _blocks(teacher, pattern):
     """The layers of each block, in the order of the blocks' numbers."""
     paths = list(every_kth_block(teacher, teacher, k=1, pattern=pattern))
-    prefix = os.path.commonprefix(paths).rstrip("0123456789")
+    prefix = os.path.commonprefix(paths).rstrip("0123456789")  # noqa: RUF071, of the names' letters
     layers, blocks = dict(walk(teacher)), {}
     for path in paths:
         if path not in layers:

@@ -3,10 +3,9 @@
 import dataclasses
 
 import keras
-import numpy as np
 
 from keras_kd._checks import require_teacher
-from keras_kd._keras_private import functional_graph
+from keras_kd._keras_private import functional_graph, sublayers
 from keras_kd.transfer import Transfer, transfer_weights
 
 
@@ -81,56 +80,42 @@ class Rebuilding:
         return new
 
 
-def hand_over(teacher, student, pairs, *, rows=None):
+def hand_over(teacher, student, pairs, *, values=None):
     """Give the student's layers the teacher's weights; return the `Transfer`.
 
     Args:
         teacher: The `keras.Model` that the student was made of.
         student: The new `keras.Model`.
         pairs: [(student layer, teacher layer)], as `Rebuilding` remembers them.
-        rows: A function of (teacher layer, weight, values, shape) that gives the values for a student weight of this
-            shape, where the teacher's has another, and what it did in words.
+        values: A function of a pair whose shapes differ, that gives the student layer's new weights and says in words
+            what they are.
     """
-    pairs = [(new, old) for new, old in pairs if old.weights]
-    whole = {new: old for new, old in pairs if _shapes(new) == _shapes(old)}
+    partners = {id(new): (new, old) for new, old in pairs if old.weights}
+    whole = {new: old for new, old in partners.values() if _shapes(new) == _shapes(old)}
     transfer = transfer_weights(teacher, student, layers=whole)
-    parts = {path: (new, old) for path, new, old in _with_paths(student, pairs) if new not in whole}
-    teacher_paths = {id(layer): path for path, layer in walk(teacher)}
+    parts = {path: partners[id(new)] for path, new in walk(student) if id(new) in partners and new not in whole}
+    teacher_paths = {id(layer): path for path, layer in reversed(list(walk(teacher, inside=True)))}
     table = []
     for row in transfer.rows:
         if row.student in parts:
             new, old = parts[row.student]
-            how = _select(new, old, rows)
+            arrays, how = values(new, old)
+            new.set_weights(arrays)
             row = dataclasses.replace(row, teacher=teacher_paths[id(old)], how=how)
         table.append(row)
     return Transfer(tuple(table), transfer.frozen)
 
 
-def walk(model, prefix=""):
-    """`(path, layer)` of the layers of a model and of those in nested models: "encoder/block_0"."""
-    for layer in model.layers:
+def walk(model, prefix="", *, inside=False):
+    """`(path, layer)` of the layers of a model and of those in nested models: "encoder/block_0".
+
+    With `inside`, of the layers that other layers hold too.
+    """
+    for layer in model.layers if isinstance(model, keras.Model) else sublayers(model):
         yield prefix + layer.name, layer
-        if isinstance(layer, keras.Model):
-            yield from walk(layer, f"{prefix}{layer.name}/")
-
-
-def _with_paths(student, pairs):
-    partners = {id(new): old for new, old in pairs}
-    for path, layer in walk(student):
-        if id(layer) in partners:
-            yield path, layer, partners[id(layer)]
+        if inside or isinstance(layer, keras.Model):
+            yield from walk(layer, f"{prefix}{layer.name}/", inside=inside)
 
 
 def _shapes(layer):
     return [tuple(weight.shape) for weight in layer.weights]
-
-
-def _select(new, old, rows):
-    done = []
-    for new_weight, weight in zip(new.weights, old.weights, strict=True):
-        values = np.asarray(weight)
-        if tuple(new_weight.shape) != values.shape:
-            values, how = rows(old, weight, values, tuple(new_weight.shape))
-            done.append(how)
-        new_weight.assign(values)
-    return ", ".join(dict.fromkeys(done))
