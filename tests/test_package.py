@@ -143,6 +143,11 @@ NEED_EXTRAS = {
         "tune",
         lambda: keras_kd.tune(None, None, None, search={}, goal="val_loss", directory="never made"),
     ),
+    "trim_vocabulary": (
+        "sentencepiece",
+        "students",
+        lambda: keras_kd.students.count_pieces(b"", ["text"]),
+    ),
     "demo without babel": ("babel", "demo", lambda: cli.main(["demo", "--quick"])),
     "demo without matplotlib": ("matplotlib", "demo", lambda: cli.main(["demo", "--quick"])),
 }

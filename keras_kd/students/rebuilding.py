@@ -6,7 +6,7 @@ import keras
 
 from keras_kd._checks import require_teacher
 from keras_kd._keras_private import functional_graph, sublayers
-from keras_kd.transfer import Transfer, transfer_weights
+from keras_kd.transfer import LayerTransfer, Transfer, transfer_weights
 
 
 def require_functional(model, argument="teacher"):
@@ -92,18 +92,22 @@ def hand_over(teacher, student, pairs, *, values=None):
     """
     partners = {id(new): (new, old) for new, old in pairs if old.weights}
     whole = {new: old for new, old in partners.values() if _shapes(new) == _shapes(old)}
-    transfer = transfer_weights(teacher, student, layers=whole)
     parts = {path: partners[id(new)] for path, new in walk(student) if id(new) in partners and new not in whole}
+    rows = transfer_weights(teacher, student, layers=whole).rows if whole else [_row(*part) for part in parts.items()]
     teacher_paths = {id(layer): path for path, layer in reversed(list(walk(teacher, inside=True)))}
     table = []
-    for row in transfer.rows:
+    for row in rows:
         if row.student in parts:
             new, old = parts[row.student]
             arrays, how = values(new, old)
             new.set_weights(arrays)
             row = dataclasses.replace(row, teacher=teacher_paths[id(old)], how=how)
         table.append(row)
-    return Transfer(tuple(table), transfer.frozen)
+    return Transfer(tuple(table), frozen=False)
+
+
+def _row(path, pair):
+    return LayerTransfer(path, type(pair[0]).__name__, pair[0].count_params(), None, "")
 
 
 def walk(model, prefix="", *, inside=False):

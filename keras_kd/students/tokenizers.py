@@ -96,6 +96,10 @@ class SentencePieces:
         """The tokens of single characters that spell the piece of this id."""
         return list(self.vocabulary[i])
 
+    def characters(self, i):
+        """The tokens that stand for the characters of the piece, wherever they stand in a word."""
+        return self.units(i)
+
     def with_ids(self, ids):
         """The same with the pieces of these ids only, which are numbered anew in their old order."""
         kept = {self.vocabulary[i] for i in ids}
@@ -152,6 +156,10 @@ class WordPieces:
         if not token.startswith(self._suffix) or token == self._suffix:
             return [token[:1], *(self._suffix + character for character in token[1:])]
         return [self._suffix + character for character in token.removeprefix(self._suffix)]
+
+    def characters(self, i):
+        letters = [unit.removeprefix(self._suffix) for unit in self.units(i)]
+        return [*letters, *(self._suffix + letter for letter in letters)]
 
     def with_ids(self, ids):
         return WordPieces(self._again([self.vocabulary[i] for i in sorted(ids)]))

@@ -52,6 +52,7 @@ def trim_vocabulary(teacher, tokenizer, texts, *, languages=None, keep=None, emb
 
     Example:
 
+    >>> import keras_hub
     >>> tokenizer = keras_hub.models.BertTokenizer(
     ...     ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "t", "##e", "##a", "##h", "tea", "the", "чай"])
     >>> teacher = keras.Sequential([keras.Input((None,)), keras.layers.Embedding(12, 4)])
@@ -60,8 +61,7 @@ def trim_vocabulary(teacher, tokenizer, texts, *, languages=None, keep=None, emb
     >>> trimmed.id_map
     array([0, 1, 2, 3, 4, 5, 6, 7, 8, 9], dtype=int32)
     >>> tokenizer("the tea"), trimmed.tokenizer("the tea")
-    (<tf.Tensor: shape=(2,), dtype=int32, numpy=array([10,  9], dtype=int32)>,
-     <tf.Tensor: shape=(4,), dtype=int32, numpy=array([5, 8, 6, 9], dtype=int32)>)
+    (array([10,  9], dtype=int32), array([5, 8, 6, 9], dtype=int32))
 
     Source: Abdaoui et al. 2020, "Load What You Need: Smaller Versions of Multilingual BERT",
     https://arxiv.org/abs/2010.05609.
@@ -91,6 +91,7 @@ def count_pieces(tokenizer, texts):
 
     Example:
 
+    >>> import keras_hub
     >>> tokenizer = keras_hub.models.BertTokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "tea", "the"])
     >>> keras_kd.students.count_pieces(tokenizer, ["the tea", "tea"])
     array([0, 0, 0, 0, 0, 2, 1])
@@ -306,7 +307,7 @@ def _spelling(pieces, used):
     found = set()
     for i in set(used.tolist()) - pieces.required:
         units = pieces.units(i)
-        found |= {positions[unit] for unit in units if unit in positions}
+        found |= {positions[token] for token in (*units, *pieces.characters(i)) if token in positions}
         if not all(unit in positions for unit in units):
             found.add(i)
     return found
