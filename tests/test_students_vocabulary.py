@@ -134,6 +134,27 @@ def test_dropped_pieces_are_segmented_anew_and_no_character_is_lost(kind):
     assert not any(mark in ids for ids in encode(trimmed.tokenizer, characters))
 
 
+def test_a_word_that_would_become_unknown_keeps_its_pieces():
+    """WordPiece takes the longest piece first: without "ab", "abcd" is a, ##bc, and no ##d follows."""
+    letters = [form for letter in "abcx" for form in (letter, f"##{letter}")]
+    pieces = [*SPECIAL, *letters, "ab", "##bc", "##cd"]
+    texts = ["abcd", *["xbc"] * 9]  # "##bc" is the most frequent piece that is no character
+    trimmed = trim_vocabulary(backbone(len(pieces)), keras_hub.models.BertTokenizer(pieces), texts, keep=15)
+    assert {"ab", "##bc"} & {pieces[i] for i in trimmed.id_map} == {"ab"}
+    assert trimmed.costs[0].unknown == (0.0, 0.0)
+
+
+def test_the_least_likely_piece_stays():
+    """SentencePiece scores an unknown character by it, so that dropping it would move unknown pieces."""
+    normal = [p for p in sentencepiece_model_pb2.ModelProto.FromString(PROTO).pieces if p.type == p.NORMAL]
+    least = min(normal, key=lambda piece: piece.score)
+    teacher = backbone(size_of(TOKENIZERS["sentencepiece of KerasHub"]()))
+    for language in TEXTS:
+        trimmed = trim_vocabulary(teacher, PROTO, TEXTS, languages=[language])
+        kept = sentencepiece_model_pb2.ModelProto.FromString(trimmed.tokenizer).pieces
+        assert least.piece in [piece.piece for piece in kept]
+
+
 def test_costs_are_counted_on_the_texts():
     tokenizer = TOKENIZERS["WordPiece"]()
     texts = {"en": ["water house", "stone"], "xx": ["Ж water"]}
