@@ -2,7 +2,7 @@
 
 from keras_kd._version import __version__
 from keras_kd import datasets, outputs, text
-from keras_kd import losses, metrics, teachers, transfer
+from keras_kd import losses, metrics, students, teachers, transfer
 from keras_kd.transfer import transfer_weights
 from keras_kd.outputs import PrecomputedBatch
 from keras_kd import cache, large_vocabulary
@@ -32,6 +32,7 @@ __all__ = [
     "metrics",
     "open_teacher_cache",
     "outputs",
+    "students",
     "teachers",
     "text",
     "transfer",

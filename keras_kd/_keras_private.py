@@ -117,6 +117,13 @@ def graph_tensors(layer):
     return [(node.input_tensors, node.output_tensors) for node in layer._inbound_nodes]
 
 
+def graph_calls(model):
+    """The calls of a functional model in the order they run: `[(operation, input tensors, output tensors)]`."""
+    nodes = functional_graph(model)._nodes_by_depth
+    in_order = [node for depth in sorted(nodes, reverse=True) for node in nodes[depth] if not node.is_input]
+    return [(node.operation, node.input_tensors, node.outputs) for node in in_order]
+
+
 def nested_output(operation, tensor_index):
     """The tensor inside a functional model that is the operation's output of this index; None if it is none."""
     graph = functional_graph(operation) if isinstance(operation, keras.Model) else None
@@ -170,3 +177,8 @@ def automatic_name(layer):
 def set_direction(metric, lower_is_better):
     """Tell callbacks with `mode="auto"`, such as EarlyStopping, which way a metric improves."""
     metric._direction = "down" if lower_is_better else "up"
+
+
+def sentencepiece_proto(tokenizer):
+    """The serialized model that a `tensorflow_text.SentencepieceTokenizer` was made with."""
+    return tokenizer._model_resource._model

@@ -52,6 +52,15 @@ def test_the_output_of_a_nested_model_is_found_inside_it():
     assert private.nested_output(inner.get_layer("logits"), 0) is None
 
 
+def test_the_calls_of_a_graph_stand_in_the_order_they_run():
+    inputs = keras.Input((2,))
+    hidden = keras.layers.Dense(2, name="hidden")(inputs)
+    model = keras.Model(inputs, hidden + inputs)
+    (first, (given,), (made,)), (_, operands, (result,)) = private.graph_calls(model)
+    assert first is model.get_layer("hidden") and given is inputs and made is hidden
+    assert operands[0] is hidden and operands[1] is inputs and result is model.outputs[0]
+
+
 def test_masks_travel_with_tensors():
     embedded = keras.layers.Embedding(5, 2, mask_zero=True)(np.array([[1, 0]]))
     np.testing.assert_array_equal(private.get_mask(embedded), [[True, False]])

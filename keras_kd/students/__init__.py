@@ -1,0 +1,25 @@
+"""Students made from a teacher, or from nothing for a size: each comes with the table of what it took over."""
+
+from keras_kd.students.depth import fewer_layers, layer_importance
+from keras_kd.students.embedding import FactorizedEmbedding, factorize_embedding
+from keras_kd.students.vocabulary import (
+    LanguageCost,
+    MapIds,
+    TrimmedVocabulary,
+    count_pieces,
+    on_student_ids,
+    trim_vocabulary,
+)
+
+__all__ = [
+    "FactorizedEmbedding",
+    "LanguageCost",
+    "MapIds",
+    "TrimmedVocabulary",
+    "count_pieces",
+    "factorize_embedding",
+    "fewer_layers",
+    "layer_importance",
+    "on_student_ids",
+    "trim_vocabulary",
+]

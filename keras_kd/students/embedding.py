@@ -1,0 +1,193 @@
+"""A thinner embedding: a narrow table and one projection, that start as the teacher's table."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_kd._checks import require_count
+from keras_kd._keras_private import set_mask
+from keras_kd.students.rebuilding import Rebuilding, hand_over, require_functional, walk
+
+_CHUNK = 65_536  # rows of a table in float64 at a time
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class FactorizedEmbedding(keras.layers.Layer):
+    """An embedding as the product of a narrow table and a projection: `table[ids] @ projection`.
+
+    It holds `rank · (input_dim + output_dim)` numbers in place of `input_dim · output_dim`. As KerasHub's
+    `ReversibleEmbedding`, it is also the tied last layer of a language model: called with `reverse=True`, it gives a
+    logit for each id.
+
+    Args:
+        input_dim: number of ids.
+        output_dim: width of the vectors.
+        rank: width of the table, from 1 to `output_dim`.
+        mask_zero: whether the id 0 is padding, which the next layers are to leave out.
+        **kwargs: see `keras.layers.Layer`.
+
+    Call arguments:
+        inputs: ids, `(..., )`; with `reverse=True` hidden states, `(..., output_dim)`.
+        reverse: whether to give logits, `(..., input_dim)`.
+
+    Returns:
+        Vectors, `(..., output_dim)`.
+
+    Example:
+
+    >>> embedding = keras_kd.students.FactorizedEmbedding(30_000, 384, rank=128)
+    >>> embedding(np.array([[3, 1]])).shape, embedding.count_params()
+    (TensorShape([1, 2, 384]), 3889152)
+
+    Source: Lan et al. 2019, "ALBERT", https://arxiv.org/abs/1909.11942.
+    """
+
+    def __init__(self, input_dim, output_dim, rank, *, mask_zero=False, **kwargs):
+        super().__init__(**kwargs)
+        self.input_dim = require_count(input_dim, "input_dim", at_least=1)
+        self.output_dim = require_count(output_dim, "output_dim", at_least=1)
+        self.rank = require_count(rank, "rank", at_least=1)
+        if rank > output_dim:
+            raise ValueError(f"rank must be <= output_dim = {output_dim}, got {rank}.")
+        self.mask_zero = mask_zero
+        self.supports_masking = True
+
+    def build(self, input_shape=None):
+        self.table = self.add_weight(shape=(self.input_dim, self.rank), initializer="uniform", name="table")
+        self.projection = self.add_weight(
+            shape=(self.rank, self.output_dim), initializer="orthogonal", name="projection"
+        )
+        self.built = True
+
+    def call(self, inputs, reverse=False):
+        if reverse:
+            return ops.matmul(ops.matmul(inputs, ops.transpose(self.projection)), ops.transpose(self.table))
+        vectors = ops.matmul(ops.take(self.table, ops.cast(inputs, "int32"), axis=0), self.projection)
+        return set_mask(vectors, ops.not_equal(inputs, 0)) if self.mask_zero else vectors
+
+    def compute_output_spec(self, inputs, reverse=False):
+        shape = (*inputs.shape[:-1], self.input_dim) if reverse else (*inputs.shape, self.output_dim)
+        return keras.KerasTensor(shape, self.compute_dtype)
+
+    def get_config(self):
+        sizes = {"input_dim": self.input_dim, "output_dim": self.output_dim, "rank": self.rank}
+        return {**super().get_config(), **sizes, "mask_zero": self.mask_zero}
+
+
+def factorize_embedding(teacher, rank, *, counts=None, embedding=None):
+    """Make a student whose embedding is a `FactorizedEmbedding` that starts as near to the teacher's as its rank can.
+
+    The table E is replaced by A · P of the rank r that minimizes Σᵢ nᵢ ‖Eᵢ - Aᵢ P‖², with the count nᵢ of each piece:
+    frequent pieces are kept best. It is found by the singular value decomposition of √n · E. A tied last layer becomes
+    the same product. Drop pieces first (`trim_vocabulary`), then factorize.
+
+    Args:
+        teacher: a built functional `keras.Model`, such as a KerasHub backbone; no task: factorize its backbone.
+        rank: r, from 1 to the width of the embedding.
+        counts: `(pieces,)` ≥ 0, how often each piece occurs: see `count_pieces`. Each counts once more than that, so
+            that unseen ones count too. None counts all pieces alike.
+        embedding: the name of the embedding; None is the one with the most rows.
+
+    Returns:
+        `(student, transfer)`: a functional `keras.Model` with fresh layers and the teacher's weights, and the
+        `keras_kd.transfer.Transfer`, which says what share of the weighted squares Σᵢ nᵢ ‖Eᵢ‖² the product keeps.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: a rank that the embedding does not have; counts of another vocabulary; no such embedding.
+
+    Example:
+
+    >>> teacher = keras.Sequential([keras.Input((None,)), keras.layers.Embedding(1000, 64, name="pieces")])
+    >>> student, transfer = keras_kd.students.factorize_embedding(teacher, rank=16)
+    >>> teacher.count_params(), student.count_params()
+    (64000, 17024)
+    """
+    layer, holder = find_embedding(require_functional(teacher), embedding)
+    if isinstance(teacher.get_config().get("backbone"), dict):
+        raise ValueError(
+            f"teacher must not be the task {type(teacher).__name__}, whose class makes its own embedding: factorize "
+            "its backbone, then build the rest on that."
+        )
+    rank = require_count(rank, "rank", at_least=1)
+    if rank > layer.output_dim:
+        raise ValueError(f"rank must be <= {layer.output_dim}, the width of the embedding {layer.name!r}, got {rank}.")
+    weights = _weights(counts, layer)
+    options = {"mask_zero": layer.mask_zero, "dtype": layer.dtype_policy, "name": layer.name}
+    thin = FactorizedEmbedding(layer.input_dim, layer.output_dim, rank, **options)
+    rebuilding = Rebuilding(lambda other: thin if other is holder else None, call=_call_of(thin, layer, holder))
+    student = rebuilding(teacher)
+    table, projection, kept = factorized(np.asarray(layer.embeddings), weights, rank)
+    pairs = [(thin, layer), *rebuilding.pairs]
+    if holder is not layer:
+        pairs.append((student.get_layer(holder.position_embedding.name), holder.position_embedding))
+    how = f"SVD of rank {rank}, {100 * kept:.1f} % kept"
+    return student, hand_over(teacher, student, pairs, values=lambda new, old: ([table, projection], how))
+
+
+def find_embedding(teacher, name=None):
+    """The embedding of this name, or the one with the most rows, and the layer of the graph that holds it."""
+    found = {}
+    for path, layer in walk(teacher, inside=True):
+        if isinstance(layer, keras.layers.Embedding) and (name is None or name in (layer.name, path)):
+            found.setdefault(id(layer), layer)
+    if not found or (name is not None and len(found) > 1):
+        embeddings = [path for path, layer in walk(teacher, inside=True) if isinstance(layer, keras.layers.Embedding)]
+        raise ValueError(f"embedding must name one keras.layers.Embedding of the teacher, {embeddings}, got {name!r}.")
+    layer = max(found.values(), key=lambda layer: layer.input_dim)
+    if any(other is layer for _, other in walk(teacher)):
+        return layer, layer
+    holder = next(
+        other for _, other in walk(teacher) if getattr(other, "token_embedding", None) is layer and other is not teacher
+    )
+    return layer, holder
+
+
+def factorized(table, weights, rank):
+    """The nearest product of rank `rank` to a table of vectors, each row weighted.
+
+    Args:
+        table: `(rows, width)`.
+        weights: `(rows,)` > 0.
+        rank: from 1 to `width`.
+
+    Returns:
+        `(rows, rank)` and `(rank, width)`, float32, and the share of the weighted squares that their product keeps.
+    """
+    gram = np.zeros((table.shape[1],) * 2)
+    for start in range(0, len(table), _CHUNK):
+        rows = table[start : start + _CHUNK].astype("float64")
+        gram += rows.T @ (rows * weights[start : start + _CHUNK, None])
+    squares, directions = np.linalg.eigh(gram)  # ascending
+    projection = directions[:, ::-1][:, :rank].T.astype("float32")
+    kept = squares[::-1][:rank].sum() / max(squares.sum(), np.finfo("float64").tiny)
+    return table.astype("float32") @ projection.T, projection, float(kept)
+
+
+def _weights(counts, layer):
+    if counts is None:
+        return np.ones(layer.input_dim)
+    counts = np.asarray(counts)
+    if counts.ndim != 1 or len(counts) > layer.input_dim or counts.dtype.kind not in "iuf":
+        raise ValueError(
+            f"counts must be one number for each of the {layer.input_dim} rows of {layer.name!r}, got {counts.dtype} "
+            f"of the shape {counts.shape}. keras_kd.students.count_pieces counts with the teacher's tokenizer."
+        )
+    if not np.isfinite(counts).all() or counts.min() < 0:
+        raise ValueError("counts must be finite and >= 0.")
+    return 1.0 + np.pad(counts.astype("float64"), (0, layer.input_dim - len(counts)))
+
+
+def _call_of(thin, layer, holder):
+    """How the new layer is called; where the old one stands in KerasHub's TokenAndPositionEmbedding, with positions."""
+    if holder is layer:
+        return None
+
+    def call(made, *args, **kwargs):
+        if made is not thin:
+            return made(*args, **kwargs)
+        tokens = thin(*args)
+        positions = type(holder.position_embedding).from_config(holder.position_embedding.get_config())
+        return keras.layers.Add()([tokens, positions(tokens, **kwargs)])
+
+    return call
