@@ -64,11 +64,10 @@ def load_tokenizer(length, path=None):
 
 def sentence_encoder(backbone, name="sentence_encoder"):
     """Return the model from the backbone's inputs to one unit vector per text: the mean over its tokens."""
-    inputs = dict(backbone.input)
-    tokens = backbone(inputs)["sequence_output"]
-    mask = keras.ops.expand_dims(keras.ops.cast(inputs["padding_mask"], tokens.dtype), -1)
+    tokens = backbone.output["sequence_output"]
+    mask = keras.ops.expand_dims(keras.ops.cast(backbone.input["padding_mask"], tokens.dtype), -1)
     mean = keras.ops.sum(tokens * mask, axis=1) / keras.ops.sum(mask, axis=1)
-    return keras.Model(inputs, keras.layers.UnitNormalization(name="sentence_vector")(mean), name=name)
+    return keras.Model(backbone.input, keras.layers.UnitNormalization(name="sentence_vector")(mean), name=name)
 
 
 def sentencepiece_proto(path=None):

