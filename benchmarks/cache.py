@@ -208,7 +208,7 @@ def errors(case, folder):
     rows = {}
     for name, options in case.codings.items():
         precomputed = keras_kd.cache_teacher_outputs(case.teacher, case.dataset(), folder / name, verbose=0, **options)
-        log_q = log_softmax(np.concatenate([batch.outputs().prediction.numpy() for batch, _ in precomputed]))
+        log_q = log_softmax(np.concatenate([batch.teacher_outputs().prediction.numpy() for batch, _ in precomputed]))
         on_disk = sum(file.stat().st_size for file in (folder / name).iterdir())
         rows[name] = {
             "bytes per example": on_disk / len(case.x),

@@ -1,10 +1,16 @@
-"""Files and folders that appear whole or not at all, and their sizes."""
+"""Files and folders that appear whole or not at all, their sizes, and damaged ones."""
 
 import contextlib
 import os
 import pathlib
 import shutil
 import uuid
+import zipfile
+import zlib
+
+from keras_kd._quiet import first_line
+
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, KeyError, EOFError)  # archives and HDF5, as Keras reads them
 
 
 @contextlib.contextmanager
@@ -33,6 +39,22 @@ def written_whole(path):
             with contextlib.suppress(OSError):  # it was not made, or someone else has put something into it
                 folder.rmdir()
         raise
+
+
+@contextlib.contextmanager
+def naming_damaged_file(path, errors=_UNREADABLE):
+    """Raise ValueError that names the file or folder at `path` where what reads it raises one of `errors`."""
+    try:
+        if str(path).endswith(".keras") and os.path.isfile(path) and not zipfile.is_zipfile(path):
+            raise zipfile.BadZipFile("it is no zip archive")
+        yield
+    except errors as error:
+        if not os.path.exists(path):
+            raise
+        raise ValueError(
+            f"{str(path)!r} is damaged or cannot be loaded ({type(error).__name__}: {first_line(error)}). Save it "
+            "again, or restore an earlier copy."
+        ) from error
 
 
 def bytes_on_disk(path):

@@ -112,6 +112,11 @@ def producer(tensor):
     return operation, tensor_index, operation._inbound_nodes[node_index].input_tensors
 
 
+def graph_tensors(layer):
+    """`(inputs, outputs)` of each symbolic call of a layer; none for the layers of a subclassed model."""
+    return [(node.input_tensors, node.output_tensors) for node in layer._inbound_nodes]
+
+
 def nested_output(operation, tensor_index):
     """The tensor inside a functional model that is the operation's output of this index; None if it is none."""
     graph = functional_graph(operation) if isinstance(operation, keras.Model) else None

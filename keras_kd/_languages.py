@@ -8,15 +8,9 @@ from keras_kd._assertions import require_all
 class LanguageTable:
     """Languages in an order, looked up for the examples of a batch.
 
-    Languages are strings, or integers, which XLA can compile and strings it cannot.
-
     Args:
-        languages: All str or all int, each once, at least one.
+        languages: All str or all int (which XLA can compile and strings it cannot), each once, at least one.
         argument: What they are called in the messages: "weights" for the keys of an argument `weights`.
-
-    Raises:
-        TypeError: They are neither all str nor all int.
-        ValueError: There is none, or one twice.
     """
 
     def __init__(self, languages, argument):
@@ -52,6 +46,13 @@ class LanguageTable:
         listed = ", ".join(str(language) for language in sorted(self.languages))
         message = f"{self.argument} must have an entry for each language in the batch; it has {listed}, not"
         return require_all((positions >= 0) | ~tf.convert_to_tensor(counted), message, languages, positions)
+
+    def lookup(self, values, languages, default=None):
+        """The value of each language, given those of the table; the default, or an error, for an unknown language."""
+        if default is None:
+            return tf.gather(values, self.known_positions(languages))
+        positions = self.positions(languages)
+        return tf.where(positions >= 0, tf.gather(values, tf.maximum(positions, 0)), default)
 
     def as_known(self, languages):
         """Languages of a batch in the table's dtype; TypeError where one is text and the other numbers."""

@@ -47,7 +47,6 @@ def _demo(options):
         with quiet(), needs_extra("demo"):  # before a model is trained
             import babel  # noqa: F401
             import matplotlib  # noqa: F401
-            import scipy  # noqa: F401
     except ImportError as error:
         print(f"keras-kd demo: {error}", file=sys.stderr)
         return 1

@@ -1,15 +1,12 @@
 """Distiller: one teacher pass, one student pass, one sum."""
 
-import contextlib
 import functools
 import inspect
-import os
-import zipfile
-import zlib
 
 import keras
 
 from keras_kd._checks import require_choice, require_model, require_teacher
+from keras_kd._files import naming_damaged_file
 from keras_kd._hyperparameters import Hyperparameter, scalar_value
 from keras_kd._keras_private import functional_graph, random_states, symbolic_result
 from keras_kd.balancing import Balance
@@ -450,22 +447,6 @@ def _fit_projection(loss, pair, projections, widths):
 def _projected(pair, projections):
     projection = projections.get(pair.projection)
     return pair.student if projection is None else projection(pair.student)
-
-
-@contextlib.contextmanager
-def naming_damaged_file(path):
-    """Raise ValueError that names the file where what is read from it is no archive or no HDF5."""
-    if str(path).endswith(".keras") and os.path.isfile(path) and not zipfile.is_zipfile(path):
-        raise ValueError(f"{str(path)!r} is damaged: it is no zip archive. Save it again, or restore an earlier copy.")
-    try:
-        yield
-    except (zipfile.BadZipFile, zlib.error, OSError, KeyError, EOFError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        raise ValueError(
-            f"{str(path)!r} is damaged or is no such file ({type(error).__name__}: {error}). Save it again, or restore "
-            "an earlier copy."
-        ) from error
 
 
 def _build_student(student, teacher):

@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import gc
 import inspect
-import io
 import json
 import math
 import pathlib
@@ -23,7 +22,7 @@ from keras_kd._quiet import quiet
 from keras_kd.distiller import Distiller
 
 LEARNING_RATE = "learning_rate"
-_FORMAT = "keras_kd.tune/2"
+_FORMAT = "keras_kd.tune/3"
 
 
 def tune(
@@ -61,15 +60,14 @@ def tune(
     A trial whose loss or score becomes NaN or infinite has failed, and the search continues. Any other error ends the
     search, since the next trial would meet it too.
 
-    KerasTuner keeps all trials in `directory`, with the student's weights after its best epoch. Call `tune` again with
-    the same arguments to continue a search that was interrupted or killed: finished trials are not run again. More
+    `directory` keeps each finished trial, with the student's weights after its best epoch. Call `tune` again with the
+    same arguments to continue a search that was interrupted or killed: finished trials are not trained again. More
     `trials` continue a finished search.
 
     Args:
         teacher: A built `keras.Model`. It is neither changed nor saved.
         make_student: A function without arguments that returns a new student.
-        x, y: Training data, as for `keras.Model.fit`. `x` may be a function that returns what `fit` takes.
-        validation_data: As for `fit`, or a function that returns it. Not needed with `validation_split=`.
+        x, y, validation_data: As for `keras.Model.fit`. `x` and `validation_data` may be functions that return them.
         search: What is searched, `{name: values}`. Names are the distiller's hyperparameters (`"soft_weight"`,
             `"hard_weight"`; for a loss named `soft_labels`, `"soft_labels_weight"` and `"soft_labels_temperature"`) and
             `"learning_rate"`. A tuple `(low, high)` is a range, on a logarithmic scale if low > 0 and high / low ≥ 10;
@@ -79,8 +77,8 @@ def tune(
         directory: Folder of this search.
         distillation_losses: A function that returns new losses, as `keras_kd.Distiller` takes them. Default:
             `SoftLabels()`.
-        optimizer: A function that returns a new optimizer. It gets the learning rate if that is searched, else no
-            argument. An optimizer class or a name such as `"adam"` works too.
+        optimizer: A name such as `"adam"`, a class, or a function that returns a new optimizer. A function gets the
+            learning rate if that is searched, else no argument.
         loss, metrics: As for `compile`; `metrics` may be a function that returns them.
         callbacks: A function that returns new callbacks for `fit`.
         soft_weight, hard_weight: As in `keras_kd.Distiller`, where they are not searched.
@@ -128,7 +126,6 @@ def tune(
     require_choice(method, "method", ["bayesian", "random"])
     for value, name, least in ((trials, "trials", 1), (epochs, "epochs", 1), (seed, "seed", 0)):
         require_count(value, name, at_least=least)
-    objective = _objective(keras_tuner, goal)
     recipe = _Recipe(
         teacher=teacher,
         make_student=make_student,
@@ -136,43 +133,81 @@ def tune(
         optimizer=optimizer,
         loss=loss,
         metrics=metrics,
-        callbacks=callbacks,
         weights={"soft_weight": soft_weight, "hard_weight": hard_weight},
         compile_options=compile_options or {},
-        fit_arguments={"x": x, "y": y, "validation_data": validation_data, "epochs": epochs, **fit_options},
+        fit_options={"x": x, "y": y, "validation_data": validation_data, "epochs": epochs, **fit_options},
+        callbacks=callbacks,
         seed=seed,
     )
-    recipe.check()
-    space = _checked_space(search, recipe.hyperparameter_names())
-    setting = {"goal": str(objective), "method": method, "search": space, **recipe.fingerprint(space)}
-    store = _Store(pathlib.Path(directory), setting)
-    options = {
-        "objective": objective,
-        "max_trials": min(trials, _combinations(space)),
-        "seed": seed + 1,  # KerasTuner takes 0 for no seed
-        "hyperparameters": _hyperparameters(keras_tuner, space),
-        "max_consecutive_failed_trials": -1,  # no limit
-        "project_name": "trials",
-    }
+    space = _space(keras_tuner.HyperParameters(), search, recipe.hyperparameter_names())
+    oracles = keras_tuner.oracles
+    oracle = (oracles.BayesianOptimizationOracle if method == "bayesian" else oracles.RandomSearchOracle)(
+        objective=goal,
+        max_trials=min(trials, math.prod(len(v) if isinstance(v, list) else math.inf for v in search.values())),
+        seed=seed + 1,  # KerasTuner takes 0 for no seed
+        hyperparameters=space,
+        max_consecutive_failed_trials=-1,  # no limit
+    )
+    objective = oracle.objective
+    if not objective.name.startswith("val_"):
+        raise ValueError(
+            f"goal must be a validation metric, whose name begins with val_, got {goal!r}: the training loss contains "
+            "what is searched, so that the smallest λ would win."
+        )
+    searched = {parameter.name: parameter.get_config() for parameter in space.space}
+    setting = {"goal": str(objective), "method": method, "search": searched, **recipe.fingerprint(space.values)}
+    record = _Record(pathlib.Path(directory), setting)
+    if len(record.trials) < oracle.max_trials:
+        _search(keras_tuner, oracle, recipe, record, verbose)
+    ranked = _ranked(record.trials, objective.direction)
+    if not ranked:
+        raise RuntimeError(
+            f"each of the {len(record.trials)} trials failed; in the last one, {record.trials[-1].failure}. Search "
+            f"smaller learning rates, or look for what is wrong with the data. The trials are in {directory}."
+        )
+    distiller = recipe.new_distiller(ranked[0].values)
+    distiller.student.load_weights(record.weights_file(ranked[0].number))
+    return TuningResult(objective.name, objective.direction, tuple(record.trials), distiller, recipe.new_distiller)
+
+
+def _search(keras_tuner, oracle, recipe, record, verbose):
+    """Run the trials that the oracle proposes and the record lacks.
+
+    The oracle's files, which KerasTuner writes in place, are not kept: with the same seed and the scores of the record
+    it proposes the same trials again.
+    """
+
+    class DistillerTuner(keras_tuner.Tuner):
+        def pre_create_trial(self):
+            self.oracle.verbose = verbose if len(self.oracle.trials) >= len(record.trials) else 0
+
+        def run_trial(self, trial):
+            number = len(self.oracle.trials)
+            try:
+                if number > len(record.trials):
+                    values = dict(trial.hyperparameters.values)
+                    record.add(recipe.run(number, values, self.oracle.objective, record.weights_file(number)))
+                    gc.collect()  # models hold themselves in circles
+            except Exception as error:
+                raise keras_tuner.errors.FatalError from error  # others count as a failed trial
+            done = record.trials[number - 1]
+            trial.hyperparameters.values = dict(done.values)  # on another machine the proposal may differ
+            return {self.oracle.objective.name: math.nan if done.failed else done.score}
+
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="keras_tuner|sklearn")
-        store.restore(folder)
-        tuner = _tuner(keras_tuner, method, recipe, store, {**options, "directory": folder}, verbose)
+        tf.get_logger().addFilter(_is_not_of_retracing)
         try:
-            tuner.search()
-        except keras_tuner.errors.FatalError as error:  # KerasTuner lets no other error out of a trial
+            DistillerTuner(oracle=oracle, directory=folder).search()
+        except keras_tuner.errors.FatalError as error:
             raise error.__cause__ from None
-    found = tuple(_trial(tuner.oracle.get_trial(trial_id)) for trial_id in tuner.oracle.start_order)
-    if all(trial.failed for trial in found):
-        raise RuntimeError(
-            f"each of the {len(found)} trials failed; in the last one, {found[-1].failure}. Search smaller learning "
-            f"rates, or look for what is wrong with the data. The trials are in {directory}."
-        )
-    better = max if objective.direction == "max" else min  # the first of equals
-    best = better((n for n, trial in enumerate(found) if not trial.failed), key=lambda n: found[n].score)
-    distiller = recipe.new_distiller(found[best].values)
-    distiller.student.load_weights(store.weights_file(tuner.oracle.start_order[best]))
-    return TuningResult(objective.name, objective.direction, found, distiller, recipe.new_distiller)
+        finally:
+            tf.get_logger().removeFilter(_is_not_of_retracing)
+
+
+def _is_not_of_retracing(record):
+    """TensorFlow warns from the fifth model on that each has a step of its own, which is meant here."""
+    return "triggered tf.function retracing" not in record.getMessage()
 
 
 # Result ------------------------------------------------------------------------------------------------------------
@@ -183,12 +218,14 @@ class Trial:
     """One trial of `keras_kd.tune`.
 
     Attributes:
+        number: From 1, in the order the trials were run.
         values: What was tried, by name.
         score: The goal in the best epoch; None if the trial failed.
         epoch: The best epoch, from 1; None if the trial failed.
         failure: Why it failed; None if it did not.
     """
 
+    number: int
     values: dict[str, float]
     score: float | None
     epoch: int | None
@@ -196,7 +233,7 @@ class Trial:
 
     @property
     def failed(self):
-        return self.score is None
+        return self.failure is not None
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -219,8 +256,7 @@ class TuningResult:
     @property
     def ranked(self):
         """The trials that did not fail, best first."""
-        sign = -1 if self.direction == "max" else 1
-        return sorted((trial for trial in self.trials if not trial.failed), key=lambda trial: sign * trial.score)
+        return _ranked(self.trials, self.direction)
 
     @property
     def best(self):
@@ -245,55 +281,22 @@ class TuningResult:
         return f"TuningResult({self.goal}={self.best_score:.4g}, best={self.best}, trials={len(self.trials)})"
 
     def __str__(self):
-        names, numbers = list(self.trials[0].values), {id(trial): n for n, trial in enumerate(self.trials, start=1)}
-        rows = [["trial", self.goal, "epoch", *names]]
-        for trial in [*self.ranked, *(trial for trial in self.trials if trial.failed)]:
+        failed = [trial for trial in self.trials if trial.failed]
+        rows = [["trial", self.goal, "epoch", *self.best]]
+        for trial in [*self.ranked, *failed]:
             outcome = ["failed", "-"] if trial.failed else [f"{trial.score:.4f}", str(trial.epoch)]
-            rows.append([str(numbers[id(trial)]), *outcome, *(f"{trial.values[name]:.3g}" for name in names)])
+            rows.append([str(trial.number), *outcome, *(f"{value:.3g}" for value in trial.values.values())])
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
-        failures = {trial.failure: None for trial in self.trials if trial.failed}
-        return "\n".join([*lines, *(f"failed: {failure}" for failure in failures)])
+        return "\n".join([*lines, *dict.fromkeys(f"failed: {trial.failure}" for trial in failed)])
 
 
-def _trial(trial):
-    """A `Trial` from KerasTuner's."""
-    values = dict(trial.hyperparameters.values)
-    if trial.status == "COMPLETED":
-        return Trial(values, float(trial.score), trial.best_step + 1, None)
-    return Trial(values, None, None, trial.message)
+def _ranked(trials, direction):
+    sign = -1 if direction == "max" else 1
+    return sorted((trial for trial in trials if not trial.failed), key=lambda trial: sign * trial.score)
 
 
 # Trials ------------------------------------------------------------------------------------------------------------
-
-
-def _tuner(keras_tuner, method, recipe, store, options, verbose):
-    """KerasTuner's tuner for this method, whose trials are those of the recipe."""
-    base = keras_tuner.BayesianOptimization if method == "bayesian" else keras_tuner.RandomSearch
-
-    class DistillerTuner(base):
-        def run_trial(self, trial):
-            try:
-                best = _BestEpoch(
-                    self.oracle.objective, trial.hyperparameters.values, store.weights_file(trial.trial_id)
-                )
-                history = recipe.fit(trial.hyperparameters.values, best)
-            except Exception as error:
-                raise keras_tuner.errors.FatalError from error
-            if best.failure:  # KerasTuner takes a score of NaN for a failure
-                trial.message = best.failure
-                return {self.oracle.objective.name: math.nan}
-            return history
-
-        def on_trial_end(self, trial):
-            super().on_trial_end(trial)
-            store.keep(self.project_dir)
-
-    # It prints where it reloads from.
-    with contextlib.nullcontext() if verbose else contextlib.redirect_stdout(io.StringIO()):
-        tuner = DistillerTuner(**options)
-    tuner.oracle.verbose = verbose
-    return tuner
 
 
 @dataclasses.dataclass(frozen=True)
@@ -306,38 +309,31 @@ class _Recipe:
     optimizer: typing.Callable | str
     loss: object
     metrics: object
-    callbacks: typing.Callable | None
     weights: dict
     compile_options: dict
-    fit_arguments: dict
+    fit_options: dict
+    callbacks: typing.Callable | None
     seed: int
 
-    def check(self):
-        """Raise TypeError or ValueError for what is wrong before a student is made."""
+    def __post_init__(self):
         require_teacher(self.teacher)
-        examples = {
-            "make_student": "lambda: keras.models.clone_model(student)",
-            "distillation_losses": "lambda: [keras_kd.losses.SoftLabels()]",
-            "callbacks": "lambda: [keras.callbacks.EarlyStopping()]",
-            "optimizer": "lambda learning_rate: keras.optimizers.Adam(learning_rate)",
-        }
-        for name, example in examples.items():
+        for name in ("make_student", "optimizer", "distillation_losses", "callbacks"):
             value = getattr(self, name)
             is_default = isinstance(value, str) if name == "optimizer" else value is None and name != "make_student"
-            is_object = isinstance(value, (keras.Model, keras.losses.Loss, keras.optimizers.Optimizer))
+            is_object = isinstance(value, (keras.Model, keras.losses.Loss))  # which can be called as well
             if not is_default and (is_object or not callable(value)):
                 raise TypeError(
-                    f"{name} must be a function that returns a new object for each trial, for instance {example}, got "
-                    f"{type(value).__name__}."
+                    f"{name} must be a function that makes anew what each trial needs, got {type(value).__name__}. "
+                    "Make it inside a function, for instance a lambda."
                 )
         for name in ("x", "validation_data"):
-            if inspect.isgenerator(self.fit_arguments[name]):
+            if inspect.isgenerator(self.fit_options[name]):
                 raise TypeError(
                     f"{name} must be readable by every trial from its start, got a generator, which can be read once. "
                     "Pass a function that makes it, or a tf.data.Dataset."
                 )
-        inspect.signature(keras.Model.fit).bind(None, **self.fit_arguments)
-        if self.fit_arguments["validation_data"] is None and not self.fit_arguments.get("validation_split"):
+        inspect.signature(keras.Model.fit).bind(None, **self.fit_options)
+        if self.fit_options["validation_data"] is None and not self.fit_options.get("validation_split"):
             raise ValueError("validation_data must be given: trials are compared by their score on it.")
 
     def hyperparameter_names(self):
@@ -359,23 +355,19 @@ class _Recipe:
         distiller = self._uncompiled()
         for name in values.keys() - {LEARNING_RATE}:
             distiller.hyperparameters[name].assign(values[name])
-        metrics = self.metrics() if callable(self.metrics) else self.metrics
-        distiller.compile(self._new_optimizer(values), self.loss, metrics=metrics, **self.compile_options)
+        distiller.compile(self._new_optimizer(values), self.loss, metrics=_called(self.metrics), **self.compile_options)
         return distiller
 
-    def fit(self, values, best):
-        """Train a student with these values under the callback `best`; return the `History`."""
-        distiller = self.new_distiller(values)
-        arguments = {name: _called(value) for name, value in self.fit_arguments.items()}
-        with _without_warnings_of_retracing():
-            history = distiller.fit(**arguments, callbacks=[*self._new_callbacks(), best], verbose=0)
-        del distiller
-        gc.collect()  # models hold themselves in circles
-        return history
+    def run(self, number, values, objective, path):
+        """Train a student with these values, save it after its best epoch, and return the `Trial`."""
+        best = _BestEpoch(objective, values, path)
+        callbacks = [*(_called(self.callbacks) or []), best]
+        self.new_distiller(values).fit(**self._new_fit_options(), callbacks=callbacks, verbose=0)
+        return Trial(number, values, best.score, best.epoch, best.failure)
 
-    def fingerprint(self, space):
-        """What makes a search with this recipe what it is."""
-        distiller = self.new_distiller({name: part[0] for name, part in space.items()})
+    def fingerprint(self, values):
+        """What makes a search with this recipe what it is; `values` are any that may be tried."""
+        distiller = self.new_distiller(values)
         return {
             "seed": self.seed,
             "teacher": fingerprint.model_fingerprint(self.teacher),
@@ -384,32 +376,33 @@ class _Recipe:
             **self.weights,
             "optimizer": fingerprint.object_fingerprint(distiller.optimizer),
             "loss": fingerprint.object_fingerprint(self.loss),
-            "callbacks": [type(callback).__name__ for callback in self._new_callbacks()],
             "compile_options": fingerprint.object_fingerprint(self.compile_options),
-            **{name: fingerprint.data_fingerprint(_called(value)) for name, value in self.fit_arguments.items()},
+            "callbacks": fingerprint.data_fingerprint(_called(self.callbacks)),
+            **fingerprint.data_fingerprint(self._new_fit_options()),
         }
 
     def _uncompiled(self):
-        losses = None if self.distillation_losses is None else self.distillation_losses()
-        return Distiller(self.teacher, self.make_student(), losses, **self.weights)
+        return Distiller(self.teacher, self.make_student(), _called(self.distillation_losses), **self.weights)
+
+    def _new_fit_options(self):
+        return {name: _called(value) for name, value in self.fit_options.items()}
 
     def _new_optimizer(self, values):
-        if isinstance(self.optimizer, str):
-            optimizer = keras.optimizers.get(self.optimizer)
-            if LEARNING_RATE in values:
-                optimizer.learning_rate = values[LEARNING_RATE]
-            return optimizer
+        is_name = isinstance(self.optimizer, str)
+        make = type(keras.optimizers.get(self.optimizer)) if is_name else self.optimizer
         arguments = [values[LEARNING_RATE]] if LEARNING_RATE in values else []
         try:
-            inspect.signature(self.optimizer).bind(*arguments)
+            inspect.signature(make).bind(*arguments)
         except TypeError as error:
             raise TypeError(
-                "optimizer must take the learning rate where that is searched, and else no argument, but: " + str(error)
+                f"optimizer must take the learning rate where that is searched, and else no argument, but: {error}"
             ) from None
-        return self.optimizer(*arguments)
+        return make(*arguments)
 
-    def _new_callbacks(self):
-        return [] if self.callbacks is None else list(self.callbacks())
+
+def _called(value):
+    """A value, or what a function given in its place returns."""
+    return value() if callable(value) else value
 
 
 class _BestEpoch(keras.callbacks.Callback):
@@ -419,30 +412,30 @@ class _BestEpoch(keras.callbacks.Callback):
         super().__init__()
         self._objective, self._path = objective, path
         self._values = {name: value for name, value in values.items() if name != LEARNING_RATE}
-        self._best = self.failure = None
+        self.score = self.epoch = self.failure = None
 
     def on_train_batch_end(self, batch, logs=None):
         if not math.isfinite(logs["loss"]):
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch, logs=None):
-        name = self._objective.name
-        if name not in logs:
+        goal = self._objective.name
+        if goal not in logs:
             known = sorted(name for name in logs if name.startswith("val_"))
-            raise ValueError(f"goal must be one of {known}, which fit logs, got {name!r}.")
+            raise ValueError(f"goal must be one of {known}, which fit logs, got {goal!r}.")
         for searched, value in self._values.items():
             if not math.isclose(float(self.model.hyperparameters[searched].numpy()), value, rel_tol=1e-6, abs_tol=1e-9):
                 raise ValueError(
                     f"search names {searched!r}, but a callback changed it during training, so that the score would "
                     "not be that of the value that was tried. Leave it out of search, or leave out the callback."
                 )
-        watched = [name for name in ("loss", "val_loss", name) if name in logs]  # accuracy does not show a NaN
-        wrong = [f"{name} is {logs[name]}" for name in watched if not math.isfinite(logs[name])]
+        watched = [name for name in ("loss", "val_loss", goal) if name in logs]  # accuracy does not show a NaN
+        wrong = [f"{name} is {logs[name]} in epoch {epoch + 1}" for name in watched if not math.isfinite(logs[name])]
         if wrong:
-            self.failure = f"{wrong[0]} in epoch {epoch + 1}"
+            self.score, self.epoch, self.failure = None, None, wrong[0]
             self.model.stop_training = True
-        elif self._best is None or self._objective.better_than(logs[name], self._best):
-            self._best = logs[name]
+        elif self.score is None or self._objective.better_than(logs[goal], self.score):
+            self.score, self.epoch = float(logs[goal]), epoch + 1
             with quiet():  # Keras warns of its own use of NumPy
                 self.model.student.save_weights(self._path)
 
@@ -450,19 +443,8 @@ class _BestEpoch(keras.callbacks.Callback):
 # Settings ----------------------------------------------------------------------------------------------------------
 
 
-def _objective(keras_tuner, goal):
-    """`goal` as a `keras_tuner.Objective` for a validation metric."""
-    objective = keras_tuner.oracles.RandomSearchOracle(objective=goal, max_trials=1).objective
-    if not objective.name.startswith("val_"):
-        raise ValueError(
-            f"goal must be a validation metric, whose name begins with val_, got {goal!r}: the training loss contains "
-            "what is searched, so that the smallest λ would win."
-        )
-    return objective
-
-
-def _checked_space(search, hyperparameters):
-    """Return `{name: (low, high, "log" or "linear") or a sorted list of choices}`."""
+def _space(space, search, hyperparameters):
+    """Return KerasTuner's `space` filled with what is searched."""
     if not isinstance(search, dict) or not search:
         raise TypeError(
             "search must be a dict with at least one value to search, for instance "
@@ -472,17 +454,21 @@ def _checked_space(search, hyperparameters):
     unknown = [name for name in search if name not in known]
     if unknown:
         raise ValueError(f"search names {unknown}, which this distiller does not have. It has {known}.")
-    return {name: _checked_values(values, f"search[{name!r}]", name) for name, values in search.items()}
+    for name, values in search.items():
+        positive = name == LEARNING_RATE or name.endswith("_temperature")
+        bounds = {"above": 0.0} if positive else {"at_least": 0.0} if name.endswith("_weight") else {}
+        _add(space, name, values, bounds)
+    return space
 
 
-def _checked_values(values, argument, name):
-    positive = name == LEARNING_RATE or name.endswith("_temperature")
-    bounds = {"above": 0.0} if positive else {"at_least": 0.0} if name.endswith("_weight") else {}
+def _add(space, name, values, bounds):
+    """Add a range or choices within the bounds, which `require_number` takes."""
+    argument = f"search[{name!r}]"
     if isinstance(values, list) and values:
         choices = sorted(require_number(value, argument, **bounds) for value in values)
         if len(set(choices)) < len(choices):
             raise ValueError(f"{argument} must list different choices, got {values!r}.")
-        return choices
+        return space.Choice(name, choices)
     if not isinstance(values, tuple) or len(values) not in (2, 3):
         raise TypeError(f"{argument} must be a range, (low, high), or a list of choices, got {values!r}.")
     low, high = (require_number(value, argument, **bounds) for value in values[:2])
@@ -492,61 +478,31 @@ def _checked_values(values, argument, name):
     require_choice(scale, f"the scale of {argument}", ["linear", "log"])
     if scale == "log" and low <= 0:
         raise ValueError(f"{argument} must have low > 0 on a logarithmic scale, got {values!r}.")
-    return low, high, scale
+    return space.Float(name, low, high, sampling=scale)
 
 
-def _combinations(space):
-    return math.prod(len(part) if isinstance(part, list) else math.inf for part in space.values())
-
-
-def _hyperparameters(keras_tuner, space):
-    hyperparameters = keras_tuner.HyperParameters()
-    for name, part in space.items():
-        if isinstance(part, list):
-            hyperparameters.Choice(name, part)
-        else:
-            hyperparameters.Float(name, part[0], part[1], sampling=part[2])
-    return hyperparameters
-
-
-class _Store:
-    """The folder of a search: `search.json`, its setting and the files of KerasTuner; the students.
-
-    KerasTuner writes its files in place, so that a killed process may leave half of one. So it works in a temporary
-    folder, and after each trial its files are written here at once.
-    """
+class _Record:
+    """The folder of a search: `search.json`, with its setting and finished trials, and the students' weights."""
 
     def __init__(self, folder, setting):
-        self.folder, self._setting, self._files = folder, json.loads(json.dumps(setting)), {}
-        if self._file.exists():
-            self._files = self._read()
+        self._folder, self._file = folder, folder / "search.json"
+        self._setting = json.loads(json.dumps(setting))
+        self.trials = [Trial(**row) for row in self._read()] if self._file.exists() else []
 
-    @property
-    def _file(self):
-        return self.folder / "search.json"
-
-    def weights_file(self, trial_id):
+    def weights_file(self, number):
         """Where the student of a trial is saved."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return self.folder / f"trial_{int(trial_id)}.weights.h5"
+        self._folder.mkdir(parents=True, exist_ok=True)
+        return self._folder / f"trial_{number}.weights.h5"
 
-    def restore(self, folder):
-        """Write the files of KerasTuner to `folder`."""
-        for name, text in self._files.items():
-            path = pathlib.Path(folder) / "trials" / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
-
-    def keep(self, project):
-        """Save the files of KerasTuner in the folder `project`."""
-        project = pathlib.Path(project)
-        files = {path.relative_to(project).as_posix(): path.read_text("utf-8") for path in project.rglob("*.json")}
-        content = {"format": _FORMAT, "setting": self._setting, "keras_tuner": files}
+    def add(self, trial):
+        """Save the trials with a new one."""
+        self.trials.append(trial)
+        content = {"format": _FORMAT, "setting": self._setting, "trials": list(map(dataclasses.asdict, self.trials))}
         with written_whole(self._file) as partial:
             partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
 
     def _read(self):
-        content = {}
+        content = None
         with contextlib.suppress(json.JSONDecodeError):
             content = json.loads(self._file.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
@@ -554,27 +510,7 @@ class _Store:
         differing = list(fingerprint.differences(content["setting"], self._setting))
         if differing:
             raise ValueError(
-                f"directory {str(self.folder)!r} holds another search, whose trials must not be mixed with these. It "
+                f"directory {str(self._folder)!r} holds another search, whose trials must not be mixed with these. It "
                 "differs in\n" + "\n".join(differing) + "\nGive another directory, or remove that one."
             )
-        return content["keras_tuner"]
-
-
-def _called(data):
-    """Data, or what a function given in their place returns."""
-    return data() if callable(data) else data
-
-
-@contextlib.contextmanager
-def _without_warnings_of_retracing():
-    """TensorFlow warns from the fifth model on that each has a step of its own, which is meant here."""
-
-    def is_other(record):
-        return "triggered tf.function retracing" not in record.getMessage()
-
-    logger = tf.get_logger()
-    logger.addFilter(is_other)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_other)
+        return content["trials"]

@@ -1,4 +1,4 @@
-"""The formulas of the losses in float64 NumPy, one value a row: nothing here is taken from the package."""
+"""The formulas of the losses in float64 NumPy, one value per row; nothing is taken from the package."""
 
 import math
 
@@ -21,7 +21,7 @@ def kl(p, q):
 
 
 def soft_labels(teacher, student, temperature):
-    """In log space, so that it holds far out as well."""
+    """In log space, for large logits too."""
     teacher, student = log_softmax(teacher / temperature), log_softmax(student / temperature)
     return temperature**2 * np.sum(np.exp(teacher) * (teacher - student), axis=-1)
 
@@ -44,9 +44,9 @@ def skewed(first, second, alpha, temperature):
 def split(probabilities, labels):
     """(true class, rest) and the distribution over the rest, 0 at the true class."""
     true = np.eye(probabilities.shape[-1], dtype=bool)[labels]
-    of_true = probabilities[true].reshape(labels.shape)
+    true_probabilities = probabilities[true].reshape(labels.shape)
     others = np.where(true, 0.0, probabilities)
-    return np.stack([of_true, 1 - of_true], axis=-1), others / others.sum(-1, keepdims=True)
+    return np.stack([true_probabilities, 1 - true_probabilities], axis=-1), others / others.sum(-1, keepdims=True)
 
 
 def decoupled_kd(teacher, student, labels, alpha, beta, temperature):
@@ -95,7 +95,7 @@ def cosine_features(teacher, student):
 
 
 def attention_transfer(teacher, student, p):
-    """One value a position: `(batch, positions..., channels)`."""
+    """One value per position: `(batch, positions..., channels)`."""
     teacher, student = (np.mean(np.abs(output) ** p, axis=-1) for output in (teacher, student))
     positions = tuple(range(1, teacher.ndim))
     return (unit(teacher, positions) - unit(student, positions)) ** 2
@@ -107,7 +107,7 @@ def huber(difference):
 
 
 def relational_kd(teacher, student, distance, angle):
-    """From the difference of every two examples, `to[i, j]` leading from i to j."""
+    """From the difference of every two examples; `to[i, j]` is the vector from i to j."""
 
     def distances_and_angles(features):
         to = features[None] - features[:, None]
@@ -146,7 +146,7 @@ def attention_relations(output, heads, mask=None):
 
 
 def self_attention_relations(teacher, student, heads, mask=None):
-    """One value a token."""
+    """One value per token."""
     return kl(*(attention_relations(output, heads, mask) for output in (teacher, student))).mean(1)
 
 

@@ -28,7 +28,7 @@ def opposite(scale):
 
 
 def scaled(scale):
-    """Features of that size, for losses that tell directions or examples apart."""
+    """Features of that size, for losses that compare directions or examples."""
     return scale * TEACHER, scale * STUDENT
 
 
@@ -60,17 +60,17 @@ class Row(NamedTuple):
 
     Attributes:
         make: Called with the options that all losses share.
-        formula: Of teacher and student (and labels, if `labelled`), one value a row.
+        formula: Its formula in NumPy, of teacher and student (and labels, if `labelled`): one value per row.
         labelled: It needs labels.
         least_is_zero: It is 0 where teacher and student are equal; a cross-entropy is not.
         saturates: Far out its gradient tends to 0, by its formula.
-        of_sequences: It takes sequences.
+        sequences: It takes sequences.
         refusal: The error message for masked sequences otherwise.
         refused: Shapes of teacher and student that do not fit.
-        any_positions: It compares outputs whose steps or positions differ, without broadcasting.
-        outputs: Of teacher and student, what it is tried on.
-        far: Outputs of a size to be finite at; the student's is wrong.
-        model: Makes a model of 8 inputs and 5 classes that it is trained on, of a given width.
+        any_positions: It compares outputs with different steps or positions, without broadcasting.
+        outputs: The outputs of teacher and student that it is tested on.
+        far: Gives outputs of a size at which it must be finite; the student's is wrong.
+        model: Makes a model of 8 inputs, 5 classes and a given width to train with it.
         part: What is compared of a layer of this model: see `keras_kd.outputs.hooks`.
     """
 
@@ -79,7 +79,7 @@ class Row(NamedTuple):
     labelled: bool = False
     least_is_zero: bool = True
     saturates: bool = False
-    of_sequences: bool = True
+    sequences: bool = True
     refusal: str = r"\(batch, classes\), but the student gives \(2, 4, 5\)"
     refused: tuple = (((4, 5), (4, 1, 5)), ((4, 5), (4, 4)))
     any_positions: bool = False
@@ -89,14 +89,14 @@ class Row(NamedTuple):
     part: str = "output"
 
 
-# What the losses share that compare one vector an example, and those that relate the examples of a batch.
-OF_VECTORS = {
-    "of_sequences": False,
+# Options of the losses that compare one vector per example, and of those that relate the examples of a batch.
+VECTOR_OPTIONS = {
+    "sequences": False,
     "refusal": r"\(batch, features\), but the teacher gives .* the student \(2, 4, 5\)",
     "refused": (((4, 5), (4, 4)), ((4, 2, 5), (4, 2, 5))),
 }
-OF_RELATIONS = {
-    "of_sequences": False,
+RELATION_OPTIONS = {
+    "sequences": False,
     "refusal": r"relates whole examples, but the outputs are of masked tokens: the student gives \(2, 4, 5\)",
     "any_positions": True,
     "refused": (((4, 5), (4,)), ((4, 5), (3, 5))),
@@ -151,7 +151,7 @@ LOSSES = {
         lambda **o: keras_kd.losses.DIST(beta=0.5, gamma=2.0, temperature=2.0, **o),
         lambda t, s: formulas.dist(t, s, beta=0.5, gamma=2.0, temperature=2.0),
         saturates=True,
-        of_sequences=False,
+        sequences=False,
     ),
     "logits_mse": Row(lambda **o: keras_kd.losses.LogitsMSE(**o), lambda t, s: np.mean((t - s) ** 2, axis=-1)),
     "binary_soft_labels": Row(
@@ -176,7 +176,7 @@ LOSSES = {
         lambda **o: keras_kd.losses.SelfAttentionRelations("attention", "attention", of="query", heads=2, **o),
         lambda t, s: formulas.self_attention_relations(t, s, heads=2),
         saturates=True,
-        of_sequences=False,
+        sequences=False,
         refusal=r"\(batch, length, heads, dim\), but the teacher's layer 'attention' gives \(2, 4, 5\)",
         outputs=QUERIES,
         far=lambda scale: tuple(scale * queries for queries in QUERIES),
@@ -187,7 +187,7 @@ LOSSES = {
     "attention_maps": Row(
         lambda **o: keras_kd.losses.AttentionMaps("attention", "attention", **o),
         lambda t, s: np.mean((t - s) ** 2, axis=(1, 3)),
-        of_sequences=False,
+        sequences=False,
         refusal=r"\(batch, heads, queries, keys\), but the teacher's layer 'attention' gives \(2, 4, 5\)",
         outputs=SCORES,
         far=lambda scale: tuple(scale * scores for scores in SCORES),
@@ -202,15 +202,15 @@ LOSSES = {
     "relational_kd": Row(
         lambda **o: keras_kd.losses.RelationalKD(distance=2.0, angle=3.0, **o),
         lambda t, s: formulas.relational_kd(t, s, distance=2.0, angle=3.0),
-        **OF_RELATIONS,
+        **RELATION_OPTIONS,
     ),
     "similarity_preserving": Row(
-        lambda **o: keras_kd.losses.SimilarityPreserving(**o), formulas.similarity_preserving, **OF_RELATIONS
+        lambda **o: keras_kd.losses.SimilarityPreserving(**o), formulas.similarity_preserving, **RELATION_OPTIONS
     ),
     "correlation_congruence": Row(
         lambda **o: keras_kd.losses.CorrelationCongruence(gamma=0.7, order=3, **o),
         lambda t, s: formulas.correlation_congruence(t, s, gamma=0.7, order=3),
-        **OF_RELATIONS,
+        **RELATION_OPTIONS,
     ),
     "contrastive_kd": Row(
         lambda **o: keras_kd.losses.ContrastiveKD(temperature=0.5, **o),
@@ -218,7 +218,7 @@ LOSSES = {
         least_is_zero=False,
         saturates=True,
         far=scaled,
-        **OF_VECTORS,
+        **VECTOR_OPTIONS,
     ),
     "contrastive_kd one way": Row(
         lambda **o: keras_kd.losses.ContrastiveKD(temperature=0.5, symmetric=False, **o),
@@ -226,7 +226,7 @@ LOSSES = {
         least_is_zero=False,
         saturates=True,
         far=scaled,
-        **OF_VECTORS,
+        **VECTOR_OPTIONS,
     ),
     "universal_logit_distillation": Row(
         lambda **o: keras_kd.losses.UniversalLogitDistillation(temperature=2.0, **o),

@@ -71,7 +71,7 @@ def test_relations_equal_the_published_values(mask, expected):
     assert float(relations_of()(QUERIES_TEACHER, QUERIES_STUDENT, mask=mask)) == pytest.approx(expected, rel=1e-6)
 
 
-def test_relations_may_be_cut_into_any_number_of_heads():
+def test_relations_may_be_split_into_any_number_of_heads():
     expected = relation_loss(QUERIES_TEACHER, QUERIES_STUDENT, 4, MASK)
     assert float(relations_of(heads=4)(QUERIES_TEACHER, QUERIES_STUDENT, mask=MASK)) == pytest.approx(expected, 1e-6)
 
@@ -173,7 +173,7 @@ def scores_of(seed, heads=2):
 
 
 @pytest.mark.parametrize(("mean_over_heads", "heads"), [(False, 2), (True, 2), (True, 4)])
-def test_maps_are_compared_where_keys_are_seen(mean_over_heads, heads):
+def test_maps_are_compared_where_keys_are_not_masked(mean_over_heads, heads):
     teacher, student = scores_of(0, heads), scores_of(1)
     maps = [scores.mean(1, keepdims=True) if mean_over_heads else scores for scores in (teacher, student)]
     squares = np.square(np.subtract(*maps)).mean(1)  # (batch, queries, keys)
@@ -182,7 +182,7 @@ def test_maps_are_compared_where_keys_are_seen(mean_over_heads, heads):
     np.testing.assert_allclose(values, expected, rtol=1e-6)
 
 
-def test_maps_have_a_gradient_where_keys_are_seen_and_none_elsewhere():
+def test_maps_have_a_gradient_where_keys_are_not_masked_and_none_elsewhere():
     student = tf.constant(scores_of(1))
     with tf.GradientTape() as tape:
         tape.watch(student)
@@ -255,7 +255,7 @@ def test_losses_and_their_distiller_survive_saving(distillation_loss, tmp_path):
     assert histories[0] == histories[1]
 
 
-def test_a_text_counts_as_its_weight_says():
+def test_sample_weights_weigh_texts():
     """A text of weight 0 teaches nothing, whatever its length."""
     teacher, student = transformer(1, 2, 8), transformer(1, 2, 8)
     losses = []

@@ -726,7 +726,9 @@ def runs(monkeypatch):
     """How many examples each batch had that a teacher ran on."""
     runs, encoded = [], TeacherSource.encoded
     monkeypatch.setattr(
-        TeacherSource, "encoded", lambda source, x, keys: runs.append(len(keys)) or encoded(source, x, keys)
+        TeacherSource,
+        "encoded",
+        lambda source, x, keys, *rest: runs.append(len(keys)) or encoded(source, x, keys, *rest),
     )
     return runs
 
@@ -779,6 +781,22 @@ def test_a_build_resumes_by_key_in_any_order(data, tmp_path, runs):
     assert len(np.unique(keys)) == 46
 
 
+def test_the_order_in_which_layers_are_given_does_not_matter(data, tmp_path):
+    x, folder = data[0], tmp_path / "cache"
+    teacher = dense_model(4, 4, 3)  # two layers whose files look alike
+    layers = ["hidden_0", "hidden_1"]
+    interrupted(teacher, batches_of(x, batch=4), folder, 6, outputs=layers)
+    resumed = stored(teacher, batches_of(x, batch=4), folder, outputs=layers[::-1])
+    for part, order in enumerate((layers, layers[::-1])):
+        stored(teacher, batches_of(x[part::2]), tmp_path / str(part), outputs=order)
+    parts = keras_kd.open_teacher_cache([tmp_path / "0", tmp_path / "1"]).attach(batches_of(x))
+    both = keras.Model(teacher.inputs, {name: teacher.get_layer(name).output for name in layers})
+    for dataset in (resumed, parts):
+        for (precomputed,) in dataset:
+            for name, expected in both(precomputed.x).items():
+                np.testing.assert_allclose(precomputed.layers[name], expected, rtol=2e-3, atol=1e-3)
+
+
 def test_mixed_batches_run_whole_and_store_what_is_missing(data, tmp_path, runs):
     x = data[0]
     teacher, folder = dense_model(16, 3), tmp_path / "cache"
@@ -819,9 +837,8 @@ def test_arrays_of_other_programs_resume_by_key_as_well(data, tmp_path):
         np.testing.assert_allclose(output, np.frombuffer(example, "float32")[:3], rtol=1e-3)
 
 
-def test_ids_are_looked_up_in_what_was_stored_before(data, tmp_path, monkeypatch):
-    """Keys that were moved from the dict to the sorted arrays, or come from an earlier run, are known as well."""
-    monkeypatch.setattr("keras_kd.cache.building._RECENT_KEYS", 6)
+def test_ids_are_looked_up_in_what_was_stored_before(data, tmp_path):
+    """Keys of earlier batches and of an earlier run are known."""
     x, ids = data[0], np.arange(37)
     pixels = keras.Input((8,), name="pixels")
     teacher = keras.Model(pixels, keras.layers.Dense(3)(pixels))

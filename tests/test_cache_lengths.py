@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import crossentropy
+from formulas import log_softmax
 from test_cache import SMALL, content_of, stored
 
 import keras_kd
 from keras_kd._keras_private import get_mask
+from keras_kd.cache import TopLogProbs
 from keras_kd.cache.keys import fingerprint
 
 WORDS, CLASSES = 50, 5
@@ -148,6 +150,24 @@ def test_tokens_that_would_be_lost_are_refused(tmp_path):
         list(cut)
     (precomputed,) = next(iter(cache.attach(tf.data.Dataset.from_tensors(({"id": ids[1:]},)))))
     assert precomputed.prediction.shape == (2, 4, CLASSES)  # as long as the longest
+
+
+def test_losses_do_not_count_what_a_ragged_output_lacks(tmp_path):
+    outputs = np.random.default_rng(0).normal(size=(2, 4, CLASSES)).astype("float32")
+    ragged = tf.RaggedTensor.from_tensor(outputs, lengths=[4, 1])
+    whole = TopLogProbs(*(tf.RaggedTensor.from_tensor(one, lengths=[2, 3]) for one in top_two(outputs)), of=CLASSES)
+    batches = [(np.arange(2), {"a": ragged, "b": whole}), (np.arange(2, 4), {"a": outputs, "b": whole})]
+    cache = keras_kd.cache_teacher_outputs("arrays", batches, tmp_path / "cache", key="id", verbose=0)
+    batch = {"id": np.arange(4), "tokens": np.ones((4, 6), "int32")}
+    (precomputed,) = next(iter(cache.attach(tf.data.Dataset.from_tensors((batch,)))))
+    for name, lengths in {"output a": [4, 1, 4, 4], "output b": [2, 3, 2, 3]}.items():
+        np.testing.assert_array_equal(precomputed.masks[name], np.arange(6) < np.array(lengths)[:, None])
+
+
+def top_two(outputs):
+    """The two likeliest classes of logits, and their log-probabilities."""
+    classes = np.argsort(-outputs, axis=-1)[..., :2].astype("int32")
+    return classes, np.take_along_axis(log_softmax(outputs), classes, axis=-1)
 
 
 def test_outputs_go_by_the_entry_that_they_were_as_long_as(tmp_path):

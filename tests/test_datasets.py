@@ -23,7 +23,7 @@ def folded(text):
     return unicodedata.normalize("NFKC", str(text)).casefold()
 
 
-def test_thirty_languages_and_more_each_with_every_split(everything):
+def test_at_least_thirty_languages_are_in_every_split(everything):
     assert len(LANGUAGES) == len(set(LANGUAGES)) == 40
     assert set(LATIN_SCRIPT_LANGUAGES) | set(OTHER_SCRIPT_LANGUAGES) == set(LANGUAGES)
     for split in SPLITS:
@@ -107,7 +107,7 @@ def test_only_the_chosen_languages_are_labelled():
     assert (train.labels[train.languages != "el"] == UNLABELLED).all()
 
 
-def test_a_terms_split_does_not_depend_on_what_else_is_asked_for(everything):
+def test_a_terms_split_does_not_depend_on_languages_and_kinds(everything):
     split_of = {term: split for split in SPLITS for term in getattr(everything, split).terms}
     few = cldr_names(languages=["el", "fr"], kinds=["city", "territory"])
     for split in SPLITS:
@@ -115,7 +115,7 @@ def test_a_terms_split_does_not_depend_on_what_else_is_asked_for(everything):
         assert terms and all(split_of[term] == split for term in terms)
 
 
-def test_another_seed_splits_otherwise_and_the_same_seed_repeats():
+def test_the_seed_decides_the_split():
     one, again, other = (cldr_names(languages=["en", "ko"], seed=seed) for seed in (3, 3, 4))
     for split in SPLITS:
         for name in ("texts", "labels", "languages", "terms"):

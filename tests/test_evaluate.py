@@ -373,7 +373,7 @@ def test_a_thousand_resamples_of_thirty_languages_take_seconds():
     predictions = [predictions_from(teacher + rng.normal(size=teacher.shape), teacher) for _ in range(4)]
     start = time.perf_counter()
     scores = bootstrap_scores(labels, predictions, rows_by_language, 4, resamples=1000, seed=0)
-    assert time.perf_counter() - start < 10  # 0.3 s on two cores
+    assert time.perf_counter() - start < 10  # 1 s on two cores
     assert scores["l7"]["macro_f1"].shape == (4, 1000)
 
 
@@ -713,7 +713,7 @@ def test_bad_options(options, error, message):
         ({}, ValueError, "models must hold at least one model"),
         ([keras.Sequential()], TypeError, "models must be a dict of name to model or path, got list"),
         ({1: "a.tflite"}, TypeError, "models must have strings for names, got 1"),
-        ({"m": 3}, TypeError, r"models\['m'\] must be a keras.Model or the path of .*, got int"),
+        ({"m": 3}, TypeError, r"must be a keras.Model, or the path of .*, got int: 3"),
     ],
 )
 def test_bad_models(models, error, message):
@@ -764,20 +764,24 @@ def test_no_examples():
 @pytest.mark.parametrize(
     ("dataset", "error", "message"),
     [
-        (lambda d: d, ValueError, r"got single examples; call dataset.batch\(256\)"),
+        (lambda d: d, TypeError, r"data must give batches of dense tensors, .* dataset.batch\(256\) makes batches"),
         (lambda d: d.batch(2).repeat(), ValueError, "data never ends"),
         (lambda d: d.map(lambda x, y: x), TypeError, "data must be a dataset of "),
-        (lambda d: d.map(lambda x, y: (x, {"y": y})).batch(2), TypeError, "y must be one dense tensor"),
+        (lambda d: d.map(lambda x, y: (x, {"y": y})).batch(2), TypeError, "a dict of them, y a tensor, got"),
         (
             lambda d: d.map(lambda x, y: ((x, x), y)).batch(2),
             TypeError,
-            r"x must be a dense tensor .*, got \(TensorSpec",
+            r"x a tensor or a dict of them, .* got elements of \(\(TensorSpec",
         ),
-        (lambda d: d.map(lambda x, y: (x[: y + 1], y)).ragged_batch(2), TypeError, "x must be .* got RaggedTensorSpec"),
+        (
+            lambda d: d.map(lambda x, y: (x[: y + 1], y)).ragged_batch(2),
+            TypeError,
+            "batches of dense tensors, .*Ragged",
+        ),
         (
             lambda d: d.enumerate().map(lambda i, e: (tf.repeat(e[0], i + 1, axis=0), e[1])).batch(1),
             ValueError,
-            r"x has batches of different shapes, \[\(3,\), \(6,\)\]",
+            r"data must have batches of one shape; pad them .* size 3 .* size 6",
         ),
         (lambda d: 5, TypeError, r"data must be a tuple \(x, y\) of arrays or a batched tf.data.Dataset .*, got int"),
     ],

@@ -1,5 +1,7 @@
 """Losses over layers and over relations between examples: inside a `Distiller`, and where examples are alike."""
 
+import itertools
+
 import formulas
 import keras
 import numpy as np
@@ -9,12 +11,12 @@ from conftest import crossentropy, dense_model
 
 import keras_kd
 
-OF_VECTORS = {
+VECTOR_LOSSES = {
     "cosine_features": (keras_kd.losses.CosineFeatures, formulas.cosine_features),
     "hint": (keras_kd.losses.Hint, lambda t, s: np.mean((t - s) ** 2, axis=-1)),
     "contrastive_kd": (keras_kd.losses.ContrastiveKD, lambda t, s: formulas.contrastive_kd(t, s, 0.1, symmetric=True)),
 }
-OF_RELATIONS = {
+RELATION_LOSSES = {
     "relational_kd": (keras_kd.losses.RelationalKD, lambda t, s: formulas.relational_kd(t, s, 25.0, 50.0)),
     "similarity_preserving": (keras_kd.losses.SimilarityPreserving, formulas.similarity_preserving),
     "correlation_congruence": (
@@ -74,10 +76,10 @@ def test_each_pair_of_layers_has_a_projection_of_its_own_unless_they_share_one(d
         keras_kd.Distiller(teacher, student, keras_kd.losses.Hint(*layers, shared_projection=True))
 
 
-@pytest.mark.parametrize("name", OF_VECTORS)
+@pytest.mark.parametrize("name", VECTOR_LOSSES)
 def test_unequal_widths_are_compared_through_a_projection_that_trains(data, name):
     x, y = data
-    make, formula = OF_VECTORS[name]
+    make, formula = VECTOR_LOSSES[name]
     teacher, student = dense_model(16, 3), dense_model(5, 3)
     distiller = keras_kd.Distiller(teacher, student, make(**HIDDEN, weight=10.0))
     kernel = distiller.projections[name].kernel.numpy()
@@ -89,7 +91,7 @@ def test_unequal_widths_are_compared_through_a_projection_that_trains(data, name
     assert np.abs(distiller.projections[name].kernel.numpy() - kernel).max() > 1e-4
 
 
-def test_the_projection_is_saved_with_the_distiller_and_left_behind_at_export(data, tmp_path):
+def test_the_projection_is_saved_with_the_distiller_and_not_exported(data, tmp_path):
     teacher, student = dense_model(16, 3), dense_model(5, 3)
     distillation_loss = keras_kd.losses.ContrastiveKD(0.2, symmetric=False, **HIDDEN)
     distiller = keras_kd.Distiller(teacher, student, distillation_loss)
@@ -104,10 +106,10 @@ def test_the_projection_is_saved_with_the_distiller_and_left_behind_at_export(da
     assert sorted(tuple(v.shape) for v in exported.variables) == sorted(tuple(v.shape) for v in student.variables)
 
 
-@pytest.mark.parametrize("name", OF_RELATIONS)
+@pytest.mark.parametrize("name", RELATION_LOSSES)
 def test_relations_need_no_projection_whatever_the_widths_and_ranks(images, name):
     x, y = images
-    make, formula = OF_RELATIONS[name]
+    make, formula = RELATION_LOSSES[name]
     teacher, student = image_model(9), image_model(4)
     distiller = keras_kd.Distiller(teacher, student, make(teacher_layer="pooled", student_layer="maps", weight=10.0))
     assert distiller.projections == {}
@@ -215,18 +217,18 @@ def features(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 
 
-@pytest.mark.parametrize("name", OF_RELATIONS)
+@pytest.mark.parametrize("name", RELATION_LOSSES)
 def test_relations_of_examples_of_which_two_are_the_same_have_a_small_gradient(name):
     teacher, student = features(6, 4), features(6, 3, seed=1)
     student[3] = student[1]
-    loss, gradient = gradient_of(OF_RELATIONS[name][0](), teacher, student)
+    loss, gradient = gradient_of(RELATION_LOSSES[name][0](), teacher, student)
     assert np.isfinite(loss) and np.abs(gradient).max() < 10.0
 
 
-@pytest.mark.parametrize("name", [*OF_VECTORS, *OF_RELATIONS])
-def test_a_replica_without_examples_adds_nothing(name):
+@pytest.mark.parametrize("name", [*VECTOR_LOSSES, *RELATION_LOSSES])
+def test_a_replica_without_examples_counts_as_nothing(name):
     """As the graph of a step sees it: the size of the batch is not known when it is traced."""
-    distillation_loss = {**OF_VECTORS, **OF_RELATIONS}[name][0]()
+    distillation_loss = {**VECTOR_LOSSES, **RELATION_LOSSES}[name][0]()
 
     @tf.function(input_signature=[tf.TensorSpec((None, 4)), tf.TensorSpec((4, 4))])
     def run(x, kernel):
@@ -240,9 +242,9 @@ def test_a_replica_without_examples_adds_nothing(name):
     np.testing.assert_array_equal(gradient, 0.0)
 
 
-@pytest.mark.parametrize("name", OF_RELATIONS)
-def test_relations_of_a_single_example_teach_nothing(name):
-    loss, gradient = gradient_of(OF_RELATIONS[name][0](), features(1, 4), features(1, 3, seed=1))
+@pytest.mark.parametrize("name", RELATION_LOSSES)
+def test_relations_of_a_single_example_are_zero_without_a_gradient(name):
+    loss, gradient = gradient_of(RELATION_LOSSES[name][0](), features(1, 4), features(1, 3, seed=1))
     assert loss == pytest.approx(0.0, abs=1e-6)
     np.testing.assert_allclose(gradient, 0.0, atol=1e-6)
 
@@ -250,8 +252,9 @@ def test_relations_of_a_single_example_teach_nothing(name):
 def test_relational_kd_counts_two_equal_examples_as_a_pair_at_distance_zero():
     """As the published code does: by hand, distances 0, 1 and 1 have the mean 2/3; the teacher's are 1, 1 and √2."""
     teacher, student = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]]), np.array([[0.0], [0.0], [1.0]])
-    of_teacher, of_student = np.array([1.0, 1.0, 2**0.5]) * 3 / (2 + 2**0.5), np.array([0.0, 1.0, 1.0]) * 3 / 2
-    expected = 2 * formulas.huber(of_teacher - of_student).sum() / 9
+    teacher_distances = np.array([1.0, 1.0, 2**0.5]) * 3 / (2 + 2**0.5)
+    student_distances = np.array([0.0, 1.0, 1.0]) * 3 / 2
+    expected = 2 * formulas.huber(teacher_distances - student_distances).sum() / 9
     assert float(keras_kd.losses.RelationalKD(1.0, 0.0)(teacher, student)) == pytest.approx(expected, rel=1e-6)
 
 
@@ -283,7 +286,7 @@ def test_correlation_congruence_tends_to_the_gaussian_kernel():
     "distillation_loss",
     [keras_kd.losses.CosineFeatures(), keras_kd.losses.ContrastiveKD(), keras_kd.losses.SimilarityPreserving()],
 )
-def test_a_student_without_a_sign_of_life_gets_a_finite_gradient(distillation_loss):
+def test_a_student_whose_features_are_zero_gets_a_finite_gradient(distillation_loss):
     """Zeros of a dead relu have no direction."""
     student = features(6, 4, seed=1)
     student[2] = 0.0
@@ -314,3 +317,155 @@ def test_attention_is_one_where_the_layers_are_active_at_different_positions():
     teacher[0, 0, 0] = [5.0, -1.0, 2.0]
     student[0, 0, 1], student[0, 1, 0] = 3.0, -3.0
     assert float(keras_kd.losses.AttentionTransfer()(teacher, student)) == pytest.approx(0.5, rel=1e-6)
+
+
+# Channels on axis 1 -----------------------------------------------------------------------------------------------
+
+
+def convolution(width, channels, **options):
+    return keras.layers.Conv2D(width, 2, data_format=channels, **options)
+
+
+def channel_axis(channels):
+    return 1 if channels == "channels_first" else -1
+
+
+def branched(width, channels):
+    """Two convolutions side by side, as in a DenseNet."""
+    inputs = keras.Input((2, 6, 6) if channels == "channels_first" else (6, 6, 2))
+    branches = [convolution(width, channels)(inputs) for _ in range(2)]
+    return keras.Model(inputs, keras.layers.Concatenate(axis=channel_axis(channels))(branches))
+
+
+class Subclassed(keras.Model):
+    """A subclassed model, whose graph is not known."""
+
+    def __init__(self, layers):
+        super().__init__()
+        self.all_layers = layers
+
+    def call(self, inputs):
+        for layer in self.all_layers:
+            inputs = layer(inputs)
+        return inputs
+
+
+# The layers of a model up to the hooked one, "maps": of a width, with the channels where `c` says.
+IMAGE_LAYERS = {
+    "convolution": lambda w, c: [convolution(w, c, name="maps")],
+    "transposed": lambda w, c: [keras.layers.Conv2DTranspose(w, 2, data_format=c, name="maps")],
+    "upsampling": lambda w, c: [convolution(w, c), keras.layers.UpSampling2D(data_format=c, name="maps")],
+    "pooling": lambda w, c: [convolution(w, c), keras.layers.MaxPooling2D(data_format=c, name="maps")],
+    "nested": lambda w, c: [keras.Sequential([convolution(w, c), keras.layers.ReLU()], name="maps")],
+    "activation": lambda w, c: [convolution(w, c), keras.layers.ReLU(name="maps")],
+    "normalization": lambda w, c: [convolution(w, c), keras.layers.BatchNormalization(channel_axis(c), name="maps")],
+    "branches": lambda w, c: [branched(w, c), keras.layers.ReLU(name="maps")],
+}
+SHOW_THEIR_FORMAT = ["convolution", "transposed", "upsampling", "pooling"]
+OVER_MAPS = {
+    "hint": keras_kd.losses.Hint,
+    "cosine_features": keras_kd.losses.CosineFeatures,
+    "attention_transfer": keras_kd.losses.AttentionTransfer,
+    "relational_kd": keras_kd.losses.RelationalKD,
+    "similarity_preserving": keras_kd.losses.SimilarityPreserving,
+    "correlation_congruence": keras_kd.losses.CorrelationCongruence,
+    "keras_loss": lambda **o: keras_kd.losses.KerasLoss(keras.losses.CosineSimilarity(), **o),
+}
+
+
+def image_twins(layers_of, width, kind=keras.Sequential, seed=0, end=True):
+    """Two models of one function of `(6, 6, 2)` images: with the channels on axis 1, and with the channels last."""
+    twins = []
+    for channels in ("channels_first", "channels_last"):
+        layers = layers_of(width, channels)
+        if channels == "channels_first":
+            layers = [keras.layers.Permute((3, 1, 2)), *layers]
+        if end:
+            layers += [keras.layers.GlobalMaxPooling2D(data_format=channels), keras.layers.Dense(3)]
+        twins.append(kind(layers))
+        twins[-1](np.zeros((1, 6, 6, 2)))
+    rng = np.random.default_rng(seed)
+    weights = [rng.normal(size=weight.shape) ** 2 for weight in twins[0].get_weights()]
+    for twin in twins:
+        twin.set_weights(weights)
+    return twins
+
+
+def expect_equal_losses(make, layers_of, kind=keras.Sequential, end=True):
+    """A loss is the same wherever teacher and student have their channels."""
+    x = np.random.default_rng(2).normal(size=(6, 6, 6, 2)).astype("float32")
+    sides = [image_twins(layers_of, 4, kind, seed, end) for seed in (0, 1)]
+    losses = []
+    for teacher, student in itertools.product(*sides):
+        distiller = keras_kd.Distiller(teacher, student, make())
+        (loss,), pairing = distiller.distillation_losses, distiller._live.pairing
+        (pair,) = pairing.pairs(loss, pairing.read_teacher(x), pairing.read_student(x, training=False))
+        losses.append(float(loss(pair.teacher, distiller.project(pair))))
+    assert losses[-1] > 0.001 or losses[-1] < 0
+    np.testing.assert_allclose(losses, losses[-1], rtol=1e-4)
+
+
+@pytest.mark.parametrize("loss", OVER_MAPS)
+@pytest.mark.parametrize("name", IMAGE_LAYERS)
+def test_channels_on_axis_1_of_a_layer_are_the_features(name, loss):
+    expect_equal_losses(
+        lambda: OVER_MAPS[loss](teacher_layer="maps", student_layer="maps"),
+        IMAGE_LAYERS[name],
+    )
+
+
+@pytest.mark.parametrize("loss", OVER_MAPS)
+def test_channels_on_axis_1_of_an_output_are_the_features(loss):
+    expect_equal_losses(OVER_MAPS[loss], IMAGE_LAYERS["activation"], end=False)
+
+
+@pytest.mark.parametrize("name", SHOW_THEIR_FORMAT)
+def test_channels_on_axis_1_are_the_features_in_a_subclassed_model(name):
+    expect_equal_losses(lambda: keras_kd.losses.CosineFeatures("maps", "maps"), IMAGE_LAYERS[name], Subclassed)
+
+
+@pytest.mark.parametrize("name", ["activation", "normalization", "branches"])
+def test_a_layer_of_a_subclassed_model_that_may_have_them_there_is_refused(name):
+    first, last = image_twins(IMAGE_LAYERS[name], 4, Subclassed)
+    distiller = keras_kd.Distiller(first, last, keras_kd.losses.CosineFeatures("maps", "maps"))
+    distiller.compile("sgd", None)
+    with pytest.raises(ValueError, match=r"teacher_layer='maps' may have its channels on axis 1.*the convolution befo"):
+        distiller.fit(np.zeros((4, 6, 6, 2)), verbose=0)
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [
+        ([convolution(4, "channels_first"), keras.layers.Permute((2, 3, 1), name="maps")], (5, 5, 4)),
+        (
+            [convolution(5, "channels_first"), keras.layers.Permute((2, 3, 1)), keras.layers.ReLU(name="maps")],
+            (5, 5, 5),
+        ),
+        ([keras.layers.TimeDistributed(convolution(4, "channels_first"), name="maps")], (3, 5, 5, 4)),
+        ([keras.layers.Conv1D(4, 2, data_format="channels_first", name="maps")], (5, 4)),
+        ([convolution(4, "channels_first"), keras.layers.Dense(7, name="maps")], (4, 5, 7)),
+        (
+            [keras.layers.ConvLSTM2D(4, 2, data_format="channels_first", return_sequences=True, name="maps")],
+            (3, 5, 5, 4),
+        ),
+    ],
+)
+def test_where_the_channels_of_a_layer_go(layers, shape):
+    """Sizes tell the axes apart; the square one does not, but `Permute` has put its channels last."""
+    inputs = {3: (2, 6), 4: (2, 6, 6), 5: (3, 2, 6, 6)}[len(shape) + 1]
+    model = keras.Sequential([keras.Input(inputs), *layers])
+    read = keras_kd.outputs.OutputReader(model, [keras_kd.outputs.Hook("maps")], role="teacher")
+    x = np.random.default_rng(0).normal(size=(2, *inputs)).astype("float32")
+    (maps,) = read(x, training=False).layers.values()
+    assert maps.shape[1:] == shape
+    output = model.predict(x, verbose=0)
+    axis = output.shape.index(4) if shape[-1] == 4 else -1
+    np.testing.assert_allclose(maps, np.moveaxis(output, axis, -1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [3, 4])
+def test_a_projection_is_of_the_channels_also_on_axis_1(width):
+    teacher, _ = image_twins(IMAGE_LAYERS["activation"], 4)
+    student, _ = image_twins(IMAGE_LAYERS["activation"], width)
+    distiller = keras_kd.Distiller(teacher, student, keras_kd.losses.Hint("maps", "maps"))
+    assert [layer.kernel.shape for layer in distiller.projections.values()] == ([(3, 4)] if width == 3 else [])

@@ -9,9 +9,8 @@ import tensorflow as tf
 from conftest import crossentropy, strategy_of
 
 import keras_kd
-from keras_kd.large_vocabulary import crossentropy as crossentropy_of_heads
-from keras_kd.large_vocabulary import fused_loss
-from keras_kd.large_vocabulary.last_layer import LastLayer
+from keras_kd.large_vocabulary import fused_loss, heads
+from keras_kd.large_vocabulary.fusion import LastLayer
 from keras_kd.outputs.precomputed import PrecomputedBatch
 from keras_kd.outputs.top_classes import TopClasses
 from keras_kd.steps import fused_step
@@ -68,7 +67,7 @@ def trained(
     balance=None,
     **compiled,
 ):
-    """The student's weights and the logs behind two epochs."""
+    """The student's weights and the logs after two epochs."""
     keras.utils.set_random_seed(3)
     with (strategy or tf.distribute.get_strategy()).scope():
         teacher, student = (pair or models)()
@@ -104,7 +103,7 @@ def test_labels_and_soft_labels_over_padded_tokens():
     assert_same()
 
 
-def test_few_tokens_are_taken_at_once(monkeypatch):
+def test_the_logits_of_few_tokens_are_held(monkeypatch):
     monkeypatch.setattr(fused_step, "fused_loss", fused_loss)
     assert_same()
 
@@ -117,7 +116,7 @@ def test_embeddings_of_two_directions():
     assert_same(pair=lambda: models(tied=True, tie_weights=False))
 
 
-def test_a_last_layer_inside_a_nested_model_behind_a_cast():
+def test_a_last_layer_inside_a_nested_model_before_a_cast():
     def nested(width):
         inner = token_model(width, name=f"inner_{width}")
         tokens = keras.Input((None,), dtype="int32")
@@ -126,7 +125,7 @@ def test_a_last_layer_inside_a_nested_model_behind_a_cast():
     assert_same(pair=lambda: with_opinions(nested(9), nested(5)))
 
 
-def test_one_example_one_distribution(data):
+def test_one_distribution_per_example(data):
     x, _ = data
 
     def model(width):
@@ -179,7 +178,7 @@ def test_other_losses_over_logits(distillation_loss):
     assert_same(distillation_losses=distillation_loss, labels=labels, loss=lambda: crossentropy(ignore_class=-1))
 
 
-def test_losses_over_layers_beside_it():
+def test_losses_over_layers_together_with_it():
     assert_same(
         distillation_losses=lambda: [
             keras_kd.losses.Hint(teacher_layer="hidden", student_layer="hidden", weight=2.0),
@@ -220,7 +219,7 @@ def likeliest(k):
     return tf.data.Dataset.from_tensor_slices((PrecomputedBatch(TOKENS, top, {}), LABELS)).batch(4)
 
 
-def test_a_teacher_whose_likeliest_tokens_come_with_the_batch():
+def test_a_teacher_whose_most_likely_tokens_are_in_the_batch():
     assert_same(data=likeliest(8), teacher_of=lambda teacher: None)
 
 
@@ -264,14 +263,14 @@ def test_the_logits_are_not_computed(fuse_logits, monkeypatch):
     batch = tf.ones((examples, length), "int32"), tf.ones((examples, length), "int32")
     distiller.fit(*batch, verbose=0)
     in_full = examples * length * vocabulary
-    monkeypatch.setattr(crossentropy_of_heads, "CHUNK_BYTES", 4 * 100 * vocabulary)
+    monkeypatch.setattr(heads, "CHUNK_BYTES", 4 * 100 * vocabulary)
     monkeypatch.setattr(fused_step, "fused_loss", functools.partial(fused_loss, chunk_bytes=4 * 100 * vocabulary))
     for step in (distiller.train_step, distiller.test_step):
         function = tf.function(step).get_concrete_function(batch)
         assert (largest_array_for(function) < in_full) == fuse_logits
 
 
-def test_a_second_fit_and_a_second_evaluate_go_on_with_the_functions_of_the_first():
+def test_a_second_fit_and_a_second_evaluate_reuse_the_functions_of_the_first():
     """Keras's container of losses is never built where logits are not, which is no reason to trace anew."""
     teacher, student = models()
     distiller = keras_kd.Distiller(teacher, student, keras_kd.losses.SoftLabels(2.0), fuse_logits=True)
@@ -289,14 +288,14 @@ def test_a_second_fit_and_a_second_evaluate_go_on_with_the_functions_of_the_firs
     assert distiller.test_function is function
 
 
-def test_it_is_found_where_the_vocabulary_is_large():
+def test_it_is_the_default_where_the_vocabulary_is_large():
     for units, is_fused in ((100, False), (20_000, True)):
         models = [keras.Sequential([keras.Input((2,)), keras.layers.Dense(units)]) for _ in range(2)]
         assert (keras_kd.Distiller(*models)._live.fusion is not None) == is_fused
         assert keras_kd.Distiller(*models, fuse_logits=False)._live.fusion is None
 
 
-def test_with_metrics_it_has_logits_where_nobody_asked_for_none():
+def test_metrics_get_logits_unless_fuse_logits_is_true():
     distiller, _, logs = trained(None, metrics=["accuracy"])
     assert "accuracy" in logs
     assert distiller.evaluate(TOKENS, LABELS, verbose=0)[0] > 0
@@ -323,7 +322,7 @@ def test_with_metrics_it_has_logits_where_nobody_asked_for_none():
         ({"pair": lambda: models(tied=True, logit_soft_cap=3.0)}, "Dense without activation"),
     ],
 )
-def test_where_logits_are_needed_asking_for_none_says_why(changes, message):
+def test_fuse_logits_is_refused_with_the_reason_where_logits_are_needed(changes, message):
     with pytest.raises(ValueError, match=f"fuse_logits=True is not possible: .*{message}"):
         trained(True, **changes)
 

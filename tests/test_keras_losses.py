@@ -1,4 +1,4 @@
-"""Losses of Keras as losses here, and losses of ours in `keras.distillation.Distiller`."""
+"""Losses of Keras in `keras_kd.Distiller`, and losses of keras_kd in `keras.distillation.Distiller`."""
 
 import keras
 import numpy as np
@@ -19,7 +19,7 @@ def fitted(distillation_losses, data, **fit_options):
     return logits, distiller, logs
 
 
-def test_a_loss_of_keras_acts_with_sample_weights(data):
+def test_a_loss_of_keras_heeds_sample_weights(data):
     weights = np.linspace(0.0, 2.0, len(data[0]))
     (teacher, student), _, logs = fitted(keras.losses.MeanAbsoluteError(), data, sample_weight=weights)
     expected = (weights * np.abs(teacher - student).mean(-1)).mean()
@@ -35,7 +35,7 @@ def test_a_distillation_loss_of_keras_keeps_its_value(data):
     assert float(expected_of[0]) > 0
 
 
-def test_a_distillation_loss_brings_its_layers(data):
+def test_the_layers_of_a_distillation_loss_of_keras_are_used(data):
     teacher, student = dense_model(16, 3), dense_model(16, 3)
     hidden = [keras.Model(m.inputs, m.get_layer("hidden_0").output) for m in (teacher, student)]
     expected = np.mean(np.square(hidden[0].predict(data[0], verbose=0) - hidden[1].predict(data[0], verbose=0)))
@@ -59,7 +59,7 @@ def test_a_wrapped_loss_has_a_weight_and_is_saved(data, tmp_path):
 
 
 @pytest.mark.parametrize("loss", ["mse", None, keras.metrics.Mean(), keras.losses.mean_squared_error])
-def test_anything_else_is_refused(loss):
+def test_other_objects_are_refused(loss):
     with pytest.raises(TypeError, match=r"loss must be a keras.losses.Loss or a keras.distillation.DistillationLoss"):
         keras_kd.losses.KerasLoss(loss)
     if loss is not None:
@@ -82,7 +82,7 @@ def test_anything_else_is_refused(loss):
         lambda: keras_kd.losses.RelationalKD(teacher_layer="hidden_0", student_layer="hidden_0"),
     ],
 )
-def test_ours_work_in_the_distiller_of_keras(data, make):
+def test_losses_work_in_the_distiller_of_keras(data, make):
     """There, too, the logged distillation loss is the loss's value on the models' own outputs."""
     teacher, student = dense_model(16, 3), dense_model(16, 3)
     distillation_loss = make()
@@ -170,7 +170,7 @@ def test_losses_from_logits_refuse_a_student_that_ends_in_probabilities(make, la
     keras_kd.Distiller(dense_model(16, 3, last=last), dense_model(6, 3), loss)
 
 
-def test_losses_over_outputs_as_they_are_refuse_logits_beside_probabilities():
+def test_losses_over_outputs_as_they_are_refuse_logits_with_probabilities():
     for loss in (keras.losses.MeanSquaredError(), keras_kd.losses.CosineFeatures(), keras_kd.losses.RelationalKD()):
         with pytest.raises(ValueError, match="teacher ends in softmax and the student in linear"):
             keras_kd.Distiller(dense_model(16, 3, last="softmax"), dense_model(6, 3), loss)

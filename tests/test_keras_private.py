@@ -123,6 +123,16 @@ def test_producer():
     assert sources[0] is once
 
 
+def test_the_tensors_of_a_layer_in_a_graph():
+    inputs, layer = keras.Input((2,)), keras.layers.Dense(3)
+    output = layer(inputs)
+    ((found_inputs, found_outputs),) = private.graph_tensors(layer)
+    assert found_inputs[0] is inputs
+    assert found_outputs[0] is output
+    layer(np.zeros((1, 2)))
+    assert len(private.graph_tensors(layer)) == 1
+
+
 def test_random_states_are_those_of_dropout():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dropout(0.5), keras.layers.Dense(1)])
     (state,) = private.random_states(model)

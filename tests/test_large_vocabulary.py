@@ -67,9 +67,9 @@ def dense(distillation_loss=DIVERGENCES[0], student=STUDENT, teacher=TEACHER, la
     parts = [tf.constant(part) for part in student[:3]]
     with tf.GradientTape() as tape:
         tape.watch(parts)
-        of_student = tf.matmul(parts[0], parts[1]) + parts[2]
-        soft = distillation_loss.call(tf.constant(logits(teacher), "float32"), of_student)
-        hard = -tf.gather(tf.nn.log_softmax(of_student), np.maximum(labels, 0), batch_dims=1)
+        student_logits = tf.matmul(parts[0], parts[1]) + parts[2]
+        soft = distillation_loss.call(tf.constant(logits(teacher), "float32"), student_logits)
+        hard = -tf.gather(tf.nn.log_softmax(student_logits), np.maximum(labels, 0), batch_dims=1)
         hard = tf.where(labels >= 0, hard, 0.0)
         total = 3.0 * tf.reduce_sum(SOFT * soft + HARD * hard)
     return (total / 3.0, soft, hard), tape.gradient(total, parts)
@@ -104,7 +104,7 @@ def test_values_are_those_of_the_formulas_in_float64():
     assert_close(loss, (np.sum(SOFT * soft + HARD * hard), soft, hard))
 
 
-def test_it_does_not_matter_how_tokens_are_cut():
+def test_the_chunk_size_does_not_change_the_result():
     expected = fused(chunk_bytes=2**30)
     for tokens in (1, 32):
         actual = fused(chunk_bytes=chunks_of(tokens))
@@ -113,7 +113,7 @@ def test_it_does_not_matter_how_tokens_are_cut():
 
 
 @pytest.mark.parametrize("constant", [False, True])
-def test_a_second_step_gives_what_the_first_gave(constant):
+def test_a_second_step_gives_the_same_as_the_first(constant):
     """Logits and sums are written to in place: where TensorFlow may fold them into constants, these have to stay."""
     variables = [tf.Variable(part) for part in STUDENT[:3]]
 
@@ -131,7 +131,7 @@ def test_a_second_step_gives_what_the_first_gave(constant):
         assert_close([3.0 * gradient for gradient in step()], expected)
 
 
-def test_a_temperature_that_is_assigned_holds_from_the_next_step_on():
+def test_an_assigned_temperature_takes_effect_at_the_next_step():
     """What XLA compiles reads no variable: the temperature has to be handed to it in every step."""
     distillation_loss = keras_kd.losses.SoftLabels(temperature=1.0)
     step = tf.function(
@@ -166,18 +166,18 @@ def test_two_losses_of_one_step_do_not_share_their_sums():
 
 def test_the_vocabulary_may_be_the_first_axis_of_the_kernel_and_the_bias_be_none():
     teacher, student = (side._replace(bias=np.zeros(VOCABULARY, "float32")) for side in (TEACHER, STUDENT))
-    expected, (of_hidden, of_kernel, _) = dense(student=student, teacher=teacher)
+    expected, (hidden_gradient, kernel_gradient, _) = dense(student=student, teacher=teacher)
 
     def tied(side):
         return Head(side.hidden, side.kernel.T, None, vocabulary_first=True)
 
     actual, gradients = fused(student=tied(student), teacher=tied(teacher))
     assert_close(actual, expected)
-    assert_close(gradients, (of_hidden, tf.transpose(of_kernel)))
+    assert_close(gradients, (hidden_gradient, tf.transpose(kernel_gradient)))
 
 
 def test_tokens_may_be_in_sequences_of_unknown_number():
-    expected, (of_hidden, *_) = dense()
+    expected, (hidden_gradient, *_) = dense()
 
     @tf.function(input_signature=[tf.TensorSpec((None, None, 7)), tf.TensorSpec((None, None, 5))])
     def step(student, teacher):
@@ -201,19 +201,19 @@ def test_tokens_may_be_in_sequences_of_unknown_number():
     loss, gradient = step(STUDENT.hidden[None], TEACHER.hidden[None])
     assert loss.soft.shape == (1, TOKENS)
     assert_close((loss.total, loss.soft[0], loss.hard[0]), expected)
-    assert_close([3.0 * gradient[0]], [of_hidden])
+    assert_close([3.0 * gradient[0]], [hidden_gradient])
     loss, gradient = step(STUDENT.hidden[None, :9], TEACHER.hidden[None, :9])  # few enough to be taken at once
     assert_close((loss.soft[0], loss.hard[0]), [values[:9] for values in expected[1:]])
-    assert_close([3.0 * gradient[0]], [of_hidden[:9]])
+    assert_close([3.0 * gradient[0]], [hidden_gradient[:9]])
 
 
-def test_tokens_of_weight_zero_and_negative_labels_add_nothing():
+def test_tokens_of_weight_zero_and_negative_labels_are_skipped():
     soft, hard = SOFT.copy(), HARD.copy()
     soft[20:] = hard[20:] = 0
-    loss, (of_hidden, *_) = fused(soft_weights=soft, hard_weights=hard)
+    loss, (hidden_gradient, *_) = fused(soft_weights=soft, hard_weights=hard)
     expected, _ = dense()
     np.testing.assert_allclose(loss.total, np.sum(soft * expected[1] + hard * expected[2]), rtol=1e-5)
-    np.testing.assert_array_equal(of_hidden[20:], 0.0)
+    np.testing.assert_array_equal(hidden_gradient[20:], 0.0)
     np.testing.assert_array_equal(loss.hard[:3], 0.0)
 
 
@@ -231,7 +231,7 @@ def test_the_gradient_of_a_weight_is_its_tokens_value():
     np.testing.assert_allclose(tape.gradient(loss.total, weight), np.sum(dense()[0][1]), rtol=1e-5)
 
 
-def test_a_label_beyond_the_vocabulary_is_not_passed_over():
+def test_a_label_beyond_the_vocabulary_gives_nan():
     loss, _ = fused(labels=np.full(TOKENS, VOCABULARY))
     assert np.isnan(loss.hard).all()
 
@@ -374,7 +374,7 @@ def test_no_array_of_tokens_by_vocabulary_is_made():
         ({"teacher": TopClasses.of(np.zeros((TOKENS, 2)), np.zeros((TOKENS, 2)), 99)}, ValueError, "one vocabulary"),
     ],
 )
-def test_what_does_not_fit_is_refused(changes, error, message):
+def test_bad_arguments_are_refused(changes, error, message):
     arguments = {"loss": DIVERGENCES[0], "teacher": TEACHER, "student": STUDENT} | changes
     with pytest.raises(error, match=message):
         fused_loss(**arguments)

@@ -175,12 +175,12 @@ def test_masked_tokens_of_sequences_are_left_out(row, masked):
     labels = np.stack([LABELS, LABELS[::-1]])
     mask = np.array([[True, True, False, False], [True, True, True, False]])
     kept = mask[..., None]  # for maps over all positions; elsewhere a token's value is its own
-    expected = expected_values(row, teacher * kept, student * kept, labels)[mask].mean() if row.of_sequences else None
+    expected = expected_values(row, teacher * kept, student * kept, labels)[mask].mean() if row.sequences else None
     outputs = [tf.constant(np.where(kept, output, 50.0)) for output in (teacher, student)]
     for side, output in zip(("teacher", "student"), outputs, strict=True):
         if masked in (side, "both"):
             set_mask(output, tf.constant(mask))
-    if not row.of_sequences:
+    if not row.sequences:
         with pytest.raises(ValueError, match=row.refusal):
             row.make()(*outputs)
     else:
@@ -236,7 +236,7 @@ def test_refuses_outputs_of_other_steps(row, steps):
 
 @pytest.mark.parametrize("jit_compile", [False, True])
 def test_refuses_other_steps_that_show_only_at_run_time(row, jit_compile):
-    if not row.of_sequences or row.any_positions:
+    if not row.sequences or row.any_positions:
         pytest.skip("refuses sequences, or compares any number of steps")
     labels = {"labels": tf.zeros((2, 1), "int32")} if row.labelled else {}
     signature = [tf.TensorSpec((None, None, 5)), tf.TensorSpec((None, None, 5))]
@@ -491,7 +491,7 @@ def headed(activation, width):
     return keras.Model(inputs, keras.layers.Activation(activation)(logits)), keras.Model(inputs, logits)
 
 
-def test_binary_soft_labels_take_a_sigmoid_ending_for_what_it_is():
+def test_binary_soft_labels_undo_a_sigmoid_ending():
     x = np.random.default_rng(0).normal(size=(12, 8)).astype("float32")
     (teacher, teacher_logits), (student, student_logits) = headed("sigmoid", 16), headed("sigmoid", 4)
     expected = binary_soft_labels(*(m.predict(x, verbose=0) for m in (teacher_logits, student_logits)), 2.0).mean()

@@ -25,7 +25,7 @@ def normalized_model(policy=None):
 
 
 class Record(keras.callbacks.Callback):
-    """The student's weights and the optimizer's step behind each execution."""
+    """The student's weights and the optimizer's step after each execution."""
 
     def __init__(self):
         super().__init__()
@@ -77,12 +77,12 @@ def test_the_teacher_is_the_average_of_the_student(data, jit_compile):
 
 
 @pytest.mark.parametrize("warmup", [0, 2])
-def test_the_warm_up_ends_where_it_is_told(data, warmup):
+def test_the_warm_up_ends_after_warmup_steps(data, warmup):
     teacher, initial, seen = train(data, warmup=warmup)
     assert_equal(teacher.get_weights(), average_by_hand(initial, seen, warmup_steps=warmup))
 
 
-def test_through_the_warm_up_it_is_the_plain_mean_of_all_students_and_the_first_teacher(data):
+def test_during_the_warm_up_it_is_the_plain_mean_of_all_students_and_the_first_teacher(data):
     """d_n = n / (n + 1) up to n = 4, where it reaches 0.8: the mean of 5 models."""
     teacher = normalized_model()
     student = keras.models.clone_model(teacher)
@@ -95,7 +95,7 @@ def test_through_the_warm_up_it_is_the_plain_mean_of_all_students_and_the_first_
     assert_equal(teacher.get_weights(), [np.mean(weights, axis=0) for weights in zip(*models, strict=True)])
 
 
-def test_with_several_steps_per_execution_it_forgets_as_fast(data):
+def test_several_steps_per_execution_decay_as_much(data):
     """Once for 2 steps, with the product of their decays."""
     teacher, initial, seen = train(data, steps_per_execution=2)
     assert [step for step, _ in seen] == [2, 4, 6, 8]
@@ -130,7 +130,7 @@ def test_over_two_replicas_it_is_the_same_average(data, teacher_in_scope):
             assert_equal([each[replica] for each in copies], trained)
 
 
-def test_the_student_learns_from_the_average_as_it_stands(data):
+def test_the_student_learns_from_the_current_average(data):
     """The soft loss of the second step is that of the average after the first one."""
     x, y = data[0][:16], data[1][:16]
     teacher, student = dense_model(6, 3), dense_model(6, 3)
@@ -143,7 +143,7 @@ def test_the_student_learns_from_the_average_as_it_stands(data):
     assert logs["soft_labels"][0] == pytest.approx(expected, rel=1e-4)
 
 
-def test_training_goes_on_exactly_where_it_stopped(data, tmp_path):
+def test_training_continues_exactly_where_it_stopped(data, tmp_path):
     def make():
         keras.utils.set_random_seed(3)
         teacher, student = normalized_model(), normalized_model()
@@ -167,7 +167,7 @@ def test_training_goes_on_exactly_where_it_stopped(data, tmp_path):
     assert_equal(teacher.get_weights(), uninterrupted.get_weights())
 
 
-def test_nothing_of_the_teacher_changes_but_its_weights(data):
+def test_only_the_weights_of_the_teacher_change(data):
     teacher = normalized_model()
     teacher.layers[0].trainable = False
     distiller = keras_kd.Distiller(teacher, normalized_model())

@@ -12,6 +12,7 @@ from formulas import calibration_error, softmax
 
 import keras_kd
 from keras_kd._keras_private import set_mask
+from keras_kd.losses.base import class_labels
 from keras_kd.metrics import Agreement, ExpectedCalibrationError, FidelityMetric, MacroF1, MacroF1ByLanguage, MeanKL
 
 CLASSES = 4
@@ -627,6 +628,39 @@ def test_bad_batches(make, arguments, message):
 def test_bad_languages(known, given, error, message):
     with pytest.raises(error, match=message):
         MacroF1ByLanguage(3, known).update_state([0, 1], OUTPUTS, languages=given)
+
+
+@pytest.mark.parametrize("column", [False, True])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        np.array([2**32, 1]),
+        np.array([1, 2**40 + 2]),
+        np.array([2**32 - 1, 1], "uint32"),
+        np.array([2**63, 1], "uint64"),
+        *(np.array([label, 1.0]) for label in (3e9, 1e30, np.inf, np.nan, 0.5)),
+        np.array([2.0**31, 1.0], "float32"),
+    ],
+    ids=str,
+)
+def test_labels_that_are_no_class_are_refused(labels, column):
+    """A plain cast to int32 makes class 0 of 2**32 and of 0.5, and an unlabelled example of 2**32 - 1 and NaN."""
+    labels = labels[:, None] if column else labels
+    for metric in (ExpectedCalibrationError(), MacroF1(3), MacroF1ByLanguage(3, ["en"])):
+        languages = {"languages": ["en", "en"]} if isinstance(metric, MacroF1ByLanguage) else {}
+        with pytest.raises(ValueError, match="labels must lie in 0 … 2, or below 0 where there is none"):
+            metric.update_state(labels, OUTPUTS, **languages)
+
+
+def test_a_large_vocabulary_keeps_its_ids():
+    """Above 2**24, where float32 does not hold every integer."""
+    labels = np.array([2**24 + 1, 2**31 - 2, -5])
+    for dtype in ("int32", "int64", "float64"):
+        np.testing.assert_array_equal(class_labels(labels.astype(dtype), np.zeros((3, 2))), labels)
+
+
+def test_labels_far_below_zero_are_unlabelled():
+    assert value_of(MacroF1(3), (np.array([-(2**32), 1]), OUTPUTS)) == 1.0
 
 
 def test_in_a_graph_the_error_names_the_language_too():

@@ -55,7 +55,7 @@ def test_the_deep_output_teaches_the_shallow_one_and_learns_nothing_from_it(jit_
         np.testing.assert_allclose(variable.numpy(), value, rtol=1e-5, atol=1e-6)
 
 
-def test_the_model_runs_once_a_step():
+def test_the_model_runs_once_per_step():
     calls = []
 
     class Counting(keras.layers.Layer):
@@ -78,7 +78,7 @@ def test_deep_layers_teach_shallow_ones_too():
     assert history["hint"][-1] < history["hint"][0]
 
 
-def test_saved_and_loaded_it_is_its_own_teacher_again(tmp_path):
+def test_a_loaded_model_is_its_own_teacher_again(tmp_path):
     distiller = compiled(two_exits(), deep_to_shallow())
     distiller.fit(*batch(), verbose=0)
     distiller.save(tmp_path / "distiller.keras")
@@ -133,7 +133,7 @@ def test_students_teach_each_other():
             np.testing.assert_allclose(variable.numpy(), value, rtol=1e-5, atol=1e-6)
 
 
-def test_a_teachers_output_goes_by_its_own_name():
+def test_the_teachers_output_may_have_another_name():
     """A teacher with two outputs and a student with one: each loss names the output that it takes."""
     teacher, x = two_exits(), batch()[0]
     student = keras.Sequential([keras.Input((8,)), keras.layers.Dense(3, name="only")])

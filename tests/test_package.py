@@ -130,12 +130,11 @@ def test_each_import_is_a_requirement_or_names_its_extra():
                 wrong.append(f"{module} imports {package}, which {name} does not list")
             seen.add(extra)
     assert not wrong
-    assert {"demo", "evaluate", "plot", "tune"} <= seen
+    assert {"demo", "plot", "tune"} <= seen
 
 
 EVALUATED = (np.zeros((4, 8), "float32"), np.array([0, 1, 2, 0]))
 NEED_EXTRAS = {
-    "evaluate without SciPy": ("scipy", "evaluate", lambda: keras_kd.evaluate({"m": None}, EVALUATED)),
     "cldr_names": ("babel", "demo", lambda: keras_kd.datasets.cldr_names(languages=("en", "de"))),
     "tune": (
         "keras_tuner",

@@ -278,8 +278,42 @@ def test_damaged_files(single, tmp_path, damage, damaged):
     shutil.copytree(single["keras"].parent, tmp_path / "copy")
     damage(tmp_path / "copy" / damaged)
     path = tmp_path / "copy" / damaged.split("/")[0]
-    with pytest.raises(ValueError, match=f"{path} cannot be loaded, it may be damaged: ."):
+    with pytest.raises(ValueError, match=f"{path}' is damaged or cannot be loaded .*Save it again"):
         open_runtime(path)
+
+
+@pytest.mark.parametrize(
+    ("damaged", "places"),
+    [
+        ("model.keras", [0.1, 0.3, 0.5, 0.7, 0.9]),
+        ("saved/saved_model.pb", [0.0, 0.1, 0.5, 0.9]),
+        ("saved/variables/variables.data-00000-of-00001", [0.0, 0.1, 0.5, 0.9, 0.999]),
+        ("model.tflite", [0.0, 0.02]),  # its header: LiteRT has no checksum, weights may hold any bytes
+    ],
+)
+def test_a_flipped_byte_is_noticed(single, tmp_path, damaged, places):
+    shutil.copytree(single["keras"].parent, tmp_path / "copy")
+    file, path = tmp_path / "copy" / damaged, tmp_path / "copy" / damaged.split("/")[0]
+    whole = file.read_bytes()
+    for place in places:
+        content = bytearray(whole)
+        content[int(place * len(content))] ^= 0xFF
+        file.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{path}' is damaged or cannot be loaded .*Save it again"):
+            open_runtime(path)
+    file.write_bytes(whole)
+    assert open_runtime(path).predict(X).shape == (10, 4)
+
+
+@pytest.mark.parametrize(
+    "missing", ["variables", "variables/variables.index", "variables/variables.data-00000-of-00001"]
+)
+def test_a_saved_model_without_its_variables(single, tmp_path, missing):
+    shutil.copytree(single["saved_model"], tmp_path / "saved")
+    gone = tmp_path / "saved" / missing
+    shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    with pytest.raises(ValueError, match=r"saved' is damaged or cannot be loaded .*Save it again"):
+        open_runtime(tmp_path / "saved")
 
 
 def test_a_file_without_a_signature(single, tmp_path):

@@ -27,7 +27,7 @@ def test_probabilities_at_temperature_1_are_the_shares_of_the_sizes():
     assert sampling_probabilities({"en": 30, "sw": 10}, 1.0) == pytest.approx({"en": 0.75, "sw": 0.25})
 
 
-def test_probabilities_at_temperature_5_go_by_the_fifth_root():
+def test_probabilities_at_temperature_5_are_those_of_the_fifth_roots():
     """32 and 243 are 2⁵ and 3⁵."""
     assert sampling_probabilities({"en": 243, "sw": 32}) == pytest.approx({"en": 0.6, "sw": 0.4})
 
@@ -65,7 +65,7 @@ def test_languages_are_drawn_with_their_probabilities():
     assert languages.count("en") / 2000 == pytest.approx(0.6, abs=0.045)
 
 
-def test_each_language_comes_round_in_its_own_order_without_an_end():
+def test_each_language_is_repeated_in_its_own_order():
     dataset = sample_by_language(named(en=4, sw=2), 1e9, seed=0)
     assert int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY
     swahili = [number for language, number in drawn(dataset, 60) if language == "sw"]
@@ -73,14 +73,14 @@ def test_each_language_comes_round_in_its_own_order_without_an_end():
     assert swahili == [i % 2 for i in range(len(swahili))]
 
 
-def test_the_same_seed_draws_the_same_each_time_and_another_one_something_else():
+def test_the_seed_decides_what_is_drawn():
     datasets = named(en=20, sw=5)
     first = sample_by_language(datasets, seed=1)
     assert drawn(first, 50) == drawn(first, 50) == drawn(sample_by_language(datasets, seed=1), 50)
     assert drawn(first, 50) != drawn(sample_by_language(datasets, seed=2), 50)
 
 
-def test_counts_stand_in_for_what_a_dataset_does_not_know():
+def test_counts_replace_an_unknown_cardinality():
     datasets = named(en=243, sw=64)
     datasets["sw"] = datasets["sw"].filter(lambda language, number: number < 32)
     with pytest.raises(ValueError, match=r"datasets\['sw'\] holds an unknown number of examples. Pass counts=\{'sw'"):
@@ -148,7 +148,7 @@ def test_x_and_y_pass_as_they_are():
     assert y.tolist() == [0, 1, 2, 3]
 
 
-def test_weights_that_are_there_are_multiplied():
+def test_sample_weights_of_the_dataset_are_multiplied():
     dataset = labelled(np.array([1.0, 2.0, 3.0, 4.0], "float32")).batch(4)
     assert weights_of(weigh_by_language(dataset, WEIGHTS)) == [0.5, 4.0, 6.0, 0.0]
 

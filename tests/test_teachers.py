@@ -105,7 +105,7 @@ def test_members_that_end_in_softmax_and_subclassed_ones_are_averaged_as_probabi
     assert output_activations(teacher) == ["unknown"]  # and so taken for logits
 
 
-def test_an_ensemble_of_one_says_what_its_member_says(data):
+def test_an_ensemble_of_one_gives_the_logits_of_its_member(data):
     x, _ = data
     member = dense_model(16, 3)
     np.testing.assert_allclose(teachers.ensemble([member])(x), formulas.log_softmax(logits_of(member, x)), atol=1e-5)
@@ -157,8 +157,8 @@ def test_several_outputs_are_averaged_each_with_its_counterparts(data, outputs):
     logs, student = soft_logs(
         teacher, x, keras_kd.losses.SoftLabels(TEMPERATURE, output="topic"), two_headed(4, outputs)
     )
-    of_student = student(x)["topic"] if isinstance(teacher.output, dict) else student(x)[0]
-    expected = soft_labels(log_mean([np.asarray(a["topic"], "float64") for a in answers]), of_student)
+    student_logits = student(x)["topic"] if isinstance(teacher.output, dict) else student(x)[0]
+    expected = soft_labels(log_mean([np.asarray(a["topic"], "float64") for a in answers]), student_logits)
     assert logs["soft_labels"] == pytest.approx(expected, rel=1e-5)
     tone = teacher(x)["tone"] if isinstance(teacher.output, dict) else teacher(x)[1]
     np.testing.assert_allclose(np.exp(tone), np.mean([a["tone"] for a in answers], axis=0), atol=1e-6)
@@ -194,7 +194,7 @@ def test_each_member_reads_the_entries_named_after_its_inputs():
     assert logs["soft_labels"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_inputs_of_one_name_are_one_and_take_the_size_that_one_member_leaves_open():
+def test_inputs_of_one_name_are_merged_and_take_the_size_that_is_unknown_to_one_member():
     def pooled(length, dtype):
         ids = keras.Input((length,), dtype=dtype, name="text")
         return keras.Model(
@@ -206,7 +206,7 @@ def test_inputs_of_one_name_are_one_and_take_the_size_that_one_member_leaves_ope
     assert teacher(np.ones((2, 6), "int64")).shape == (2, 2)
 
 
-def test_teachers_come_out_as_they_went_in_and_stay_out_of_the_saved_distiller(data, tmp_path):
+def test_teachers_are_not_changed_and_not_saved_with_the_distiller(data, tmp_path):
     x, y = data
     members = [
         keras.Sequential(
@@ -260,8 +260,8 @@ def test_a_teacher_made_of_teachers_can_be_saved_and_loaded(combine, tmp_path):
         x["language"] = tf.constant(["en", "de", "de"] * 3)
     teacher.save(tmp_path / "teacher.keras")
     loaded = keras.saving.load_model(tmp_path / "teacher.keras")
-    for ours, theirs in zip(keras.tree.flatten(teacher(x)), keras.tree.flatten(loaded(x)), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    for first, second in zip(keras.tree.flatten(teacher(x)), keras.tree.flatten(loaded(x)), strict=True):
+        np.testing.assert_array_equal(first, second)
 
 
 def image(axis):
@@ -329,7 +329,7 @@ def image(axis):
         ),
     ],
 )
-def test_combinations_that_make_no_sense_are_refused(make, error, message):
+def test_teachers_that_cannot_be_combined_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
@@ -382,7 +382,7 @@ def expected_by_language(models, x, languages, default):
 
 @pytest.mark.parametrize("shape", [(37,), (37, 1)])
 @pytest.mark.parametrize("integers", [False, True])
-def test_every_example_is_answered_by_the_teacher_of_its_language(data, integers, shape):
+def test_every_example_gets_the_logits_of_the_teacher_of_its_language(data, integers, shape):
     names = sorted(set(LANGUAGES))
     languages = np.array([names.index(name) for name in LANGUAGES], "int32") if integers else LANGUAGES
     keys = list(range(len(names))) if integers else names
@@ -399,7 +399,7 @@ def test_every_example_is_answered_by_the_teacher_of_its_language(data, integers
 
 
 def counting(calls, number):
-    """A teacher that notes each of its runs, one of no examples too, and says `number` times 0, 1, 2."""
+    """A teacher that records each of its runs, also without examples, and gives `number` times 0, 1, 2."""
 
     class Counting(keras.layers.Layer):
         def call(self, x):
@@ -435,7 +435,7 @@ def test_several_languages_of_one_teacher_are_one_call(data):
 
 
 @pytest.mark.parametrize("run_eagerly", [False, True])
-def test_a_language_without_a_teacher_is_named_and_nothing_is_learnt_from_its_batch(data, run_eagerly):
+def test_a_language_without_a_teacher_is_named_before_its_batch_is_trained_on(data, run_eagerly):
     teacher = teachers.route_by_language({"en": features_model(3), "de": features_model(3)}, language_key="tongue")
     student = features_model(3)
     before = student.get_weights()
@@ -477,7 +477,7 @@ def tagger(width):
 
 
 @pytest.mark.parametrize("names", [["en", "de", "en"], ["de", "de", "de"]])
-def test_sequences_of_open_length_are_routed(names):
+def test_sequences_of_unknown_length_are_routed(names):
     english, german = tagger(3), tagger(5)
     ids = tf.constant([[1, 2, 3, 0], [4, 5, 0, 0], [6, 7, 8, 1]])
     teacher = teachers.route_by_language({"en": english, "de": german})
@@ -513,8 +513,8 @@ def test_two_replicas_route_as_one(data):
         return distiller.student.get_weights(), history["soft_labels"]
 
     (one, logs), (two, mirrored_logs) = trained(1), trained(2)
-    for ours, theirs in zip(one, two, strict=True):
-        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    for first, second in zip(one, two, strict=True):
+        np.testing.assert_allclose(first, second, atol=1e-6)
     assert mirrored_logs == pytest.approx(logs, abs=1e-6)
 
 
@@ -564,7 +564,7 @@ def test_a_saved_model_of_strings_teaches_without_xla(tmp_path):
     assert logs["soft_labels"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_saved_model_with_several_outputs_asks_for_a_name(data, tmp_path):
+def test_a_saved_model_with_several_outputs_needs_a_name(data, tmp_path):
     model = two_headed(5, lambda a, b: {"topic": a, "tone": b})
     model.export(tmp_path / "teacher", verbose=False)
     with pytest.raises(ValueError, match=r"output must name one of.*\['tone', 'topic'\]"):
@@ -662,7 +662,7 @@ def test_one_distribution_per_token():
         (lambda x: 1 // 0, "ZeroDivisionError"),
     ],
 )
-def test_what_a_function_returns_wrongly_is_said(data, answer, message):
+def test_wrong_results_of_a_function_are_refused(data, answer, message):
     teacher = teachers.from_function(answer, inputs=keras.Input((8,)), classes=3)
     with pytest.raises(tf.errors.OpError, match=message):
         soft_logs(teacher, data[0])
@@ -759,7 +759,7 @@ def configured():
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("make", [transformer, nested, configured, lambda: dense_model(16, 3)])
-def test_a_copy_in_half_precision_says_nearly_the_same(data, make, dtype):
+def test_a_copy_in_half_precision_gives_nearly_the_same(data, make, dtype):
     teacher = make()
     rng = np.random.default_rng(0)
     for weight in teacher.weights:  # trained statistics, not the initial ones
@@ -795,7 +795,7 @@ def test_a_copy_in_half_precision_teaches_with_its_layers_and_output_names(data)
     assert keras_kd.outputs.output_names(teacher) == ["logits"]
 
 
-def test_what_layers_have_adapted_to_is_in_the_copy_and_raw_numbers_are_not_rounded():
+def test_adapted_statistics_are_in_the_copy_and_raw_numbers_are_not_rounded():
     years = np.random.default_rng(0).integers(1990, 2020, (50, 2)).astype("float32")
     normalization = keras.layers.Normalization()
     normalization.adapt(years)

@@ -30,7 +30,7 @@ def test_ids_by_hand():
         ("ガ", "カ\N{COMBINING KATAKANA-HIRAGANA VOICED SOUND MARK}"),
     ],
 )
-def test_texts_that_readers_take_for_the_same_get_the_same_ids(text, same):
+def test_texts_that_look_the_same_get_the_same_ids(text, same):
     encoder = CharacterEncoder.from_texts([text, same], length=16, min_count=1)
     first, second = encoder([text, same]).numpy()
     np.testing.assert_array_equal(first, second)
@@ -57,7 +57,7 @@ def test_strings_of_every_kind(kind):
     np.testing.assert_array_equal(encoder(kind([["a"], ["bé"]])), [[2, 0], [3, 1]])
 
 
-def test_maps_over_a_dataset_and_tells_its_shape():
+def test_maps_over_a_dataset_with_a_static_shape():
     dataset = tf.data.Dataset.from_tensor_slices(["a", "b"]).batch(2).map(CharacterEncoder("ab", length=3))
     assert dataset.element_spec == tf.TensorSpec((None, 3), tf.int32)
     np.testing.assert_array_equal(next(iter(dataset)), [[2, 0, 0], [3, 0, 0]])

@@ -15,7 +15,7 @@ from conftest import crossentropy, dense_model
 
 import keras_kd
 from keras_kd._files import bytes_on_disk
-from keras_kd.tuning import _checked_space
+from keras_kd.tuning import _space
 
 X = np.random.default_rng(0).normal(size=(48, 8)).astype("float32")
 Y = (X @ np.random.default_rng(1).normal(size=(8, 3))).argmax(axis=-1)
@@ -102,7 +102,10 @@ def outcomes(result):
 def test_a_range_is_logarithmic_where_it_spans_a_factor_of_ten_above_zero():
     scales = {(0.1, 1.0): "log", (0.1, 0.99): "linear", (0.0, 10.0): "linear", (1e-4, 1e-2): "log"}
     scales |= {(1.0, 8.0): "linear", (1.0, 8.0, "log"): "log", (0.1, 10.0, "linear"): "linear"}
-    assert {values: _checked_space({"any": values}, ["any"])["any"][2] for values in scales} == scales
+    import keras_tuner
+
+    space = _space(keras_tuner.HyperParameters(), {str(values): values for values in scales}, map(str, scales)).space
+    assert [hyperparameter.sampling for hyperparameter in space] == list(scales.values())
 
 
 @pytest.mark.parametrize(
@@ -385,6 +388,15 @@ def test_a_finished_search_is_read_back_and_more_trials_continue_it(tmp_path, be
     assert len(began) == 2
     more = tune(tmp_path, trials=3)
     assert more.trials[:2] == few.trials and len(more.trials) == len(began) == 3
+
+
+def test_a_search_continues_as_if_it_had_not_stopped_also_where_scores_choose_the_values(tmp_path, began):
+    """With one range, `BayesianOptimization` draws three trials and chooses the others by their scores."""
+    one = {"search": {"soft_weight": (0.1, 10.0)}, "goal": "val_loss"}
+    tune(tmp_path / "run", trials=4, **one)
+    continued = tune(tmp_path / "run", trials=6, **one)
+    assert len(began) == 6
+    assert outcomes(continued) == outcomes(tune(tmp_path / "whole", trials=6, **one))
 
 
 OTHERS = {

@@ -36,7 +36,7 @@ def loss_and_gradient(distillation_loss, teacher, student, jit_compile=False, **
 # UniversalLogitDistillation ----------------------------------------------------------------------------------------
 
 
-def test_universal_logit_distillation_equal_the_authors_code():
+def test_universal_logit_distillation_equals_the_authors_code():
     """llm-recipes `DistillationLoss`, 7 classes against 5: summed over ranks, averaged over rows."""
     teacher, student = TEACHER_7_CLASSES.astype("float32"), STUDENT.astype("float32")
     assert float(keras_kd.losses.UniversalLogitDistillation()(teacher, student)) == pytest.approx(
@@ -45,7 +45,7 @@ def test_universal_logit_distillation_equal_the_authors_code():
 
 
 @pytest.mark.parametrize(("teacher", "student"), [(TEACHER_7_CLASSES, STUDENT), (STUDENT, TEACHER_7_CLASSES)])
-def test_universal_logit_distillation_of_either_number_of_classes_equal_the_formula(teacher, student):
+def test_universal_logit_distillation_of_different_numbers_of_classes_equals_the_formula(teacher, student):
     values = keras_kd.losses.UniversalLogitDistillation(2.0, dtype="float64", reduction=None)(teacher, student)
     np.testing.assert_allclose(values, formulas.universal_logit_distillation(teacher, student, 2.0), rtol=1e-12)
 
@@ -85,11 +85,11 @@ def test_sequences_are_aligned_from_the_start(rng, teacher_length, student_lengt
 def test_padding_of_either_side_is_left_out(rng, dtype):
     """Tokens that either side masks are left out of the mean, and so is what lies beyond the teacher's end."""
     teacher, student = rng.normal(size=(2, 3, 7)).astype(dtype), rng.normal(size=(2, 4, 5)).astype(dtype)
-    of_teacher = np.array([[True, True, False], [True, False, False]])
-    of_student = np.array([[True, True, True, False], [True, True, False, False]])
+    teacher_mask = np.array([[True, True, False], [True, False, False]])
+    student_mask = np.array([[True, True, True, False], [True, True, False, False]])
     values = formulas.universal_logit_distillation(teacher.astype("float64"), student[:, :3].astype("float64"), 1.0)
-    expected = values[of_teacher & of_student[:, :3]].mean()
-    masked = (set_mask(tf.constant(x), tf.constant(m)) for x, m in ((teacher, of_teacher), (student, of_student)))
+    expected = values[teacher_mask & student_mask[:, :3]].mean()
+    masked = (set_mask(tf.constant(x), tf.constant(m)) for x, m in ((teacher, teacher_mask), (student, student_mask)))
     assert float(keras_kd.losses.UniversalLogitDistillation()(*masked)) == pytest.approx(expected, rel=1e-5)
 
 
@@ -134,7 +134,7 @@ def test_there_is_no_gradient_where_the_student_gives_more_to_each_of_its_ranks(
     np.testing.assert_allclose(gradient, 0.0, atol=1e-7)
 
 
-def test_universal_logit_distillation_refuse_a_top_k_out_of_range():
+def test_universal_logit_distillation_refuses_a_top_k_out_of_range():
     with pytest.raises(ValueError, match="top_k must be >= 1, got 0"):
         keras_kd.losses.UniversalLogitDistillation(top_k=0)
     with pytest.raises(TypeError, match=r"top_k must be a whole number >= 1, got 2.5"):
@@ -206,7 +206,7 @@ def test_the_teachers_mask_passes_through_a_map(rng):
     assert float(loss) == pytest.approx(values[mask].mean(), rel=1e-6)
 
 
-def test_the_wrapped_losses_options_hold():
+def test_the_options_of_the_wrapped_loss_hold():
     inner = keras_kd.losses.SoftLabels(2.0, weight=0.5, name="words", reduction="sum")
     mapped = keras_kd.losses.VocabularyMap(inner, IDS)
     assert mapped.name == "words" and mapped.weight is inner.weight
@@ -281,7 +281,7 @@ def test_languages_pass_through_a_map():
         ),
     ],
 )
-def test_a_map_that_cannot_be_is_refused(distillation_loss, ids, error, message):
+def test_bad_ids_are_refused(distillation_loss, ids, error, message):
     with pytest.raises(error, match=message):
         keras_kd.losses.VocabularyMap(distillation_loss, ids)
 

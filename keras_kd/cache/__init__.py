@@ -34,7 +34,8 @@ Outputs by token, whose shape begins with null in the manifest, have a row per t
 example, without the padding after an example's last token, and two files more:
 
 output_i.end.bin      int64 (examples,): the row after the example's last; it begins where the example before it ends
-output_i.mask.bin     uint8 (tokens,): 0 for masked tokens; only of outputs that came with a Keras mask
+output_i.mask.bin     uint8 (tokens,): 0 for masked tokens; only of outputs that came with a Keras mask or as a
+                      `tf.RaggedTensor`
 
 Padding is what follows the last token that the output's Keras mask leaves in; without a mask, the last number of `x`
 that is not `padding`. When they are read, outputs are padded with zeros to the length of their batch.

@@ -1,6 +1,7 @@
 """`cache_teacher_outputs`: stores the outputs of a teacher that runs once; a stopped build resumes by key."""
 
 import concurrent.futures
+import errno
 import os
 import pathlib
 
@@ -14,20 +15,16 @@ from keras_kd.cache.keys import Key
 from keras_kd.cache.layout import CONTENT, KEY
 from keras_kd.cache.reading import (
     TeacherCache,
-    common_sequences,
     open_teacher_cache,
-    parts_of,
     plain,
     require_batches,
     require_same,
-    require_shards,
     teacher_setting,
 )
 from keras_kd.cache.sources import ArraySource, TeacherSource
 from keras_kd.losses.base import TemperatureLoss, scalar_value
 
 SHARD_BYTES = 2**26
-_RECENT_KEYS = 2**17  # that are looked up in a dict, which takes ten times the memory of sorted keys
 _FIT_OPTIONS = ["path", "key", "padding", "preprocessing", "top_k", "sampled", "dtype", "shard_bytes"]
 
 
@@ -135,7 +132,17 @@ def cache_teacher_outputs(
         cache.require(setting)
     else:
         _require_finite(dataset)
-        _build(Writer(folder, setting, source.layout, shard_bytes), source, verbose)
+        try:
+            _build(Writer(folder, setting, source.layout, shard_bytes), source, verbose)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise OSError(
+                error.errno,
+                "the disk is full. The shards that were finished are good: free some space and make the same call "
+                "again, which resumes after them",
+                str(folder),
+            ) from error
         cache = TeacherCache([folder], verify=False)
     return cache if isinstance(teacher, str) else cache.attach(dataset)
 
@@ -219,109 +226,103 @@ class Writer:
     """
 
     def __init__(self, folder, setting, layout, shard_bytes):
-        self.folder, self._setting, self.layout, self._shard_bytes = folder, setting, layout, shard_bytes
-        storage.remove_halves(folder)
+        self._folder, self._setting, self.layout, self._shard_bytes = folder, setting, layout, shard_bytes
+        for half in (*folder.glob(".building.*.json"), *folder.glob(".manifest.*.json")):
+            half.unlink(missing_ok=True)  # what killed runs left half written
         self._shards = self._begun()
         with storage.fields_of(folder / storage.BEGUN):
-            require_shards(self._shards, layout)
-            parts = {name: parts_of(self._shards, name) for name in layout.columns}
-            for name in layout.columns:
-                storage.require_parts(folder, name, parts[name], verify=True, longer=True)
-        self._sizes = {name: sum(part["bytes"] for part in parts[name]) for name in layout.columns}
-        for name, size in self._sizes.items():
-            storage.cut(folder, name, size)  # what a killed run wrote after its last finished shard
-        self._tokens = {name: int(self.stored(layout.end_of(name))[-1:].sum()) for name in layout.by_token}
+            storage.require_shards(folder, self._shards, layout, verify=True, longer=True)
+        self._cut()
         self._batches, self._buffered = [], 0
 
     def stored(self, name):
         """A file of the finished shards, mapped into memory."""
-        return storage.opened(self.folder, name, *self.layout.columns[name][:2])
+        return storage.opened(self._folder, name, self.layout.columns[name])
 
-    def add(self, encoded):
-        """Take a batch, an `Encoded` with its keys; close the shard if it is large enough."""
-        for name, values in encoded.rows.items():
+    def add(self, rows, sequences):
+        """Take a batch, `{file: array}`; close the shard if it is large enough.
+
+        Args:
+            sequences: `{output by token: names of the entries of x that are padded as far as it}`; None instead of the
+                names where `x` has no sequences.
+        """
+        for name, values in rows.items():
             if values.dtype.kind == "f" and not np.isfinite(values).all():
-                raise ValueError(self._not_finite(name, values, encoded))
-        self._batches.append(encoded)
-        self._buffered += sum(values.nbytes for values in encoded.rows.values())
+                raise ValueError(self._not_finite(name, rows))
+        self._batches.append((rows, sequences))
+        self._buffered += sum(values.nbytes for values in rows.values())
         if self._buffered >= self._shard_bytes:
             self._close_shard()
 
     def finish(self):
         """Write the index and, last, the manifest, which makes the folder a cache."""
-        self._close_shard()
+        if self._batches:
+            self._close_shard()
         if not self._shards:
             raise ValueError("dataset must hold at least one example, got none.")
         keys = np.asarray(self.stored(KEY))
         positions = np.argsort(keys, kind="stable")
-        index = zip(storage.INDEX, (keys[positions], positions.astype("<i8")), strict=True)
+        index = dict(zip(storage.INDEX, (keys[positions], positions.astype("<i8")), strict=True))
+        for name in index:
+            storage.cut(self._folder, name, 0)
         manifest = {
             "setting": self._setting,
             "examples": len(keys),
-            "sequences": common_sequences(shard["sequences"] for shard in self._shards),
+            "sequences": storage.common_sequences(shard["sequences"] for shard in self._shards),
             "shards": self._shards,
-            "index": {name: storage.write(self.folder, name, array) for name, array in index},
+            "index": {name: storage.append(self._folder, name, array, at=0) for name, array in index.items()},
         }
-        storage.write_json(self.folder, storage.MANIFEST, manifest)
-        (self.folder / storage.BEGUN).unlink()
+        storage.write_json(self._folder, storage.MANIFEST, manifest)
+        (self._folder / storage.BEGUN).unlink()
 
     def _begun(self):
         """The finished shards of an earlier run."""
-        if (self.folder / storage.BEGUN).exists():
-            begun = storage.read_json(self.folder, storage.BEGUN)
-            require_same(begun.get("setting"), self._setting, self.folder)
+        if (self._folder / storage.BEGUN).exists():
+            begun = storage.read_json(self._folder, storage.BEGUN)
+            require_same(begun.get("setting"), self._setting, self._folder)
             return begun.get("shards")
-        if self.folder.exists() and any(self.folder.iterdir()):
-            raise ValueError(f"path must be a new or empty folder, or a cache, got {str(self.folder)!r} with files.")
-        self._note([])
-        return []
+        if self._folder.exists() and any(self._folder.iterdir()):
+            raise ValueError(f"path must be a new or empty folder, or a cache, got {str(self._folder)!r} with files.")
+        return self._noted([])
 
-    def _note(self, shards):
-        storage.write_json(self.folder, storage.BEGUN, {"setting": self._setting, "shards": shards})
+    def _noted(self, shards):
+        storage.write_json(self._folder, storage.BEGUN, {"setting": self._setting, "shards": shards})
+        return shards
 
     def _close_shard(self):
-        if not self._batches:
-            return
-        rows = {name: np.concatenate([one.rows[name] for one in self._batches]) for name in self._batches[0].rows}
-        tokens = dict(self._tokens)
-        for name in self.layout.by_token:
-            ends = tokens[name] + np.cumsum(np.concatenate([one.lengths[name] for one in self._batches]))
-            rows[self.layout.end_of(name)], tokens[name] = ends, int(ends[-1])
-        shard = {
-            "examples": len(rows[KEY]),
-            "sequences": common_sequences(one.sequences for one in self._batches),
-            "files": self._append(rows),
-        }
-        self._note([*self._shards, shard])
-        self._shards, self._tokens = [*self._shards, shard], tokens
-        for name, part in shard["files"].items():
-            self._sizes[name] += part["bytes"]
+        rows = {name: np.concatenate([one[name] for one, _ in self._batches]) for name in self.layout.columns}
+        for name in map(self.layout.end_of, self.layout.by_token):
+            rows[name] = self.stored(name)[-1:].sum() + np.cumsum(rows[name])
+        try:
+            files = {name: storage.append(self._folder, name, rows[name], self._size(name)) for name in rows}
+        except OSError:
+            self._cut()
+            raise
+        sequences = storage.common_sequences(one for _, one in self._batches)
+        shard = {"examples": len(rows[KEY]), "sequences": sequences, "files": files}
+        self._shards = self._noted([*self._shards, shard])
         self._batches, self._buffered = [], 0
 
-    def _append(self, rows):
-        try:
-            return {
-                name: storage.append(self.folder, name, rows[name], self._sizes[name]) for name in self.layout.columns
-            }
-        except OSError:
-            for name, size in self._sizes.items():
-                storage.cut(self.folder, name, size)
-            raise
+    def _size(self, name):
+        return sum(shard["files"][name]["bytes"] for shard in self._shards)
 
-    def _not_finite(self, file, values, encoded):
-        layout = self.layout
-        output = next(name for name in layout.codings if file in layout.files_of(name))
+    def _cut(self):
+        """Remove what was written after the last finished shard."""
+        for name in self.layout.columns:
+            storage.cut(self._folder, name, self._size(name))
+
+    def _not_finite(self, file, rows):
+        column, keys, values = self.layout.columns[file], rows[KEY], rows[file]
+        keys = np.repeat(keys, rows[self.layout.end_of(column.output)]) if column.by_token else keys
         sound = np.isfinite(values).reshape(len(values), -1).all(axis=1)
-        keys = encoded.rows[KEY]
-        keys = np.repeat(keys, encoded.lengths[output]) if output in layout.by_token else keys
         return (
-            f"output {output!r} of the example with the key {keys[~sound][0]} holds NaN or infinite values, "
+            f"output {column.output!r} of the example with the key {keys[~sound][0]} holds NaN or infinite values, "
             f"or such as {values.dtype} cannot hold. Check the teacher on it; dtype='float32' holds numbers beyond "
             "65,504."
         )
 
 
-class _Keys:
+class _KnownKeys:
     """The keys that are stored or about to be, each with the hash of its example's content.
 
     Args:
@@ -329,50 +330,29 @@ class _Keys:
     """
 
     def __init__(self, keys, content):
-        order = np.argsort(keys, kind="stable")
-        self._keys, self._content = keys[order], content[order]
-        self._recent = {}
+        self._content = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, default_value=0)
+        self._content.insert(keys, content)
 
     def new(self, keys, content):
         """Which examples of a batch are to be stored, bool `(batch,)`; ValueError if one key has two contents."""
-        at = np.searchsorted(self._keys, keys)
-        known = np.zeros(len(keys), bool)
-        within = at < len(self._keys)
-        known[within] = self._keys[at[within]] == keys[within]
-        at = at[known]
-        for key in keys[known][self._content[at] != content[known]]:
-            raise _two_examples(key)
-        new = np.zeros(len(keys), bool)
-        for i in np.flatnonzero(~known).tolist():
-            key, one = int(keys[i]), int(content[i])
-            new[i] = key not in self._recent
-            if self._recent.setdefault(key, one) != one:
-                raise _two_examples(key)
-        if len(self._recent) >= _RECENT_KEYS:
-            self._merge()
+        _, first, positions = np.unique(keys, return_index=True, return_inverse=True)
+        known = self._content.lookup(keys, ~content).numpy()
+        new = known == ~content
+        differing = np.where(new, content[first][positions], known) != content
+        if differing.any():
+            raise ValueError(
+                f"key must name one example each, but two different examples have the key {keys[differing][0]}. Number "
+                "the examples anew; store a dataset before it is augmented or repeated."
+            )
+        new &= np.isin(np.arange(len(keys)), first)
+        self._content.insert(keys[new], content[new])
         return new
-
-    def _merge(self):
-        """Move the recent keys to the sorted ones, which take less memory."""
-        keys, content = (np.array([*part], np.int64) for part in (self._recent, self._recent.values()))
-        order = np.argsort(keys)
-        at = np.searchsorted(self._keys, keys[order])
-        self._keys, self._content = np.insert(self._keys, at, keys[order]), np.insert(self._content, at, content[order])
-        self._recent = {}
-
-
-def _two_examples(key):
-    return ValueError(
-        f"key must name one example each, but two different examples have the key {key}. Number the examples anew; "
-        "store a dataset before it is augmented or repeated."
-    )
 
 
 def _build(writer, source, verbose):
     """Store the examples of a source that are not stored yet."""
-    with_ids = CONTENT in writer.layout.columns
-    stored = np.asarray(writer.stored(KEY))
-    known = _Keys(stored, np.asarray(writer.stored(CONTENT)) if with_ids else stored)
+    layout = writer.layout
+    known = _KnownKeys(writer.stored(KEY), writer.stored(CONTENT if CONTENT in layout.columns else KEY))
     bar = keras.utils.Progbar(source.batches, unit_name="batch of teacher outputs")
     number = 0
     with concurrent.futures.ThreadPoolExecutor(1) as beside:  # hashes and writes while the teacher runs on
@@ -381,12 +361,9 @@ def _build(writer, source, verbose):
             keys, content = source.keys(element)
             new = known.new(keys, content)
             if new.any():
-                encoded = source.encoded(element, keys).for_examples(new, writer.layout)
-                encoded.rows[KEY] = keys[new]
-                if with_ids:
-                    encoded.rows[CONTENT] = content[new]
+                rows, sequences = source.encoded(element, keys, content, new)
                 writing.result()
-                writing = beside.submit(writer.add, encoded)
+                writing = beside.submit(writer.add, rows, sequences)
             if verbose:
                 bar.update(number)
         writing.result()

@@ -22,11 +22,11 @@ class Key:
     def __init__(self, entry=None, padding=0):
         if entry is not None and not (isinstance(entry, str) and entry):
             raise TypeError(f"key must be the name of an entry of x, or None for the content of x, got {entry!r}.")
-        given = padding if isinstance(padding, dict) else {"": padding}
-        if not all(isinstance(value, numbers.Integral) or value is None for value in given.values()):
+        given = padding.values() if isinstance(padding, dict) else [padding]
+        if not all(isinstance(value, numbers.Integral) or value is None for value in given):
             raise TypeError(f"padding must be an integer, a dict of one for each entry of x, or None, got {padding!r}.")
         self.entry = entry
-        self.padding = {name: _plain(value) for name, value in given.items()} if given is padding else _plain(padding)
+        self.padding = tf.nest.map_structure(lambda value: None if value is None else int(value), padding)
 
     def config(self):
         """The key as the manifest holds it."""
@@ -56,16 +56,20 @@ class Key:
         """`{name: entry}` of the entries of `x` that have a second axis, which may be that of tokens."""
         return {name: leaf for name, leaf in named_leaves(x).items() if leaf.shape.rank > 1 and name != self.entry}
 
-    def lengths(self, x):
-        """`[(padded length, (batch,) int64)]` of the entries that may be padded: how long they are without padding."""
-        found = []
+    def lengths(self, x, count, keys):
+        """How many of `count` tokens each example has, `(batch,)`: up to the last that is not padding.
+
+        Entries of `x` that are as long and may be padded tell it; without one, no token is padding.
+        """
+        lengths, padded = tf.zeros_like(keys), tf.constant(False)
         for name, leaf in self.sequences(x).items():
             padding = _padding_of(self.padding, name, leaf)
             if padding is not None:
-                count = tf.shape(leaf, tf.int64)[1]
-                ends = tf.where(leaf != tf.cast(padding, leaf.dtype), tf.range(1, count + 1), 0)
-                found.append((count, tf.reduce_max(tf.pad(ends, [[0, 0], [1, 0]]), axis=1)))
-        return found
+                as_long = tf.shape(leaf, tf.int64)[1] == count
+                ends = last_true(leaf != tf.cast(padding, leaf.dtype))
+                lengths = tf.where(as_long, tf.maximum(lengths, ends), lengths)
+                padded |= as_long
+        return tf.where(padded, lengths, count)
 
     def without_strings(self, x):
         """`x` without ids that are strings, which XLA cannot take."""
@@ -149,5 +153,7 @@ def _padding_of(padding, name, leaf):
     return 0 if value is not None and leaf.dtype == tf.bool else value
 
 
-def _plain(number):
-    return None if number is None else int(number)
+def last_true(mask):
+    """The position after the last True of each row, `(batch, length)` -> int64 `(batch,)`; 0 without one."""
+    ends = tf.where(mask, tf.range(1, tf.shape(mask, tf.int64)[1] + 1), 0)
+    return tf.reduce_max(tf.pad(ends, [[0, 0], [1, 0]]), axis=1)

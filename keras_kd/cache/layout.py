@@ -7,12 +7,13 @@ import keras
 import tensorflow as tf
 
 from keras_kd.cache import codings
-from keras_kd.cache.keys import Key
+from keras_kd.cache.keys import Key, last_true
 from keras_kd.outputs.precomputed import Ending, PrecomputedBatch
 from keras_kd.outputs.top_classes import TopClasses
 
 FORMAT = "keras_kd.teacher_outputs/3"
 KEY, CONTENT = "key.bin", "content.bin"
+_END, _MASK = ".end", ".mask"  # fields of outputs by token
 
 
 class Column(NamedTuple):
@@ -21,11 +22,13 @@ class Column(NamedTuple):
     Attributes:
         dtype: As NumPy writes it: "<f2".
         shape: Of a row.
+        output: The name of the output that it belongs to; None of keys.
         by_token: Whether there is a row per token instead of per example.
     """
 
-    dtype: str
-    shape: tuple
+    dtype: str = "<i8"
+    shape: tuple = ()
+    output: str | None = None
     by_token: bool = False
 
 
@@ -36,60 +39,55 @@ class Layout:
         key: The `Key` of the examples.
         codings: `{output name: coding}`; where the first axis of its shape is None, it is the axis of tokens, of which
             examples may have any number.
-        masked: Names of the outputs by token that come with a Keras mask.
+        masked: Names of the outputs by token that come with a mask.
         prediction: Names of outputs in the structure of the teacher's outputs: a name, a list of them, or a dict.
         layers: `{"layer" or "layer:part": output name}`.
         endings: `{output name: Ending}` of the outputs in `prediction`, where they are known.
 
     Attributes:
+        by_token: Names of the outputs by token.
         columns: `{file: Column}`.
-        files_by_token: `{output by token: the files that have a row per token of it}`.
     """
 
     def __init__(self, key, codings, masked, prediction, layers, endings):
         self.key, self.codings, self.masked = key, codings, masked
         self.prediction, self.layers, self.endings = prediction, layers, endings
         self.by_token = [name for name, coding in codings.items() if coding.shape[:1] == (None,)]
-        self._files = {name: f"output_{number}" for number, name in enumerate(codings)}
-        self.columns = {KEY: Column("<i8", ())}
+        self._numbers = {name: number for number, name in enumerate(codings)}
+        self.columns = {KEY: Column()}
         if key.entry is not None:
-            self.columns[CONTENT] = Column("<i8", ())
+            self.columns[CONTENT] = Column()
         for name, coding in codings.items():
             by_token = name in self.by_token
             if by_token:
-                self.columns[self.end_of(name)] = Column("<i8", ())
+                self.columns[self.end_of(name)] = Column(output=name)
             if name in masked:
-                self.columns[self.mask_of(name)] = Column("|u1", (), by_token=True)
-            for part, (dtype, shape) in coding.fields().items():
-                self.columns[self._file(name, part)] = Column(dtype, tuple(shape[1:] if by_token else shape), by_token)
-        self.files_by_token = {
-            name: [*self.files_of(name), *([self.mask_of(name)] if name in masked else [])] for name in self.by_token
-        }
+                self.columns[self._file(name, _MASK)] = Column("|u1", (), name, by_token=True)
+            for field, (dtype, shape) in coding.fields().items():
+                row = tuple(shape[1:] if by_token else shape)
+                self.columns[self._file(name, field)] = Column(dtype, row, name, by_token)
 
     @classmethod
-    def of(cls, prediction, layers, *, key, masked, dtype, endings=None, ragged=(), **sparse):
+    def of(cls, prediction, layers, masks, *, key, dtype, endings=None, **sparse):
         """The layout for outputs of these shapes.
 
         Args:
             prediction, layers: The teacher's, of tensors or specs with the examples first, or of `TopLogProbs`.
-            masked: Names of the outputs that have a Keras mask.
-            ragged: Names of those that have another number of tokens in each example.
+            masks: `{output name: mask}` of the outputs by token that have one.
         """
         structure, outputs = named_outputs(prediction)
-        names = {layer: _layer_name(layer) for layer in layers}
-        endings, varying = endings or {}, {*masked, *ragged}
-        kept = {}
+        names = {layer: _layer_name(layer) for layer in sorted(layers)}  # runs may give them in another order
+        endings, kept = endings or {}, {}
         for name, output in outputs.items():
-            shape = _shape(output, name, name in varying)
+            shape = _shape(output, name, name in masks)
             if any(sparse.values()):
                 _require_distribution(name, shape, endings.get(name, Ending()))
             kept[name] = codings.coding_of_output(output, shape, name, dtype=dtype, **sparse)
-        for layer, tensor in layers.items():
-            name = names[layer]
-            kept[name] = codings.coding_of_layer(_shape(tensor, name, name in varying), dtype=dtype)
+        for layer, name in names.items():
+            kept[name] = codings.coding_of_layer(_shape(layers[layer], name, name in masks), dtype=dtype)
         if not kept:
             raise ValueError("outputs must name at least one output or layer, got none.")
-        masked = sorted(name for name in masked if kept[name].shape[:1] == (None,))
+        masked = sorted(name for name in masks if kept[name].shape[:1] == (None,))
         return cls(key, kept, masked, structure, names, endings)
 
     def coded(self, key, *, dtype, **sparse):
@@ -114,25 +112,24 @@ class Layout:
             "endings": {name: dataclasses.asdict(ending) for name, ending in self.endings.items()},
             "files": {
                 file: {"dtype": dtype, "shape": list(shape), "per": "token" if by_token else "example"}
-                for file, (dtype, shape, by_token) in self.columns.items()
+                for file, (dtype, shape, _, by_token) in self.columns.items()
             },
         }
 
     @classmethod
     def from_config(cls, config):
         """The layout that a manifest names; ValueError if its fields do not fit together."""
+        if config["format"] != FORMAT:
+            raise ValueError(f"its format is {config['format']!r}; this version reads {FORMAT!r}")
         kept = {name: codings.coding_from(coding) for name, coding in config["outputs"].items()}
+        masked = sorted(name for name in {*config["masked"]} & {*kept} if kept[name].shape[:1] == (None,))
+        structure, outputs = named_outputs(config["prediction"])
+        layers = {layer: _layer_name(layer) for layer in config["layers"]}
         endings = {name: Ending(**ending) for name, ending in config["endings"].items()}
-        prediction, layers = config["prediction"], config["layers"]
-        layout = cls(Key.from_config(config["key"]), kept, config["masked"], prediction, layers, endings)
-        structure, outputs = named_outputs(prediction)
-        fields = layout.config() | {
-            "prediction": structure,
-            "layers": {layer: _layer_name(layer) for layer in layers},
-            "masked": sorted({*layout.masked} & {*layout.by_token}),
-        }
+        layout = cls(Key.from_config(config["key"]), kept, masked, structure, layers, endings)
+        fields = layout.config()
         wrong = [field for field in {**fields, **config} if fields.get(field) != config.get(field)]
-        if {*kept} != {*outputs, *map(_layer_name, layers)}:
+        if {*kept} != {*outputs, *layers.values()}:
             wrong.append("outputs")
         if not {*endings} <= {*outputs} or any(one.undone not in (None, one.activation) for one in endings.values()):
             wrong.append("endings")
@@ -142,56 +139,68 @@ class Layout:
 
     def end_of(self, name):
         """The file that holds, per example, after which of all tokens of this output its own end."""
-        return f"{self._files[name]}.end.bin"
+        return self._file(name, _END)
 
-    def mask_of(self, name):
-        """The file of an output's mask."""
-        return f"{self._files[name]}.mask.bin"
+    def encode(self, x, keys, content, chosen, prediction, layers, masks):
+        """The chosen examples of a batch as the files hold them.
 
-    def files_of(self, name):
-        """The files that hold an output itself."""
-        return [self._file(name, part) for part in self.codings[name].fields()]
+        Args:
+            x: What the models read.
+            keys, content: int64 `(batch,)`.
+            chosen: bool `(batch,)`.
+            prediction, layers, masks: The teacher's outputs with all their tokens, masks by output name.
 
-    def encode(self, outputs, keys):
-        """`{file: tensor}` of a batch, each output with all its tokens; `keys`, int64 `(batch,)`, are the examples'."""
-        encoded = {}
+        Returns:
+            `{file: tensor}`, with numbers of tokens in the place of ends; and of each output by token, which of
+            `key.sequences(x)` are padded as far as it.
+        """
+        outputs = named_tensors(prediction, layers)
+        rows, alike, kept = {KEY: keys, CONTENT: content}, {}, {None: tf.where(chosen)}
+        entries = [tf.shape(entry, tf.int64)[1] for entry in self.key.sequences(x).values()]
         for name, coding in self.codings.items():
             _require_shape(outputs[name], coding.shape, name)
-            for part, tensor in coding.encode(outputs[name], keys).items():
-                encoded[self._file(name, part)] = tensor
-        return encoded
+            fields = coding.encode(outputs[name], keys)
+            if name in self.by_token:
+                count = tf.shape(next(iter(fields.values())), tf.int64)[1]
+                alike[name] = [entry == count for entry in entries]
+                mask = masks.get(name)
+                length = self.key.lengths(x, count, keys) if mask is None else last_true(mask)
+                stored = tf.sequence_mask(length, count)
+                fields[_END], kept[name] = length, tf.where(chosen[:, None] & stored)
+                if name in self.masked:
+                    fields[_MASK] = tf.cast(stored if mask is None else mask, tf.uint8)
+            rows |= {self._file(name, field): tensor for field, tensor in fields.items()}
+        return {
+            file: tf.gather_nd(rows[file], kept[column.output if column.by_token else None])
+            for file, column in self.columns.items()
+        }, alike
 
-    def decode(self, x, rows, lengths):
+    def decode(self, x, rows):
         """A batch as `PrecomputedBatch`.
 
         Args:
             x: What the models read.
-            rows: `{file: tensor}` `(batch, ...)`, of outputs by token `(batch, length, ...)`.
-            lengths: `{output by token: (batch,)}`: beyond these, outputs are zero.
+            rows: `{file: tensor}` `(batch, ...)`, of outputs by token `(batch, length, ...)`; with numbers of tokens in
+                the place of ends, after which outputs are zero.
         """
         outputs, masks = {}, {}
         for name, coding in self.codings.items():
-            parts = {part: rows[self._file(name, part)] for part in coding.fields()}
-            outputs[name] = coding.decode(parts)
-            if name in lengths:
-                tokens = next(iter(parts.values()))
-                stored = tf.sequence_mask(lengths[name], tf.shape(tokens)[1])  # (batch, length)
+            fields = {field: rows[self._file(name, field)] for field in coding.fields()}
+            outputs[name] = coding.decode(fields)
+            if name in self.by_token:
+                tokens = next(iter(fields.values()))
+                stored = tf.sequence_mask(rows[self.end_of(name)], tf.shape(tokens)[1])  # (batch, length)
                 stored = tf.ensure_shape(stored, tokens.shape[:2])
                 outputs[name] = _zero_beyond(outputs[name], stored)
                 if name in self.masked:
-                    masks[name] = stored & tf.cast(rows[self.mask_of(name)], tf.bool)
-        prediction = self.prediction
-        if isinstance(prediction, dict):
-            prediction = {key: outputs[name] for key, name in prediction.items()}
-        elif isinstance(prediction, list):
-            prediction = tuple(outputs[name] for name in prediction)
-        else:
-            prediction = outputs[prediction]
-        layers = {name: outputs[output] for name, output in self.layers.items()}
+                    masks[name] = stored & tf.cast(rows[self._file(name, _MASK)], tf.bool)
+        structure = tuple(self.prediction) if isinstance(self.prediction, list) else self.prediction
+        prediction = tf.nest.map_structure(outputs.get, structure)
+        layers = {layer: outputs[name] for layer, name in self.layers.items()}
         return PrecomputedBatch.ending_in(tuple(self.endings.items()))(x, prediction, layers, masks)
 
-    def _file(self, name, part):
-        return f"{self._files[name]}{part}.bin"
+    def _file(self, name, field):
+        return f"output_{self._numbers[name]}{field}.bin"
 
 
 def named_outputs(prediction):

@@ -5,7 +5,6 @@ Keys are looked up with NumPy inside a dataset's `map`, in files that are mapped
 """
 
 import collections.abc
-import functools
 import json
 import pathlib
 
@@ -14,10 +13,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_kd import fingerprint
-from keras_kd._assertions import MARK
+from keras_kd._assertions import marked
 from keras_kd._checks import require_teacher
 from keras_kd.cache import storage
-from keras_kd.cache.layout import CONTENT, FORMAT, KEY, Layout
+from keras_kd.cache.layout import CONTENT, KEY, Column, Layout
 from keras_kd.outputs.precomputed import PrecomputedBatch
 
 
@@ -34,17 +33,15 @@ class TeacherCache:
 
     def __init__(self, paths, *, verify):
         self.paths = [pathlib.Path(path) for path in paths]
-        manifests = [_checked_manifest(path, verify) for path in self.paths]
-        for path, manifest in zip(self.paths, manifests, strict=True):
-            require_same(manifests[0]["setting"], manifest["setting"], path)
-        self._setting = manifests[0]["setting"]
-        self.layout = Layout.from_config(self._setting["outputs"])
-        self.teacher = self._setting["teacher"]
-        self.examples = sum(manifest["examples"] for manifest in manifests)
+        self._folders = [_Folder(path, verify) for path in self.paths]
+        first = self._folders[0]
+        for folder, path in zip(self._folders, self.paths, strict=True):
+            require_same(first.setting, folder.setting, path)
+        self._setting, self.layout, self.teacher = first.setting, first.layout, first.setting["teacher"]
+        self.examples = sum(len(folder.files[KEY]) for folder in self._folders)
         self.names = list(self.layout.codings)
-        folders = [path.resolve() for path in self.paths]  # the working directory may change before they are read
-        sequences = common_sequences(manifest["sequences"] for manifest in manifests)
-        self._reader = _Reader(folders, self.layout, sequences, ", ".join(map(str, self.paths)))
+        self._sequences = storage.common_sequences(folder.sequences for folder in self._folders)
+        self._columns = {file: one for file, one in self.layout.columns.items() if file not in (KEY, CONTENT)}
 
     def __repr__(self):
         paths = ", ".join(repr(str(path)) for path in self.paths)
@@ -76,7 +73,7 @@ class TeacherCache:
         """
         require_batches(dataset, "dataset")
         # One after the other: a look-up takes less time than handing it to other threads would.
-        return dataset.map(lambda *element: (self._reader.joined(element[0]), *element[1:])).prefetch(2)
+        return dataset.map(lambda *element: (self._joined(element[0]), *element[1:])).prefetch(2)
 
     def require_teacher(self, teacher):
         """Raise ValueError if the outputs are not those of this model, as it is now."""
@@ -85,6 +82,89 @@ class TeacherCache:
     def require(self, setting):
         """Raise ValueError if the cache was made with another teacher, preprocessing, other outputs or codings."""
         require_same({name: self._setting.get(name) for name in setting}, setting, self.paths[0])
+
+    def _joined(self, x):
+        """A batch `x` as `PrecomputedBatch`."""
+        layout = self.layout
+        keys, names = layout.key.of(x)
+        entries = layout.key.sequences(x) if layout.by_token else {}
+        lengths = [tf.shape(entry, tf.int64)[1] for entry in entries.values()]
+
+        def read(keys, names, lengths):
+            rows = self._rows(keys, names, self._padded_lengths(dict(zip(entries, lengths.tolist(), strict=True))))
+            return [rows[file] for file in self._columns]
+
+        arguments = [keys, names, tf.stack(lengths) if lengths else tf.zeros([0], tf.int64)]
+        dtypes = [tf.as_dtype(np.dtype(column.dtype)) for column in self._columns.values()]
+        rows = dict(zip(self._columns, tf.numpy_function(read, arguments, dtypes), strict=True))
+        padded = self._padded_lengths({name: entry.shape[1] for name, entry in entries.items()})
+        for file, column in self._columns.items():
+            rows[file].set_shape((keys.shape[0], *([padded[column.output]] if column.by_token else []), *column.shape))
+        return layout.decode(layout.key.without_strings(x), rows)
+
+    def _padded_lengths(self, lengths):
+        """`{output by token: its number of tokens in a batch}`, None for as many as the longest example has.
+
+        Args:
+            lengths: `{entry of x: its length}`.
+        """
+        padded = {}
+        for output, known in self._sequences.items():
+            if known is None:  # stored with ids alone
+                known = list(lengths) if len(lengths) == 1 else []
+            padded[output] = next((lengths[name] for name in known if name in lengths), None)
+        return padded
+
+    def _rows(self, keys, names, padded):
+        """`{file: (batch, ...)}` with numbers of tokens in the place of ends; by token `(batch, length, ...)`."""
+        parts, at = self._found(keys, names)
+        rows, tokens = {}, {}
+        for output in self.layout.by_token:
+            file = self.layout.end_of(output)
+            end = _gathered(parts, file, at)
+            start = np.where(at > 0, _gathered(parts, file, at - 1), 0)
+            rows[file], count = end - start, padded[output]
+            longest = rows[file].max(initial=0)
+            if count is None:
+                count = longest
+            elif longest > count:
+                message = (
+                    f"the cache {self._name()} holds {longest} tokens of the output {output!r}, but the batch is only "
+                    f"{count} long, of the example"
+                )
+                raise ValueError(marked(message, self.layout.key.called(names[rows[file].argmax()])))
+            within = np.arange(count) < rows[file][:, None]
+            tokens[output] = np.where(within, start[:, None] + np.arange(count), 0)  # (batch, length); decode hides 0
+        for file in self._columns.keys() - rows.keys():
+            column = self._columns[file]
+            rows[file] = _gathered(parts, file, tokens[column.output] if column.by_token else at)
+        return rows
+
+    def _found(self, keys, names):
+        """Where examples are stored; of one in several folders, the first.
+
+        Returns:
+            `[({file: array} of a folder, which examples of the batch are in it)]`; the row of each example there.
+        """
+        parts, at, missing = [], np.zeros(keys.shape, np.int64), np.ones(keys.shape, bool)
+        for folder in self._folders:
+            known, rows = folder.index
+            nearest = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+            here = missing & (known[nearest] == keys)
+            if here.all():  # always so of a single folder
+                return [(folder.files, slice(None))], rows[nearest]
+            at[here], missing = rows[nearest[here]], missing & ~here
+            parts.append((folder.files, here))
+        if missing.any():
+            position = f"{missing.argmax()} of its batch, {missing.sum()} of {len(names)} are missing there"
+            key = self.layout.key
+            hint = "" if key.entry is not None else _HINT_CONTENT + (_HINT_PADDING if self.layout.by_token else "")
+            message = f"the cache {self._name()} holds no outputs of the example"
+            raise ValueError(marked(message, f"{key.called(names[missing][0])} ({position}){hint}"))
+        return parts, at
+
+    def _name(self):
+        return ", ".join(map(str, self.paths))
 
 
 def open_teacher_cache(path, *, teacher=None, preprocessing=None, verify=True):
@@ -202,197 +282,53 @@ def require_same(stored, requested, folder):
         )
 
 
-def parts_of(shards, name):
-    """The parts of a file, `[{"bytes", "sha256"}]`."""
-    return [shard["files"][name] for shard in shards]
+class _Folder:
+    """A folder of a cache, checked, and its files mapped into memory.
 
+    Attributes:
+        setting, sequences: As in the manifest.
+        files: `{file: array}`.
+        index: The keys in ascending order, and the row of each.
 
-def common_sequences(sequences):
-    """Of several `{output: names, or None}`, the names that are in all."""
-    sequences = list(sequences)
-    return {
-        output: None if names is None else [name for name in names if all(name in one[output] for one in sequences)]
-        for output, names in sequences[0].items()
-    }
-
-
-def _checked_manifest(folder, verify):
-    """The manifest of a cache; ValueError unless it is sound and the files are its own."""
-    manifest_path = folder / storage.MANIFEST
-    if not manifest_path.is_file():
-        if (folder / storage.BEGUN).is_file():
-            raise ValueError(
-                f"the cache {str(folder)!r} is only half built. Call cache_teacher_outputs again with the same "
-                "arguments, which resumes where it stopped."
-            )
-        raise FileNotFoundError(f"path must be the folder of a cache, but there is no {str(manifest_path)!r}.")
-    manifest = storage.read_json(folder, storage.MANIFEST)
-    with storage.fields_of(manifest_path):
-        found = manifest["setting"]["outputs"]["format"]
-        if found != FORMAT:
-            raise ValueError(f"its format is {found!r}; this version reads {FORMAT!r}")
-        _require_files(folder, manifest, Layout.from_config(manifest["setting"]["outputs"]), verify)
-    return manifest
-
-
-def require_shards(shards, layout):
-    """Raise ValueError unless the shards of a JSON file have the fields that they should."""
-    if not isinstance(shards, list):
-        raise ValueError(f"its field 'shards' is no list: {shards!r}")
-    for number, shard in enumerate(shards):
-        if set(shard["files"]) != {*layout.columns} or shard["examples"] * 8 != shard["files"][KEY]["bytes"]:
-            raise ValueError(f"shard {number} of 'shards' has other files or another number of 'examples'")
-        names = shard["sequences"]
-        if {*names} != {*layout.by_token} or not all(isinstance(one, (list, type(None))) for one in names.values()):
-            raise ValueError(f"shard {number} of 'shards' has the 'sequences' {names}")
-
-
-def _require_files(folder, manifest, layout, verify):
-    """Raise ValueError unless the files of a cache are those of its manifest."""
-    for part, fields in (
-        (manifest, {"setting", "examples", "sequences", "shards", "index"}),
-        (manifest["setting"], {"teacher", "preprocessing", "outputs"}),
-        (manifest["index"], {*storage.INDEX}),
-    ):
-        if set(part) != fields:
-            raise ValueError(f"the fields {sorted(part)} should be {sorted(fields)}")
-    shards = manifest["shards"]
-    require_shards(shards, layout)
-    sequences = common_sequences(shard["sequences"] for shard in shards)
-    if manifest["sequences"] != sequences:
-        raise ValueError(f"its field 'sequences' is {manifest['sequences']}, but that of its shards is {sequences}")
-    parts = {name: parts_of(shards, name) for name in layout.columns}
-    parts |= {name: [manifest["index"][name]] for name in storage.INDEX}
-    for name, file_parts in parts.items():
-        storage.require_parts(folder, name, file_parts, verify=verify)
-    rows = {name: len(storage.opened(folder, name, *column[:2])) for name, column in layout.columns.items()}
-    expected = dict.fromkeys(layout.columns, manifest["examples"])
-    for output, of_tokens in layout.files_by_token.items():
-        ends = storage.opened(folder, layout.end_of(output), "<i8", ())
-        expected |= dict.fromkeys(of_tokens, int(ends[-1]) if len(ends) else 0)
-    wrong = [
-        f"{name} has {rows[name]} rows instead of {count}" for name, count in expected.items() if rows[name] != count
-    ]
-    if wrong:
-        raise ValueError(
-            f"'examples' is {manifest['examples']}, but of the files of {str(folder)!r}, {', '.join(wrong)}"
-        )
-
-
-# What is read ------------------------------------------------------------------------------------------------------
-
-
-class _Reader:
-    """Reads the outputs of one cache, or of several that hold parts of the same.
-
-    Args:
-        folders: Their folders; the files are opened when the first batch is read.
-        layout: Their `Layout`.
-        sequences: `{output by token: names of the entries of x that were as long, or None}`, of all folders.
-        name: Their name in messages.
+    Raises:
+        ValueError: The manifest is not sound, or the files are not its own.
     """
 
-    def __init__(self, folders, layout, sequences, name):
-        self._folders, self._layout, self._sequences, self._name = folders, layout, sequences, name
-        self._columns = {file: column for file, column in layout.columns.items() if file not in (KEY, CONTENT)}
-
-    def joined(self, x):
-        """A batch `x` as `PrecomputedBatch`."""
-        layout = self._layout
-        keys, names = layout.key.of(x)
-        entries = layout.key.sequences(x) if layout.by_token else {}
-        lengths = [tf.shape(entry, tf.int64)[1] for entry in entries.values()]
-
-        def read(keys, names, lengths):
-            lengths = dict(zip(entries, lengths.tolist(), strict=True))
-            rows = self._rows(self._positions(keys, names), self._padded_lengths(lengths), names)
-            return [rows[file] for file in self._columns]
-
-        arguments = [keys, names, tf.stack(lengths) if lengths else tf.zeros([0], tf.int64)]
-        dtypes = [tf.as_dtype(np.dtype(column.dtype)) for column in self._columns.values()]
-        rows = dict(zip(self._columns, tf.numpy_function(read, arguments, dtypes), strict=True))
-        padded = self._padded_lengths({name: entry.shape[1] for name, entry in entries.items()})
-        static = {file: [padded[output]] for output, files in layout.files_by_token.items() for file in files}
-        for file, column in self._columns.items():
-            rows[file].set_shape((keys.shape[0], *static.get(file, []), *column.shape))
-        lengths = {output: rows[layout.end_of(output)] for output in layout.by_token}
-        return layout.decode(layout.key.without_strings(x), rows, lengths)
-
-    @functools.cached_property
-    def _chunks(self):
-        """`[(position of its first example, {file: array})]` of the folders."""
-        chunks, first = [], 0
-        for folder in self._folders:
-            columns = {file: storage.opened(folder, file, *one[:2]) for file, one in self._layout.columns.items()}
-            chunks.append((first, columns))
-            first += len(columns[KEY])
-        return chunks
-
-    @functools.cached_property
-    def _indices(self):
-        """Of each folder `(keys (n,) ascending, positions (n,))`."""
-        return [[storage.opened(folder, name, "<i8", ()) for name in storage.INDEX] for folder in self._folders]
-
-    def _positions(self, keys, names):
-        """The positions `(batch,)` of examples among all folders; of one in several folders, in the first."""
-        positions, found = np.zeros(keys.shape, np.int64), np.zeros(keys.shape, bool)
-        for (first, _), (known, rows) in zip(self._chunks, self._indices, strict=True):
-            at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-            new = (known[at] == keys) & ~found
-            positions = np.where(new, first + rows[at], positions)
-            found |= new
-        if not found.all():
-            raise self._not_found(found, names)
-        return positions
-
-    def _padded_lengths(self, lengths):
-        """`{output by token: its number of tokens in a batch}`, None for as many as the longest example has.
-
-        Args:
-            lengths: `{entry of x: its length}`.
-        """
-        padded = {}
-        for output, known in self._sequences.items():
-            if known is None:  # stored with ids alone
-                known = list(lengths) if len(lengths) == 1 else []
-            padded[output] = next((lengths[name] for name in known if name in lengths), None)
-        return padded
-
-    def _rows(self, positions, padded, names):
-        """`{file: (batch, ...)}` with lengths in the place of ends; of outputs by token `(batch, length, ...)`."""
-        parts, rows = _parts(self._chunks, positions), {}
-        for output, files in self._layout.files_by_token.items():
-            end = self._layout.end_of(output)
-            spans = [_spans(columns[end], positions[chosen] - first) for first, columns, chosen in parts]
-            start, length = np.split(_assembled(spans, parts), 2, axis=1)  # (batch, 1) x2
-            rows[end], count = length[:, 0], padded[output]
-            if count is None:
-                count = length.max(initial=0)
-            elif length.max(initial=0) > count:
-                raise self._too_long(output, count, rows[end], names)
-            tokens = np.where(np.arange(count) < length, start + np.arange(count), 0)  # (batch, length); decode hides 0
-            for file in files:
-                found = [_taken(columns[file], tokens[chosen]) for _, columns, chosen in parts]
-                rows[file] = _assembled(found, parts)
-        for file in self._columns.keys() - rows.keys():
-            found = [_taken(columns[file], positions[chosen] - first) for first, columns, chosen in parts]
-            rows[file] = _assembled(found, parts)
-        return rows
-
-    def _not_found(self, found, names):
-        key = self._layout.key
-        first = f"{np.flatnonzero(~found)[0]} of its batch, {(~found).sum()} of {len(names)} are missing there"
-        hint = "" if key.entry is not None else _HINT_CONTENT + (_HINT_PADDING if self._layout.by_token else "")
-        return ValueError(
-            f"[{MARK}the cache {self._name} holds no outputs of the example] "
-            f"[{key.called(names[~found][0])} ({first}){hint}]"
-        )
-
-    def _too_long(self, output, count, length, names):
-        return ValueError(
-            f"[{MARK}the cache {self._name} holds {length.max()} tokens of the output {output!r}, but the batch is "
-            f"only {count} long, of the example] [{self._layout.key.called(names[length.argmax()])}]"
-        )
+    def __init__(self, path, verify):
+        manifest_path = path / storage.MANIFEST
+        if not manifest_path.is_file():
+            if (path / storage.BEGUN).is_file():
+                raise ValueError(
+                    f"the cache {str(path)!r} is only half built. Call cache_teacher_outputs again with the same "
+                    "arguments, which resumes where it stopped."
+                )
+            raise FileNotFoundError(f"path must be the folder of a cache, but there is no {str(manifest_path)!r}.")
+        manifest = storage.read_json(path, storage.MANIFEST)
+        with storage.fields_of(manifest_path):
+            self.setting, shards = manifest["setting"], manifest["shards"]
+            self.layout = Layout.from_config(self.setting["outputs"])
+            storage.require_shards(path, shards, self.layout, verify=verify)
+            index = {name: manifest["index"][name] for name in storage.INDEX}
+            for name, part in index.items():
+                storage.require_parts(path, name, [part], verify=verify)
+            self.files = {file: storage.opened(path, file, column) for file, column in self.layout.columns.items()}
+            self.index = [storage.opened(path, name, Column()) for name in storage.INDEX]
+            self.sequences = storage.common_sequences(shard["sequences"] for shard in shards)
+            found = {
+                "setting": {name: self.setting[name] for name in ("teacher", "preprocessing", "outputs")},
+                "examples": len(self.files[KEY]),
+                "sequences": self.sequences,
+                "shards": shards,
+                "index": index,
+            }
+            if manifest != found:
+                wrong = [name for name in {**found, **manifest} if manifest.get(name) != found.get(name, manifest)]
+                raise ValueError(f"its fields {wrong} do not fit the others or the files")
+            for file, column in self.layout.columns.items():
+                ends = self.files[self.layout.end_of(column.output)] if column.by_token else None
+                expected = manifest["examples"] if ends is None else int(ends[-1:].sum())
+                if len(self.files[file]) != expected:
+                    raise ValueError(f"{file} has {len(self.files[file])} rows instead of {expected}")
 
 
 _HINT_CONTENT = (
@@ -402,21 +338,14 @@ _HINT_CONTENT = (
 _HINT_PADDING = ". If batches are padded with another number than when it was stored: see `padding`"
 
 
-def _parts(chunks, positions):
-    """`[(position of its first example, {file: array}, which examples of the batch are in it)]`."""
-    if len(chunks) == 1 or not len(positions):
-        return [(*chunks[0], slice(None))]
-    chunk_of = np.searchsorted([first for first, _ in chunks], positions, side="right") - 1
-    return [(*chunks[number], np.flatnonzero(chunk_of == number)) for number in np.unique(chunk_of)]
-
-
-def _assembled(found, parts):
-    """The rows of a batch from those of its parts."""
-    if len(found) == 1:
-        return found[0]
-    rows = np.empty((sum(map(len, found)), *found[0].shape[1:]), found[0].dtype)
-    for values, (_, _, chosen) in zip(found, parts, strict=True):
-        rows[chosen] = values
+def _gathered(parts, file, at):
+    """The rows of a batch, each from the folder that holds its example; `at` is `(batch, ...)`."""
+    if len(parts) == 1:
+        return _taken(parts[0][0][file], at)
+    first = parts[0][0][file]
+    rows = np.empty((*at.shape, *first.shape[1:]), first.dtype)
+    for files, here in parts:
+        rows[here] = _taken(files[file], at[here])
     return rows
 
 
@@ -424,9 +353,3 @@ def _taken(values, at):
     if not len(values):  # no example has a token
         return np.zeros((*at.shape, *values.shape[1:]), values.dtype)
     return np.take(values, at, axis=0)
-
-
-def _spans(ends, at):
-    """Where the tokens of each example begin, and how many they are, `(batch, 2)`."""
-    start = np.where(at > 0, ends[at - 1], 0)
-    return np.stack([start, ends[at] - start], axis=-1)

@@ -1,6 +1,6 @@
 """Where teacher outputs come from: a model that runs over a dataset, or arrays that another program made."""
 
-from typing import NamedTuple
+import itertools
 
 import keras
 import numpy as np
@@ -19,33 +19,6 @@ from keras_kd.outputs.reader import OutputReader, output_names
 _UNDONE = ("softmax", "sigmoid")
 
 
-class Encoded(NamedTuple):
-    """The outputs of a batch as the files of a cache hold them.
-
-    Attributes:
-        rows: `{file: array}` of the outputs; of outputs by token, one row per token, example after example.
-        lengths: `{output by token: int64 (batch,)}`, the number of tokens of each example.
-        sequences: `{output by token: names of the entries of x that are padded as far as it}`; None instead of the
-            names where `x` has no sequences.
-    """
-
-    rows: dict
-    lengths: dict
-    sequences: dict
-
-    def for_examples(self, chosen, layout):
-        """The same for some examples, bool `(batch,)`."""
-        if chosen.all():
-            return self
-        by_token = {file: output for output, files in layout.files_by_token.items() for file in files}
-        of_tokens = {output: np.repeat(chosen, lengths) for output, lengths in self.lengths.items()}
-        rows = {
-            file: values[of_tokens[by_token[file]] if file in by_token else chosen]
-            for file, values in self.rows.items()
-        }
-        return self._replace(rows=rows, lengths={output: one[chosen] for output, one in self.lengths.items()})
-
-
 class TeacherSource:
     """The outputs of a teacher that runs over a dataset.
 
@@ -58,15 +31,20 @@ class TeacherSource:
     """
 
     def __init__(self, teacher, dataset, key, outputs, coded):
-        spec = x_of(dataset.element_spec)
-        self._dataset, self._key, self._coded = dataset, key, coded
-        self._selection = Selection(teacher, outputs)
-        self._read = _reading(self._selection, teacher.jit_compile)
-        self.layout = None
+        spec = dataset.element_spec
+        spec = spec[0] if isinstance(spec, tuple) else spec
+        self._dataset = dataset
         self._keys = tf.function(lambda x: (key.of(x)[0], key.content(x)), input_signature=[spec], autograph=False)
-        keys = tf.TensorSpec((None,), tf.int64)
-        self._run = tf.function(self._packed, input_signature=[spec, keys], autograph=False).get_concrete_function()
-        self._sequences = list(key.sequences(spec))
+        selection = Selection(teacher, outputs)
+        read = tf.function(_reading(selection, teacher.jit_compile), input_signature=[spec], autograph=False)
+        outputs = read.get_concrete_function().structured_outputs
+        self.layout = Layout.of(*outputs, key=key, endings=selection.endings, **coded)
+        number, flag = (tf.TensorSpec((None,), dtype) for dtype in (tf.int64, tf.bool))
+        self._encode = tf.function(
+            lambda x, *examples: self.layout.encode(x, *examples, *read(x)),
+            input_signature=[spec, number, number, flag],
+            autograph=False,
+        )
 
     @property
     def batches(self):
@@ -75,22 +53,20 @@ class TeacherSource:
         return count if count >= 0 else None
 
     def __iter__(self):
-        return (x_of(element) for element in self._dataset.prefetch(2))
+        for element in self._dataset.prefetch(2):
+            yield element[0] if isinstance(element, tuple) else element
 
     def keys(self, x):
         """`(keys, content)` of a batch, int64 arrays `(batch,)`."""
         return [array.numpy() for array in self._keys(x)]
 
-    def encoded(self, x, keys):
-        """Run the teacher on a batch; return its outputs as `Encoded`."""
-        return _in_numpy(self._run(x, tf.constant(keys)), self._sequences)
+    def encoded(self, x, *examples):
+        """Run the teacher on a batch; return what `Writer.add` takes.
 
-    def _packed(self, x, keys):
-        prediction, layers, masks = self._read(x)
-        if self.layout is None:  # the first trace, which is the only one
-            endings = self._selection.endings
-            self.layout = Layout.of(prediction, layers, key=self._key, masked=masks, endings=endings, **self._coded)
-        return _packed(self.layout, x, keys, prediction, layers, masks, {})
+        Args:
+            examples: Arrays `(batch,)`: keys, content, and which of them are to be stored.
+        """
+        return _in_numpy(self._encode(x, *map(tf.constant, examples)), self.layout.key.sequences(x))
 
 
 class ArraySource:
@@ -99,31 +75,30 @@ class ArraySource:
     batches = None
 
     def __init__(self, batches, key, coded):
-        self._key, self._rest = key, iter(batches)
+        self._key, rest = key, map(self._parts, batches)
         try:
-            self._first = next(self._rest)
+            first = next(rest)
         except StopIteration:
             raise ValueError("dataset must give at least one batch of outputs, got none.") from None
-        x, prediction, layers, lengths = self._parts(self._first)
-        self.layout = Layout.of(prediction, layers, key=key, masked=(), ragged=lengths, **coded)
-        self._sequences = list(key.sequences(x))
+        self.layout = Layout.of(*first[1:], key=key, **coded)
+        self._elements = itertools.chain([first], rest)
 
     def __iter__(self):
-        yield self._first
-        yield from self._rest
+        return self._elements
 
     def keys(self, element):
-        x, prediction, layers, _ = self._parts(element)
+        x, prediction, layers, _ = element
         keys = self._key.of(x)[0].numpy()
         if isinstance(x, dict) and set(x) == {self._key.entry}:  # ids alone: the outputs stand for the content
-            return keys, fingerprint([keras.tree.flatten(_dense_parts(prediction)), layers]).numpy()
+            return keys, fingerprint([_tensors(prediction), layers]).numpy()
         return keys, self._key.content(x).numpy()
 
-    def encoded(self, element, keys):
-        x, prediction, layers, lengths = self._parts(element)
-        return _in_numpy(_packed(self.layout, x, tf.constant(keys), prediction, layers, {}, lengths), self._sequences)
+    def encoded(self, element, *examples):
+        x, *outputs = element
+        return _in_numpy(self.layout.encode(x, *map(tf.constant, examples), *outputs), self._key.sequences(x))
 
     def _parts(self, element):
+        """`(x, prediction, layers, masks)` of a batch, of tensors; what was ragged is dense and has a mask."""
         if not isinstance(element, tuple) or len(element) not in (2, 3):
             raise TypeError(
                 "dataset must give tuples (x or ids, prediction) or (x or ids, prediction, layers), got "
@@ -134,16 +109,16 @@ class ArraySource:
         if self._key.entry is not None and not isinstance(x, dict):
             x = {self._key.entry: x}
         prediction, layers = _mapped(_tensor, prediction), _mapped(_tensor, layers)
-        lengths = {
-            name: part.row_lengths()
-            for name, one in named_tensors(prediction, layers).items()
-            if isinstance(part := one.log_p if isinstance(one, TopLogProbs) else one, tf.RaggedTensor)
-        }
+        masks = {}
+        for name, one in named_tensors(prediction, layers).items():
+            one = one.log_p if isinstance(one, TopLogProbs) else one
+            if isinstance(one, tf.RaggedTensor):
+                masks[name] = tf.sequence_mask(one.row_lengths())
         prediction, layers = _mapped(_dense, prediction), _mapped(_dense, layers)
-        counts = {int(leaf.shape[0]) for leaf in keras.tree.flatten([x, _dense_parts(prediction), layers])}
+        counts = {int(leaf.shape[0]) for leaf in _tensors([x, prediction, layers])}
         if len(counts) != 1:
             raise ValueError(f"x and outputs must have as many examples, got {sorted(counts)} in one batch.")
-        return x, prediction, layers, lengths
+        return x, prediction, layers, masks
 
 
 class Selection:
@@ -226,11 +201,6 @@ class Selection:
         return Ending(activation, next(iter(undone), None), output_name=names[position] if names else None)
 
 
-def x_of(element):
-    """What the models read, of an element of a dataset or its spec."""
-    return element[0] if isinstance(element, tuple) else element
-
-
 def _hook(name):
     if not isinstance(name, str) or not name:
         raise TypeError(
@@ -254,55 +224,25 @@ def _reading(selection, jit_compile):
     return tf.function(read, jit_compile=True, autograph=False) if jit_compile else read
 
 
-def _packed(layout, x, keys, prediction, layers, masks, lengths):
-    """`(rows, lengths, sequences)` of a batch, all of tensors; `sequences` in place of names a bool for each."""
-    rows = layout.encode(named_tensors(prediction, layers), keys)
-    lengths, sequences = dict(lengths), {}
-    for name, files in layout.files_by_token.items():
-        count = tf.shape(rows[files[0]], tf.int64)[1]
-        if name not in lengths:
-            lengths[name] = _lengths(layout.key, x, count, keys, masks.get(name))
-        stored = tf.sequence_mask(lengths[name], count)
-        if name in layout.masked:
-            rows[layout.mask_of(name)] = tf.cast(masks[name], tf.uint8)
-        for file in files:
-            rows[file] = tf.boolean_mask(rows[file], stored)
-        as_long = [tf.shape(entry, tf.int64)[1] == count for entry in layout.key.sequences(x).values()]
-        sequences[name] = tf.stack(as_long) if as_long else tf.zeros([0], tf.bool)
-    return rows, lengths, sequences
-
-
-def _lengths(key, x, count, keys, mask):
-    """How many of the `count` tokens of an output are stored for each example: up to the last that is no padding."""
-    if mask is not None:
-        ends = tf.where(mask, tf.range(1, count + 1), 0)
-        return tf.reduce_max(tf.pad(ends, [[0, 0], [1, 0]]), axis=1)
-    lengths = tf.zeros_like(keys)
-    padded = tf.constant(False)
-    for length, each_length in key.lengths(x):
-        lengths = tf.where(length == count, tf.maximum(lengths, each_length), lengths)
-        padded |= length == count
-    return tf.where(padded, lengths, count)
-
-
-def _in_numpy(packed, names):
-    rows, lengths, sequences = tf.nest.map_structure(np.asarray, packed)
-    named = {
-        output: [name for name, same in zip(names, alike, strict=True) if same] if names else None
-        for output, alike in sequences.items()
+def _in_numpy(encoded, entries):
+    """What `Writer.add` takes, from what `Layout.encode` gives and `key.sequences(x)`."""
+    rows, alike = encoded
+    sequences = {
+        output: [name for name, same in zip(entries, flags, strict=True) if same] if entries else None
+        for output, flags in alike.items()
     }
-    return Encoded(rows, lengths, named)
+    return {file: np.asarray(tensor) for file, tensor in rows.items()}, sequences  # tensor.numpy() would copy
 
 
 def _mapped(function, outputs):
     """A structure of outputs with the function's value in place of each array."""
-    if isinstance(outputs, TopLogProbs):
-        return TopLogProbs(function(outputs.classes), function(outputs.log_p), outputs.of)
-    if isinstance(outputs, dict):
-        return {name: _mapped(function, outputs[name]) for name in sorted(outputs)}
-    if isinstance(outputs, (list, tuple)):
-        return tuple(_mapped(function, output) for output in outputs)
-    return function(outputs)
+
+    def replaced(one):
+        if isinstance(one, TopLogProbs):
+            return one._replace(classes=function(one.classes), log_p=function(one.log_p))
+        return None if keras.tree.is_nested(one) else function(one)  # None: look inside
+
+    return keras.tree.traverse(replaced, outputs)
 
 
 def _tensor(array):
@@ -316,8 +256,6 @@ def _dense(tensor):
     return tensor.to_tensor() if isinstance(tensor, tf.RaggedTensor) else tensor
 
 
-def _dense_parts(prediction):
-    """Every tensor of a prediction, without the number of classes of `TopLogProbs`."""
-    parts = []
-    _mapped(parts.append, prediction)
-    return parts
+def _tensors(structure):
+    """The tensors of a structure, without the number of classes of `TopLogProbs`."""
+    return [leaf for leaf in keras.tree.flatten(structure) if isinstance(leaf, tf.Tensor)]

@@ -1,17 +1,26 @@
 """The files of a cache, each checked part by part by its size and its SHA-256."""
 
 import contextlib
-import errno
 import hashlib
 import json
 
 import numpy as np
 
 from keras_kd._files import written_whole
+from keras_kd.cache.layout import KEY, Column
 
 MANIFEST, BEGUN = "manifest.json", "building.json"
 INDEX = ("index.key.bin", "index.position.bin")
-_CHUNK = 2**20
+
+
+class AlteredFileError(ValueError):
+    """A file of a cache is not as it was written; the message names it."""
+
+    def __init__(self, path, reason):
+        super().__init__(
+            f"the cache holds a file that is not as it was written, {str(path)!r}: {reason}. Copy the cache again, or "
+            "remove its folder and build it anew."
+        )
 
 
 def append(folder, name, array, at):
@@ -20,16 +29,9 @@ def append(folder, name, array, at):
     path = folder / name
     size = path.stat().st_size if path.exists() else 0
     if size != at:
-        raise _altered(path, f"it has {size:,} bytes instead of {at:,}; does another process build there as well?")
-    with _explained_if_full(path), path.open("ab") as file:
-        file.write(content)
-    return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-
-
-def write(folder, name, array):
-    """Write a file whole; return `{"bytes", "sha256"}`."""
-    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
-    with _explained_if_full(folder / name), written_whole(folder / name) as partial, partial.open("wb") as file:
+        reason = f"it has {size:,} bytes instead of {at:,}; does another process build there as well?"
+        raise AlteredFileError(path, reason)
+    with path.open("ab") as file:
         file.write(content)
     return {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
@@ -47,7 +49,7 @@ def cut(folder, name, size):
 def write_json(folder, name, content):
     """Write a JSON file that carries its own checksum."""
     content = {**content, "sha256": _own_sha(content)}
-    with _explained_if_full(folder / name), written_whole(folder / name) as partial:
+    with written_whole(folder / name) as partial:
         partial.write_text(json.dumps(content, indent=1, ensure_ascii=True), encoding="ascii")
 
 
@@ -59,7 +61,19 @@ def read_json(folder, name):
             return content
     except ValueError:  # no JSON, or no ASCII
         pass
-    raise _altered(folder / name, "its checksum does not fit its content")
+    raise AlteredFileError(folder / name, "its checksum does not fit its content")
+
+
+def opened(folder, name, column):
+    """A file as an array, `(rows, *column.shape)`, mapped into memory."""
+    path, dtype = folder / name, np.dtype(column.dtype)
+    rows, over = divmod(path.stat().st_size if path.exists() else 0, dtype.itemsize * int(np.prod(column.shape)))
+    if over:
+        raise AlteredFileError(path, f"it has no whole number of rows of {dtype} {tuple(column.shape)}")
+    if not rows:
+        return np.zeros((0, *column.shape), dtype)
+    # Views of an array cost less than those of a memmap.
+    return np.asarray(np.memmap(path, dtype, "r", shape=(rows, *column.shape)))
 
 
 def require_parts(folder, name, parts, *, verify, longer=False):
@@ -70,38 +84,41 @@ def require_parts(folder, name, parts, *, verify, longer=False):
         longer: Whether more may follow.
     """
     path, expected = folder / name, sum(part["bytes"] for part in parts)
-    if not path.is_file():
-        if expected:
-            raise _altered(path, "it is missing")
-        return
-    size = path.stat().st_size
+    if expected and not path.is_file():
+        raise AlteredFileError(path, "it is missing")
+    size = path.stat().st_size if path.exists() else 0
     if size < expected or (size > expected and not longer):
-        raise _altered(path, f"it has {size:,} bytes instead of {expected:,}")
+        raise AlteredFileError(path, f"it has {size:,} bytes instead of {expected:,}")
     if verify:
-        with path.open("rb") as file:
-            for number, part in enumerate(parts):
-                if _sha_of(file, part["bytes"]) != part["sha256"]:
-                    raise _altered(path, f"the checksum of its part {number} is not that of the manifest")
+        content, start = opened(folder, name, Column("|u1")), 0
+        for number, part in enumerate(parts):
+            end = start + part["bytes"]
+            if hashlib.sha256(content[start:end]).hexdigest() != part["sha256"]:
+                raise AlteredFileError(path, f"the checksum of its part {number} is not that of the manifest")
+            start = end
 
 
-def opened(folder, name, dtype, shape):
-    """A file as an array, `(rows, *shape)`, mapped into memory."""
-    path, dtype = folder / name, np.dtype(dtype)
-    rows, over = divmod(path.stat().st_size if path.exists() else 0, dtype.itemsize * int(np.prod(shape)))
-    if over:
-        raise _altered(path, f"it has no whole number of rows of {dtype} {tuple(shape)}")
-    if not rows:
-        return np.zeros((0, *shape), dtype)
-    return np.asarray(
-        np.memmap(path, dtype, "r", shape=(rows, *shape))
-    )  # views of an array cost less than those of a memmap
+def require_shards(folder, shards, layout, *, verify, longer=False):
+    """Raise ValueError unless the shards of a JSON file have the fields that they should, and the files are theirs."""
+    if not isinstance(shards, list):
+        raise ValueError(f"its field 'shards' is no list: {shards!r}")
+    for number, shard in enumerate(shards):
+        if set(shard["files"]) != {*layout.columns} or shard["examples"] * 8 != shard["files"][KEY]["bytes"]:
+            raise ValueError(f"shard {number} of 'shards' has other files or another number of 'examples'")
+        names = shard["sequences"]
+        if {*names} != {*layout.by_token} or not all(isinstance(one, (list, type(None))) for one in names.values()):
+            raise ValueError(f"shard {number} of 'shards' has the 'sequences' {names}")
+    for name in layout.columns:
+        require_parts(folder, name, [shard["files"][name] for shard in shards], verify=verify, longer=longer)
 
 
-def remove_halves(folder):
-    """Remove what killed runs left half written."""
-    for name in ("index", "building", "manifest"):
-        for partial in folder.glob(f".{name}.*"):
-            partial.unlink(missing_ok=True)
+def common_sequences(sequences):
+    """Of several `{output: names, or None}`, the names that are in all."""
+    sequences = list(sequences)
+    return {
+        output: None if names is None else [name for name in names if all(name in one[output] for one in sequences)]
+        for output, names in sequences[0].items()
+    }
 
 
 @contextlib.contextmanager
@@ -119,41 +136,6 @@ def fields_of(path):
         ) from error
 
 
-@contextlib.contextmanager
-def _explained_if_full(path):
-    """Add to the error of a full disk what is safe and how to go on."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise OSError(
-            error.errno,
-            "the disk is full. The shards that were finished are good: free some space and make the same call again, "
-            "which resumes after them",
-            str(path),
-        ) from error
-
-
-class AlteredFileError(ValueError):
-    """A file of a cache is not as it was written; the message names it."""
-
-
-def _altered(path, reason):
-    return AlteredFileError(
-        f"the cache holds a file that is not as it was written, {str(path)!r}: {reason}. Copy the cache again, or "
-        "remove its folder and build it anew."
-    )
-
-
 def _own_sha(content):
     text = json.dumps({name: value for name, value in content.items() if name != "sha256"}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _sha_of(file, count):
-    sha = hashlib.sha256()
-    while count and (chunk := file.read(min(count, _CHUNK))):
-        sha.update(chunk)
-        count -= len(chunk)
-    return sha.hexdigest()

@@ -32,9 +32,9 @@ class Names:
 
     Attributes:
         texts: Names, str, as CLDR writes them.
-        labels: Index of the kind in `class_names`, int32; -1 where the label is withheld.
+        labels: Index of the kind in `class_names`, int32; -1 for unlabelled examples.
         languages: Babel's identifier of the language, str.
-        terms: What is named, str: the kind and CLDR's code, for instance "territory/FR".
+        terms: The kind and CLDR's code of what is named, str, for instance "territory/FR".
     """
 
     texts: np.ndarray
@@ -46,12 +46,12 @@ class Names:
         return len(self.texts)
 
     def where(self, mask):
-        """The examples that a boolean mask or an index array picks, for instance `names.where(names.labels >= 0)`."""
+        """The examples of a boolean mask or an index array, for instance `names.where(names.labels >= 0)`."""
         return Names(self.texts[mask], self.labels[mask], self.languages[mask], self.terms[mask])
 
 
 class CldrNames(typing.NamedTuple):
-    """What `cldr_names` returns: three splits, and the kinds of name that the labels count."""
+    """The result of `cldr_names`: three splits, and the kinds of name, which the labels index."""
 
     train: Names
     validation: Names
@@ -67,29 +67,29 @@ class _Name(typing.NamedTuple):
 
 
 def cldr_names(*, languages=LANGUAGES, kinds=KINDS, labelled_languages=None, label_fraction=1.0, seed=0):
-    """Tell what kind of thing a name names: a territory, a language, a script, a currency, a city, a unit, a date word.
+    """Names of territories, languages, scripts, currencies, cities, units and dates; the label is the kind of name.
 
     63,900 names in 40 languages and 16 writing systems (Babel 2.18, CLDR 47; other releases differ a little): about
-    44,700 to train on, 6,400 to validate and 12,800 to test. Any other language that Babel has will do as well.
+    44,700 to train on, 6,400 to validate and 12,800 to test. Other languages of Babel may be given as well.
 
-    The split is by term, that is, by what is named: the names of France are in one and the same split in all languages,
-    so that no translation of a test term is seen in training. A term's split follows from the seed and its code alone,
-    whatever languages and kinds are asked for (10 % of the terms validate, 20 % test); the regional variants of a
-    language (en_GB) go with it. A text that names two terms, in one language or in two ("Malta", the country and the
-    language) is dropped everywhere, letter case and Unicode compatibility forms (NFKC) aside. So a text has one label,
-    and is in one split. A term may have the same name in several languages ("Euro"): there is one example for each.
+    The split is by term, that is, by what is named: the names of France are in one split in all languages, so that no
+    translation of a test term is seen in training. It depends on the seed and the term's code only (10 % of the terms
+    are for validation, 20 % for test); the regional variants of a language (en_GB) are in one split. A text that names
+    two terms ("Malta", the country and the language), letter case and Unicode compatibility forms (NFKC) aside, is
+    dropped everywhere, so that a text has one label and is in one split. A term with the same name in several languages
+    ("Euro") gives one example for each.
 
-    Labels are withheld (-1) by example: in each language of `labelled_languages`, and in each kind, `label_fraction` of
-    the training examples, one at least, keep their label. A smaller fraction keeps a subset of what a larger one keeps.
-    Validation and test keep all labels. The same seed gives the same examples in the same, shuffled order, whatever is
-    labelled; `keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=-1)` passes over the withheld.
+    In training, a share `label_fraction` of the examples of each language in `labelled_languages` and each kind, at
+    least one, keep their label; the others have -1: compile with a cross-entropy with `ignore_class=-1`. A smaller
+    share keeps a subset of what a larger one keeps. Validation and test keep all labels. The same seed gives the same
+    examples in the same, shuffled order, whatever is labelled.
 
     Args:
         languages: Babel identifiers, for instance "fr" or "zh_Hant".
-        kinds: Which kinds of name, from `KINDS`; they become the classes, in the order given.
+        kinds: Which kinds of name, from `KINDS`: the classes, in the order given.
         labelled_languages: Those of `languages` that are labelled in training; None for all.
         label_fraction: Share of the labels to keep, in (0, 1].
-        seed: Any int; it decides the split of the terms, the order and which labels are kept.
+        seed: Any int, for the split of the terms, the order and which labels are kept.
 
     Returns:
         `CldrNames(train, validation, test, class_names)`; each split has `texts`, `labels`, `languages` and `terms`.
@@ -124,13 +124,9 @@ def cldr_names(*, languages=LANGUAGES, kinds=KINDS, labelled_languages=None, lab
     splits = {"train": [], "validation": [], "test": []}
     for name in names:
         splits[_split_of(name, seed)].append(name)
-    kept = _kept_labels(splits["train"], set(labelled), label_fraction)
-    return CldrNames(
-        _arrays(splits["train"], kinds, kept),
-        _arrays(splits["validation"], kinds),
-        _arrays(splits["test"], kinds),
-        kinds,
-    )
+    train, validation, test = splits.values()
+    kept = _kept_labels(train, set(labelled), label_fraction)
+    return CldrNames(_arrays(train, kinds, kept), _arrays(validation, kinds), _arrays(test, kinds), kinds)
 
 
 def _require_some(values, argument):
@@ -170,14 +166,6 @@ def _names_of(language, kinds):
                 yield _Name(text, language, kind, str(code))
 
 
-def _cities(locale):
-    return ((code, zone.get("city")) for code, zone in locale.time_zones.items())
-
-
-def _units(locale):
-    return ((code, widths.get("long")) for code, widths in locale.unit_display_names.items())
-
-
 def _date_words(locale):
     for what, contexts in (("month", locale.months), ("day", locale.days)):
         for widths in contexts.values():
@@ -189,8 +177,8 @@ _READERS = {
     "language": lambda locale: locale.languages.items(),
     "script": lambda locale: locale.scripts.items(),
     "currency": lambda locale: locale.currencies.items(),
-    "city": _cities,
-    "unit": _units,
+    "city": lambda locale: ((code, zone.get("city")) for code, zone in locale.time_zones.items()),
+    "unit": lambda locale: ((code, widths.get("long")) for code, widths in locale.unit_display_names.items()),
     "date": _date_words,
 }
 

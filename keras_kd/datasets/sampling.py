@@ -13,15 +13,15 @@ from keras_kd.losses.base import with_rank
 def sampling_probabilities(counts, temperature=5.0):
     """How often to draw from each language: `p_l = n_l^(1/τ) / Σ_k n_k^(1/τ)`.
 
-    τ = 1 draws in proportion to size, a large τ from all languages alike. In between, small languages are seen more
-    often than their size says, which helps them and costs the large ones a little.
+    τ = 1 draws in proportion to size, a large τ from all languages alike. In between, small languages are drawn more
+    often than by size, which helps them and costs the large ones a little.
 
     Args:
         counts: Examples of each language, `{language: n_l > 0}`.
-        temperature: τ > 0; 5 is the paper's choice, 1e9 as good as uniform.
+        temperature: τ > 0; 5 is the paper's choice.
 
     Returns:
-        `{language: p_l}`, in the order of `counts`; the sum is 1.
+        `{language: p_l}`, in the order of `counts`.
 
     Raises:
         TypeError: A count or the temperature is not a number.
@@ -48,21 +48,20 @@ def sampling_probabilities(counts, temperature=5.0):
 def sample_by_language(datasets, temperature=5.0, *, seed, counts=None):
     """One endless dataset that draws each example from a language's dataset, with `sampling_probabilities`.
 
-    Each language's dataset is repeated, so small ones come round more often. For `fit`, give `steps_per_epoch`, which
-    goes on where the last epoch stopped; `take(n)` makes it finite, but begins anew each epoch. Shuffle each language's
-    dataset beforehand (`dataset.shuffle(n, seed=...)` shuffles anew each time round), and batch what comes out.
-
-    The same seed draws the same languages in the same order, each time the dataset is read.
+    Each language's dataset is repeated. For `fit`, give `steps_per_epoch`, which continues where the last epoch
+    stopped; `take(n)` would begin anew each epoch. Shuffle each language's dataset beforehand
+    (`dataset.shuffle(n, seed=...)` shuffles anew at each repetition), and batch the result.
 
     Args:
         datasets: `{language: tf.data.Dataset}` of single examples of one structure.
-        temperature: τ > 0; 1 draws by size, 5 is usual, 1e9 is as good as uniform.
-        seed: A whole number ≥ 0.
-        counts: Examples of each language, `{language: n}`, where a dataset does not know how many it holds (after
-            `filter` or `from_generator`). Those of the others are taken from `dataset.cardinality()`.
+        temperature: τ > 0; 1 draws by size, 5 is usual.
+        seed: A whole number ≥ 0. The same seed draws the same languages in the same order, each time the dataset is
+            read.
+        counts: Examples of each language, `{language: n}`, where `dataset.cardinality()` is unknown (after `filter` or
+            `from_generator`).
 
     Returns:
-        A `tf.data.Dataset` without an end.
+        An infinite `tf.data.Dataset`.
 
     Raises:
         TypeError: Something is not a `tf.data.Dataset`; datasets of different structure; the seed is no whole number.
@@ -78,7 +77,6 @@ def sample_by_language(datasets, temperature=5.0, *, seed, counts=None):
 
     Reference: as `sampling_probabilities`.
     """
-    _require_datasets(datasets)
     seed = require_count(seed, "seed", at_least=0)
     probabilities = sampling_probabilities(_counts(datasets, counts or {}), temperature)
     repeated = [dataset.repeat() for dataset in datasets.values()]
@@ -90,22 +88,19 @@ def weigh_by_language(dataset, weights, *, language_key="language", default=None
     """Multiply each example's sample weight by the weight of its language.
 
     Args:
-        dataset: A `tf.data.Dataset` of `(x, y)` or `(x, y, sample_weight)`, batched or not; y may be None. x is a dict
-            in which `entry` names the language: str or integer, `()` or `(batch,)`. Models read the entries that they
-            have inputs for, so it may stay there.
-        weights: `{language: weight ≥ 0}`. As means are over examples, weights that average 1 over the data leave the
-            size of the loss as it is.
-        language_key: The entry of x that holds the language.
+        dataset: A `tf.data.Dataset` of `(x, y)` or `(x, y, sample_weight)`, batched or not; y may be None. x is a
+            dict; models ignore entries that they have no input for.
+        weights: `{language: weight ≥ 0}`. Weights that average 1 over the data keep the scale of the loss.
+        language_key: The entry of x with the language: str or integer, `()` or `(batch,)`.
         default: Weight ≥ 0 of languages that are not in `weights`; None: meeting one is an error.
 
     Returns:
-        A `tf.data.Dataset` of `(x, y, sample_weight)`. Without a sample weight before, it is the language's, float32.
+        A `tf.data.Dataset` of `(x, y, sample_weight)`; sample weights are float32 unless the dataset has its own.
 
     Raises:
-        TypeError: `dataset` is no `tf.data.Dataset`; a weight is no number; the languages of the table, or those of the
-            data, are neither all str nor all int.
+        TypeError: `dataset` is no `tf.data.Dataset`; a weight is no number; languages are neither all str nor all int.
         ValueError: A weight is negative; `weights` is empty; elements are of another structure.
-            While reading, a `tf.errors.InvalidArgumentError` names a language that has no weight.
+        tf.errors.InvalidArgumentError: While reading, a language has no weight.
 
     Example:
 
@@ -119,39 +114,33 @@ def weigh_by_language(dataset, weights, *, language_key="language", default=None
         raise TypeError(f"dataset must be a tf.data.Dataset, got {type(dataset).__name__}.")
     table = LanguageTable(weights, "weights")
     values = [require_number(weight, f"weights[{name!r}]", at_least=0.0) for name, weight in weights.items()]
-    fallback = 0.0 if default is None else require_number(default, "default", at_least=0.0)
+    default = None if default is None else require_number(default, "default", at_least=0.0)
     _require_language(dataset.element_spec, language_key)
 
     def weighed(x, y, sample_weight=None):
-        positions = table.known_positions(x[language_key]) if default is None else table.positions(x[language_key])
-        weight = tf.where(positions >= 0, tf.gather(values, tf.maximum(positions, 0)), fallback)
+        weight = table.lookup(values, x[language_key], default)
         if sample_weight is None:
             return x, y, weight
-        return x, y, tf.nest.map_structure(lambda other: _times(weight, other), sample_weight)
+
+        def product(given):  # per example, (batch,), or per token, (batch, length)
+            return tf.cast(with_rank(weight, given.shape.rank), given.dtype) * given
+
+        return x, y, tf.nest.map_structure(product, sample_weight)
 
     return dataset.map(weighed, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
 
-def _times(weight, sample_weight):
-    """Weights of examples times those of examples, `(batch,)`, or of tokens, `(batch, length)`."""
-    return tf.cast(with_rank(weight, sample_weight.shape.rank), sample_weight.dtype) * sample_weight
-
-
-def _require_datasets(datasets):
+def _counts(datasets, counts):
+    """Examples of each language, given or counted."""
     if not isinstance(datasets, collections.abc.Mapping) or not datasets:
         raise ValueError(f"datasets must be a dict {{language: tf.data.Dataset}} with at least one, got {datasets!r}.")
+    unknown = [language for language in counts if language not in datasets]
+    if unknown:
+        raise ValueError(f"counts holds {unknown[:5]}, but datasets has {list(datasets)}.")
+    found = {}
     for language, dataset in datasets.items():
         if not isinstance(dataset, tf.data.Dataset):
             raise TypeError(f"datasets[{language!r}] must be a tf.data.Dataset, got {type(dataset).__name__}.")
-
-
-def _counts(datasets, counts):
-    """Examples of each language, given or counted."""
-    strangers = [language for language in counts if language not in datasets]
-    if strangers:
-        raise ValueError(f"counts holds {strangers[:5]}, but datasets has {list(datasets)}.")
-    found = {}
-    for language, dataset in datasets.items():
         size = counts.get(language, int(dataset.cardinality()))
         if size in (tf.data.UNKNOWN_CARDINALITY, tf.data.INFINITE_CARDINALITY):
             kind = "an infinite number" if size == tf.data.INFINITE_CARDINALITY else "an unknown number"
@@ -161,7 +150,7 @@ def _counts(datasets, counts):
 
 
 def _require_language(spec, language_key):
-    """Check that elements are `(x, y[, sample_weight])`, and that x holds one language for each example."""
+    """Raise ValueError unless elements are `(x, y[, sample_weight])`, and x holds one language per example."""
     if not isinstance(spec, tuple) or len(spec) not in (2, 3):
         raise ValueError(f"dataset must give (x, y) or (x, y, sample_weight), got elements {spec}.")
     if not isinstance(spec[0], dict) or language_key not in spec[0]:

@@ -13,7 +13,7 @@ from keras_kd.deploy.precision import rebuilt
 from keras_kd.outputs.model_inputs import ONLY_INPUT, input_names
 
 _LOW_DTYPES = (tf.float16, tf.bfloat16)
-_LOOPS = {"While", "StatelessWhile"}
+_LOOPS = {"While", "StatelessWhile"}  # as recurrent layers make them unless unrolled
 
 
 def input_signature(student, specs):
@@ -38,33 +38,29 @@ def write_saved_model(student, serve, folder):
     archive = keras.export.ExportArchive()
     # The archive finds the weights in `serve`, and the lookup tables below what it is told to track. Told to track the
     # student itself, it would write each weight twice.
-    archive.track(_holder_of(student))
+    holder = tf.Module()
+    holder.student = student
+    archive.track(holder)
     archive.add_endpoint("serve", serve)
     with quiet():
         archive.write_out(os.fspath(folder), verbose=False)
 
 
 def litert_bytes(student, signature, *, quantize=None, calibration=None):
-    """Return the student as the bytes of a LiteRT file.
+    """Return the student as the bytes of a LiteRT file; one in low precision as its copy in float32.
 
-    Args:
-        student: a built `keras.Model`. One that computes in low precision is converted as its copy in float32.
-        signature: what the student takes; see `input_signature`.
-        quantize: None, "float16", "dynamic" or "int8".
-        calibration: for "int8", {input name: array}, examples from which the ranges of activations are taken.
-
-    Raises:
-        ValueError: int8 for a student with loops (recurrent layers): the quantizer would crash the process.
-        RuntimeError: LiteRT lacks an operation, or the float32 copy cannot be made.
+    `signature` is what `input_signature` gives, `calibration`, for "int8", {input name: array}. RuntimeError if LiteRT
+    lacks an operation, or the float32 copy cannot be made.
     """
     serve = traced(student, signature)
-    if _uses_low_precision(serve):
+    low = {dtype.as_datatype_enum for dtype in _LOW_DTYPES}
+    if any(attribute.type in low for node in _nodes(serve) for attribute in node.attr.values()):
         failure = "LiteRT computes in float32, and the student, which computes in float16 or bfloat16,"
         student = rebuilt(student, "float32", failure)
-        signature = keras.tree.map_structure(_in_float32_spec, signature)
+        signature = keras.tree.map_structure(_in_float32, signature)
         serve = traced(student, signature)
-    if has_loops(serve):
-        if quantize == "int8":
+    if any(node.op in _LOOPS for node in _nodes(serve)):
+        if quantize == "int8":  # the quantizer would crash the process
             raise ValueError(
                 "quantize='int8' must not be used with loops, which recurrent layers make: the quantizer does not "
                 "support them. Use quantize='dynamic' or 'float16', or build the layers with unroll=True."
@@ -76,18 +72,7 @@ def litert_bytes(student, signature, *, quantize=None, calibration=None):
         return _converted(folder, quantize, calibration)
 
 
-def has_loops(serve):
-    """Return whether a traced function has loops, as recurrent layers make them unless unrolled."""
-    return any(node.op in _LOOPS for node in _nodes(serve))
-
-
-def _holder_of(student):
-    holder = tf.Module()
-    holder.student = student
-    return holder
-
-
-def _in_float32_spec(spec):
+def _in_float32(spec):
     return tf.TensorSpec(spec.shape, tf.float32 if spec.dtype in _LOW_DTYPES else spec.dtype, spec.name)
 
 
@@ -116,10 +101,10 @@ def _converted(folder, quantize, calibration):
 def _reason(error):
     """One line out of the converter's many."""
     lists = re.findall(r"(?:TF Select|Custom) ops: (.*)", str(error))
-    if lists:
-        missing = ", ".join(lists)
-        return f"LiteRT has no {missing}. Keep such steps outside the student, or export a SavedModel, which has them."
-    return first_line(error)
+    if not lists:
+        return first_line(error)
+    missing = ", ".join(lists)
+    return f"LiteRT has no {missing}. Keep such steps outside the student, or export a SavedModel, which has them."
 
 
 def _nodes(serve):
@@ -127,8 +112,3 @@ def _nodes(serve):
     yield from graph.node
     for function in graph.library.function:
         yield from function.node_def
-
-
-def _uses_low_precision(serve):
-    low = {dtype.as_datatype_enum for dtype in _LOW_DTYPES}
-    return any(attribute.type in low for node in _nodes(serve) for attribute in node.attr.values())

@@ -11,20 +11,17 @@ GENERATED_LENGTH = 16  # of dimensions that the model leaves open, sequence leng
 
 
 def fit_inputs(x, specs):
-    """Return `x` as {input name: array}, and the number of examples.
+    """Return `x`, an array or a dict of arrays, as {input name: array}, and the number of examples.
 
-    Args:
-        x: an array or a dict of arrays.
-        specs: {input name: tf.TensorSpec}, what `x` must fit; None to take it as it is.
-
-    Raises:
-        ValueError: unknown or missing inputs, no examples, lengths that differ, shapes or dtypes that do not fit.
+    `specs` is {input name: tf.TensorSpec}, what `x` must fit, else ValueError; None to take it as it is.
     """
     if not isinstance(x, dict):
         if specs is not None and len(specs) != 1:
             raise ValueError(f"x must be a dict with an array for each input, {sorted(specs)}, got a single array.")
         x = {ONLY_INPUT if specs is None else next(iter(specs)): x}
-    inputs = {name: _array(values) for name, values in x.items()}
+    inputs = {name: np.asarray(values) for name, values in x.items()}
+    # TensorFlow has no dtype for NumPy's "U".
+    inputs = {name: array.astype(object) if array.dtype.kind == "U" else array for name, array in inputs.items()}
     if specs is not None:
         if set(inputs) != set(specs):
             raise ValueError(f"x must have the model's inputs, {sorted(specs)}, got {sorted(map(str, inputs))}.")
@@ -36,22 +33,39 @@ def fit_inputs(x, specs):
     return inputs, lengths.pop()
 
 
-def first_inputs(data, limit, argument):
-    """Return the first `limit` examples of `data`: an array or a dict of arrays, tensors, or a dataset of batches.
+def read_dataset(dataset, argument, part, limit=None):
+    """Return `part(batch)` of the batches of a `tf.data.Dataset`, end to end, as NumPy arrays.
+
+    Args:
+        dataset: The dataset.
+        argument: Its name in the messages.
+        part: A function from a batch, (x, y) for instance, to what is read of it: a tensor, or tuples or dicts of them.
+        limit: Read no further than the batch that reaches this number of examples; None to read them all.
 
     Raises:
-        TypeError: `data` is something else.
-        ValueError: a dataset without examples, or with batches of different shapes.
+        TypeError: the batches are not dense tensors.
+        ValueError: there is no example, no end, or batches differ in shape.
     """
-    if isinstance(data, tf.data.Dataset):
-        data = _read_batches(data, limit, argument)
-    arrays = list(data.values()) if isinstance(data, dict) else [data]
-    if not arrays or not all(isinstance(array, (np.ndarray, tf.Tensor)) for array in arrays):
-        raise TypeError(
-            f"{argument} must be an array, a dict of arrays, or a batched tf.data.Dataset of x, (x, y) or "
-            f"(x, y, weight), got {type(data).__name__}. (Labels are not used: pass x alone.)"
-        )
-    return {name: array[:limit] for name, array in data.items()} if isinstance(data, dict) else data[:limit]
+    if limit is None and dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
+        raise ValueError(f"{argument} never ends: take(n) a number of batches, or leave out repeat().")
+    batches, examples = [], 0
+    for batch in map(part, dataset):
+        tensors = keras.tree.flatten(batch)
+        if not all(isinstance(tensor, tf.Tensor) and tensor.shape.rank for tensor in tensors):
+            raise TypeError(
+                f"{argument} must give batches of dense tensors, got {dataset.element_spec}. Of single examples, "
+                "dataset.batch(256) makes batches."
+            )
+        batches.append(batch)
+        examples += tensors[0].shape[0]
+        if limit is not None and examples >= limit:
+            break
+    if not batches:
+        raise ValueError(f"{argument} must hold at least one example, got an empty dataset.")
+    try:
+        return keras.tree.map_structure(lambda *parts: np.concatenate([part.numpy() for part in parts]), *batches)
+    except ValueError as error:
+        raise ValueError(f"{argument} must have batches of one shape; pad them all to one length: {error}.") from error
 
 
 def generated_inputs(specs):
@@ -70,30 +84,6 @@ def generated_inputs(specs):
         else:
             inputs[name] = random.normal(size=shape).astype(spec.dtype.as_numpy_dtype)
     return inputs
-
-
-def _read_batches(dataset, limit, argument):
-    batches, examples = [], 0
-    for element in dataset:
-        x = element[0] if isinstance(element, tuple) else element
-        leaves = keras.tree.flatten(x)
-        if not all(isinstance(leaf, tf.Tensor) and leaf.shape.rank for leaf in leaves):
-            raise TypeError(f"{argument} must give batches of dense tensors, got {dataset.element_spec}.")
-        batches.append(x)
-        examples += leaves[0].shape[0]
-        if examples >= limit:
-            break
-    if not batches:
-        raise ValueError(f"{argument} must hold at least one example, got an empty dataset.")
-    try:
-        return keras.tree.map_structure(lambda *parts: np.concatenate([part.numpy() for part in parts]), *batches)
-    except ValueError as error:
-        raise ValueError(f"{argument} must have batches of one shape; pad them all to one length: {error}.") from error
-
-
-def _array(values):
-    array = np.asarray(values)
-    return array.astype(object) if array.dtype.kind == "U" else array  # TensorFlow has no dtype for "U"
 
 
 def _fitted(array, spec, name):

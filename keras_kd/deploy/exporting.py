@@ -8,12 +8,13 @@ import pathlib
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from keras_kd._checks import require_choice, require_model, require_number
 from keras_kd._files import written_whole
 from keras_kd._quiet import first_line
 from keras_kd.deploy.conversion import input_signature, litert_bytes, traced, write_saved_model
-from keras_kd.deploy.example_inputs import first_inputs, fit_inputs, generated_inputs
+from keras_kd.deploy.example_inputs import fit_inputs, generated_inputs, read_dataset
 from keras_kd.deploy.runtimes import KerasRuntime, open_runtime
 from keras_kd.outputs.hooks import layer_paths
 from keras_kd.outputs.model_inputs import input_specs, is_input_name, specs_of
@@ -23,7 +24,7 @@ CALIBRATION_EXAMPLES = 512  # at most, the first ones of `calibration`
 _BATCH = 32
 
 _FORMATS = {"saved_model": "SavedModel", "litert": "LiteRT"}
-_FOREIGN_ENDINGS = (".tflite", ".keras", ".h5")
+_FOREIGN_ENDINGS = (".keras", ".h5", ".lite", ".onnx", ".pb")
 _DISTILLER = "keras_kd>Distiller"  # by its registered name: the distiller is no import of this module
 
 
@@ -74,34 +75,13 @@ class ExportReport:
         )
 
 
-def export(
-    student,
-    path,
-    *,
-    format=None,
-    quantize=None,
-    calibration=None,
-    compare_with=None,
-    min_agreement=None,
-    overwrite=False,
-):
+def export(student, path, *, quantize=None, calibration=None, compare_with=None, min_agreement=None, overwrite=False):
     """Write the student as a SavedModel or LiteRT file, run what was written, and compare its answers.
 
     The file appears whole or not at all: it is written and checked beside `path`, then moved there. Where anything
     fails, nothing is left behind, and an older file stays as it was.
 
-    `quantize` says how LiteRT keeps and uses the weights:
-
-    - None: float32.
-    - "float16": kept in half precision, half as large; computed in float32.
-    - "dynamic": kept as 8-bit integers, a quarter as large (arrays of fewer than 1,024 numbers stay float32);
-      activations are float32, rounded to 8 bits where an operation multiplies them with such weights.
-    - "int8": weights and activations are 8-bit integers, and so is the arithmetic, where LiteRT has the operation for
-      them, else float32. The ranges of activations come from `calibration`; what lies outside them is clipped. Inputs
-      and outputs keep the student's dtypes: float32 stays float32, token ids stay integers.
-
     "int8" suits convolutions and dense layers. Attention and layer normalization can lose much: set `min_agreement`.
-
     Recurrent layers make loops, which LiteRT runs one example a call and does not quantize to int8; with `unroll=True`
     they have no such limits. A student with a mixed_float16 or mixed_bfloat16 policy goes into LiteRT as its copy in
     float32, and into a SavedModel as it is.
@@ -114,8 +94,15 @@ def export(
             names of the `keras.Input`s; without names, "inputs" for a single one, else "input_0", "input_1", …
         path: where to write: a name ending in .tflite for LiteRT, a folder for a SavedModel. Missing parent folders
             are made.
-        format: "saved_model" or "litert"; None goes by the path's ending.
-        quantize: for LiteRT: None, "float16", "dynamic" or "int8".
+        quantize: how LiteRT keeps and uses the weights.
+
+            - None: float32.
+            - "float16": kept in half precision, half as large; computed in float32.
+            - "dynamic": kept as 8-bit integers, a quarter as large (arrays of fewer than 1,024 numbers stay float32);
+              activations are float32, rounded to 8 bits where an operation multiplies them with such weights.
+            - "int8": weights, activations and arithmetic are 8-bit integers, where LiteRT has the operation for them.
+              `calibration` gives the ranges of activations; what lies outside them is clipped. Inputs and outputs keep
+              the student's dtypes.
         calibration: for "int8", typical inputs, in the forms that `compare_with` takes; the first 512 examples are
             used.
         compare_with: inputs for the comparison: an array, a dict of arrays, or a batched `tf.data.Dataset` of x,
@@ -132,9 +119,8 @@ def export(
 
     Raises:
         TypeError: `student` is not a `keras.Model`, or is a distiller; another argument is of the wrong type.
-        ValueError: an unbuilt student, or one whose input names a file cannot keep; a format, ending or quantization
-            that do not go together; int8 without calibration or with loops; data that does not fit the student's
-            inputs.
+        ValueError: an unbuilt student, or one whose input names a file cannot keep; another ending, or quantization
+            without LiteRT; int8 without calibration or with loops; data that does not fit the student's inputs.
         FileExistsError: something is at `path`, and `overwrite` is False.
         OSError: nothing can be written there.
         RuntimeError: the student cannot be converted; or the file does not run, gives NaN or infinite outputs, or
@@ -148,8 +134,15 @@ def export(
     student.tflite: LiteRT int8, 3,312 bytes, 0.00469 ms for one example
       against the student on 256 examples: agreement 97.66 %, outputs differ by 0.005 on average, 0.019 at most
     """
-    path = _checked_path(path)
-    format = _checked_format(format, path)
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path must be a path (str or PathLike), got {type(path).__name__}: {path!r}.")
+    path = pathlib.Path(path)
+    if path.suffix in _FOREIGN_ENDINGS:
+        raise ValueError(
+            f"path must end in .tflite for LiteRT, or name a folder for a SavedModel, got {os.fspath(path)!r}. "
+            "A .keras file is written by student.save(path)."
+        )
+    format = "litert" if path.suffix == ".tflite" else "saved_model"
     _check_student(student, compare_with)
     _check_options(format, quantize, calibration, compare_with, min_agreement)
     _check_target(path, format, overwrite)
@@ -161,42 +154,21 @@ def export(
 
     with written_whole(path) as partial:
         _write(student, partial, format, input_signature(student, specs), quantize, calibration)
-        difference, latency_ms, runtime = _run(partial, reference, inputs)
-        _check_agreement(difference.agreement, min_agreement, quantize)
-        return ExportReport(
+        with _must_run():
+            runtime = open_runtime(partial)
+            latency_ms = runtime.latency_ms({name: array[:1] for name, array in inputs.items()})
+        report = ExportReport(
             path=os.fspath(path),
             format=format,
             quantize=quantize,
             size_bytes=runtime.size_bytes,
             batch_size=runtime.fixed_batch,
-            max_difference=difference.largest,
-            mean_difference=difference.mean,
-            agreement=difference.agreement,
-            examples=difference.examples,
             generated=compare_with is None,
             latency_ms=latency_ms,
+            **_compared(reference, runtime, inputs),
         )
-
-
-def _checked_path(path):
-    if not isinstance(path, (str, os.PathLike)):
-        raise TypeError(f"path must be a path (str or PathLike), got {type(path).__name__}: {path!r}.")
-    return pathlib.Path(path)
-
-
-def _checked_format(format, path):
-    """Return the format by name, or by the path's ending for None, if name and ending go together."""
-    if format is None:
-        format = "litert" if path.suffix == ".tflite" else "saved_model"
-    require_choice(format, "format", list(_FORMATS))
-    if format == "litert" and path.suffix != ".tflite":
-        raise ValueError(f"path must end in .tflite for format='litert', got {os.fspath(path)!r}.")
-    if format == "saved_model" and path.suffix in _FOREIGN_ENDINGS:
-        raise ValueError(
-            f"path must be a folder, without the ending {path.suffix}, for format='saved_model', "
-            f"got {os.fspath(path)!r}. For LiteRT, end it in .tflite; a .keras file is written by student.save(path)."
-        )
-    return format
+        _check_agreement(report.agreement, min_agreement, quantize)
+        return report
 
 
 def _check_student(student, compare_with):
@@ -216,7 +188,7 @@ def _check_student(student, compare_with):
 def _check_options(format, quantize, calibration, compare_with, min_agreement):
     require_choice(quantize, "quantize", [None, "float16", "dynamic", "int8"])
     if quantize is not None and format != "litert":
-        raise ValueError(f"quantize={quantize!r} needs format='litert', got {format!r}: quantization is LiteRT's.")
+        raise ValueError(f"quantize={quantize!r} needs a path that ends in .tflite: quantization is LiteRT's.")
     if quantize == "int8" and calibration is None:
         raise ValueError(
             "calibration must be given for quantize='int8': typical inputs, some hundred, from which the ranges of the "
@@ -262,9 +234,17 @@ def _inputs_and_specs(student, compare_with):
 
 def _examples(data, specs, limit, argument):
     """Return the first `limit` examples of `data` as {input name: array}, fitted to `specs`."""
-    data = first_inputs(data, limit, argument)
+    if isinstance(data, tf.data.Dataset):
+        data = read_dataset(data, argument, lambda batch: batch[0] if isinstance(batch, tuple) else batch, limit)
+    arrays = list(data.values()) if isinstance(data, dict) else [data]
+    if not arrays or not all(isinstance(array, (np.ndarray, tf.Tensor)) for array in arrays):
+        raise TypeError(
+            f"{argument} must be an array, a dict of arrays, or a batched tf.data.Dataset of x, (x, y) or "
+            f"(x, y, weight), got {type(data).__name__}. (Labels are not used: pass x alone.)"
+        )
+    first = {name: array[:limit] for name, array in data.items()} if isinstance(data, dict) else data[:limit]
     try:
-        inputs, _ = fit_inputs(data, specs)
+        inputs, _ = fit_inputs(first, specs)
     except ValueError as error:
         raise ValueError(f"{argument}: {error}") from error
     # Only a student that does not tell its dtypes leaves float64 as it is.
@@ -281,21 +261,11 @@ def _check_answers(reference, inputs, min_agreement):
 
 def _check_agreement(agreement, min_agreement, quantize):
     if min_agreement is not None and agreement < min_agreement:
-        way_out = (
-            "" if quantize is None else " More calibration examples, quantize='dynamic' or 'float16' bring it nearer."
-        )
+        nearer = " More calibration examples, quantize='dynamic' or 'float16' bring it nearer." if quantize else ""
         raise RuntimeError(
             f"the exported file agrees with the student on {100 * agreement:.2f} % of the examples, less than "
-            f"min_agreement={min_agreement}; it was not kept.{way_out}"
+            f"min_agreement={min_agreement}; it was not kept.{nearer}"
         )
-
-
-@dataclasses.dataclass(frozen=True)
-class _Difference:
-    largest: float
-    mean: float
-    agreement: float | None
-    examples: int
 
 
 def _write(student, path, format, signature, quantize, calibration):
@@ -326,20 +296,12 @@ def _naming_quantized_layers(student):
         raise ValueError(
             f"student has layers that model.quantize() has quantized, which LiteRT cannot convert: {quantized}. Export "
             "the student as it was before, with quantize='int8' or 'dynamic' here: LiteRT then quantizes it itself. A "
-            "SavedModel (format='saved_model') holds quantized layers."
+            "SavedModel holds quantized layers."
         ) from error
 
 
-def _run(path, reference, inputs):
-    """Open what was written, compare and time it; return `(difference, latency in ms, runtime)`."""
-    with _must_run():
-        runtime = open_runtime(path)
-        latency_ms = runtime.latency_ms({name: array[:1] for name, array in inputs.items()})
-    return _compared(reference, runtime, inputs), latency_ms, runtime
-
-
 def _compared(reference, runtime, inputs):
-    """Batch by batch: with large vocabularies, all outputs together may not fit in memory."""
+    """Part of an `ExportReport`, by batches: all outputs of a large vocabulary may not fit in memory."""
     examples = len(next(iter(inputs.values())))
     largest, total, numbers = 0.0, 0.0, 0
     same, places = collections.Counter(), collections.Counter()
@@ -359,7 +321,8 @@ def _compared(reference, runtime, inputs):
                 same[name] += int(equal.sum())
                 places[name] += equal.size
     agreement = min((same[name] / places[name] for name in places), default=None)
-    return _Difference(largest, total / numbers, agreement, examples)
+    differences = {"max_difference": largest, "mean_difference": total / numbers}
+    return {**differences, "agreement": agreement, "examples": examples}
 
 
 def _answers(runtime, rows):

@@ -1,7 +1,6 @@
 """Run a model, whatever form it has: a live `keras.Model`, a .keras file, a SavedModel folder, a .tflite file."""
 
 import abc
-import contextlib
 import math
 import os
 import pathlib
@@ -13,9 +12,9 @@ import numpy as np
 import tensorflow as tf
 
 from keras_kd._checks import require_count
-from keras_kd._files import bytes_on_disk
+from keras_kd._files import bytes_on_disk, naming_damaged_file
 from keras_kd._keras_private import call_model
-from keras_kd._quiet import first_line, quiet
+from keras_kd._quiet import quiet
 from keras_kd.deploy.example_inputs import fit_inputs
 from keras_kd.outputs.model_inputs import ONLY_INPUT, any_batch, input_names, input_specs, specs_of
 
@@ -30,14 +29,11 @@ def open_runtime(model_or_path):
         model_or_path: a `keras.Model`, or the path (str or PathLike) of a SavedModel folder, a .tflite file or a .keras
             file.
 
-    Returns:
-        A `KerasRuntime`, `SavedModelRuntime` or `LiteRTRuntime`.
-
     Raises:
         TypeError: another kind of object.
         FileNotFoundError: nothing is at that path.
         ValueError: an unbuilt model; another kind of file, a damaged one, or one with operations that its runtime does
-            not have.
+            not have. (LiteRT files have no checksum: damaged weights go unnoticed.)
 
     Example:
 
@@ -57,7 +53,7 @@ def open_runtime(model_or_path):
     if path.is_file() and path.suffix == ".tflite":
         return LiteRTRuntime(path)
     if path.is_file() and path.suffix == ".keras":
-        with _loading(path):
+        with naming_damaged_file(path, Exception):
             model = keras.saving.load_model(path, compile=False)
         return KerasRuntime(model, size_bytes=path.stat().st_size)
     came = "a folder without saved_model.pb" if path.is_dir() else "a file of another kind"
@@ -82,20 +78,16 @@ class Runtime(abc.ABC):
     def predict(self, x, batch_size=256):
         """Return the model's outputs in inference mode, float32, in the order of the examples.
 
+        They are an array, (examples, ...), or for several outputs a dict of arrays, with "output_0", "output_1", … for
+        names where the model gives a list. ValueError if `x` does not fit the model's inputs.
+
         Args:
             x: an array, (examples, ...), or a dict of arrays, {input name: (examples, ...)}. Integers are cast to the
                 model's dtype if they fit; float64 becomes float32.
             batch_size: examples per call, >= 1; not used where `fixed_batch` says how many.
-
-        Returns:
-            An array, (examples, ...); for several outputs a dict of arrays, with "output_0", "output_1", … for names
-            where the model gives a list.
-
-        Raises:
-            ValueError: unknown or missing inputs, no examples, lengths that differ, shapes or dtypes that do not fit.
         """
         batch_size = self.fixed_batch or require_count(batch_size, "batch_size", at_least=1)
-        inputs, examples = self.prepared(x)
+        inputs, examples = fit_inputs(x, self.specs())
         batches = [
             self._run_batch({name: array[start : start + batch_size] for name, array in inputs.items()})
             for start in range(0, examples, batch_size)
@@ -112,14 +104,11 @@ class Runtime(abc.ABC):
 
         A LiteRT file runs in one thread, TensorFlow in as many as it likes.
 
-        Args:
-            x_one: one example, a batch of one: an array, (1, ...), or a dict of them.
-            repeats: timed calls, >= 1.
-            warmup: calls before, not timed, >= 0: the first ones trace and allocate.
+        `x_one` is a batch of one. The `warmup` calls before the `repeats` timed ones trace and allocate.
         """
         repeats = require_count(repeats, "repeats", at_least=1)
         warmup = require_count(warmup, "warmup", at_least=0)
-        inputs, examples = self.prepared(x_one)
+        inputs, examples = fit_inputs(x_one, self.specs())
         if examples != 1:
             raise ValueError(f"x_one must be a batch of one example, got {examples}; pass x[:1].")
         times = []
@@ -128,10 +117,6 @@ class Runtime(abc.ABC):
             self._run_batch(inputs)
             times.append(time.perf_counter() - start)
         return 1e3 * statistics.median(times[warmup:])
-
-    def prepared(self, x):
-        """Return `x` as {input name: array of the model's dtype}, and the number of examples; see `predict`."""
-        return fit_inputs(x, self.specs())
 
     def _run_batch(self, inputs):
         examples = len(next(iter(inputs.values())))
@@ -153,10 +138,7 @@ class Runtime(abc.ABC):
 class KerasRuntime(Runtime):
     """A live `keras.Model`, called in inference mode; its weights may change between calls.
 
-    Args:
-        model: a built `keras.Model`. A functional or sequential one takes any number of inputs, any other an array or a
-            dict of arrays.
-        size_bytes: what to report as the size; None for the bytes of the weights, as they lie in memory.
+    A functional or sequential model takes any number of inputs, any other an array or a dict of arrays.
     """
 
     def __init__(self, model, size_bytes=None):
@@ -232,7 +214,6 @@ class LiteRTRuntime(Runtime):
     """
 
     def __init__(self, path):
-        # By content, not by path: the interpreter would map the file, which must stay replaceable.
         self._interpreter = _interpreter(path)
         keys = list(self._interpreter.get_signature_list())
         if not keys:
@@ -273,17 +254,8 @@ def named_outputs(outputs):
     return named
 
 
-@contextlib.contextmanager
-def _loading(path):
-    """One kind of error for what is damaged: each format has its own, from IndexError to OSError."""
-    try:
-        yield
-    except Exception as error:
-        raise ValueError(f"{path} cannot be loaded, it may be damaged: {first_line(error)}") from error
-
-
 def _load_saved_model(path):
-    with _loading(path):
+    with naming_damaged_file(path, Exception):  # which TensorFlow has of every kind
         try:
             return tf.saved_model.load(os.fspath(path))
         except (FileNotFoundError, RuntimeError) as error:  # one or the other, by where in the graph the operation is
@@ -299,8 +271,9 @@ def _interpreter(path):
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
         Interpreter = tf.lite.Interpreter
-    with quiet(), _loading(path):
-        interpreter = Interpreter(model_content=pathlib.Path(path).read_bytes())
+    with quiet(), naming_damaged_file(path, Exception):
+        # By content, not by path: the interpreter would map the file, which must stay replaceable.
+        interpreter = Interpreter(model_content=path.read_bytes())
         interpreter.allocate_tensors()  # the first time in a process, this announces a delegate
         return interpreter
 

@@ -4,18 +4,30 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
+from keras_kd.deploy.example_inputs import read_dataset
 from keras_kd.losses.base import class_labels
-from keras_kd.outputs.model_inputs import own_entries
 
 
 def read_examples(data):
-    """Return `(x, y)` as NumPy arrays (`x` may be a dict of them) from arrays or from a batched `tf.data.Dataset`.
-
-    Raises:
-        TypeError: `data` is neither, or holds something else than arrays.
-        ValueError: there are no examples, no end of examples, or x and y differ in length.
-    """
-    x, y = _read_dataset(data) if isinstance(data, tf.data.Dataset) else _read_arrays(data)
+    """Return `(x, y)` as NumPy arrays (`x` may be a dict of them) from arrays or from a batched `tf.data.Dataset`."""
+    if isinstance(data, tf.data.Dataset):
+        spec = data.element_spec
+        pairs = isinstance(spec, tuple) and len(spec) in (2, 3)
+        if not pairs or isinstance(spec[0], tuple) or isinstance(spec[1], (tuple, dict)):
+            raise TypeError(
+                "data must be a dataset of (x, y) or (x, y, weight), x a tensor or a dict of them, y a tensor, got "
+                f"elements of {spec}."
+            )
+        x, y = read_dataset(data, "data", lambda batch: batch[:2])
+    elif isinstance(data, (tuple, list)) and len(data) in (2, 3):
+        x, y = data[:2]
+        x = {name: _array(part, f"x[{name!r}]") for name, part in x.items()} if isinstance(x, dict) else _array(x, "x")
+        y = _array(y, "y")
+    else:
+        raise TypeError(
+            "data must be a tuple (x, y) of arrays or a batched tf.data.Dataset of (x, y) or (x, y, weight), "
+            f"got {type(data).__name__}."
+        )
     inputs = {f"x[{name!r}]": array for name, array in x.items()} if isinstance(x, dict) else {"x": x}
     for name, array in inputs.items():
         if array.ndim == 0 or y.ndim == 0:
@@ -30,27 +42,10 @@ def read_examples(data):
     return x, y
 
 
-def select_rows(x, which):
-    """The rows `which` (a slice or a bool per row) of `x`, an array or a dict of arrays."""
-    return {name: array[which] for name, array in x.items()} if isinstance(x, dict) else x[which]
-
-
-def own_inputs(runtime, x):
-    """The entries of a dict `x` that have the names of the model's inputs."""
-    specs = runtime.specs()
-    own = None if specs is None else own_entries(x, {name: name for name in specs})
-    return x if own is None else own
-
-
 def class_indices(y):
     """Return labels as integers (examples,), below 0 for unlabelled examples.
 
-    Args:
-        y: Integers (examples,) or (examples, 1), or one-hot (examples, classes), all 0 if unlabelled.
-
-    Raises:
-        TypeError: not numbers.
-        ValueError: another shape, fractions, soft labels, or no labelled example.
+    `y` holds integers (examples,) or (examples, 1), or one-hot rows (examples, classes), all 0 if unlabelled.
     """
     if y.dtype.kind not in "iubf":
         raise TypeError(f"data: y must be integer labels or one-hot rows, got dtype {y.dtype}.")
@@ -89,13 +84,7 @@ def check_classes(y, labels, classes):
 def language_rows(languages, labelled):
     """Return {language: row numbers among the labelled examples}, languages sorted by name; {} for None.
 
-    Args:
-        languages: One string per example, or None.
-        labelled: Whether each example is labelled, (examples,) bool. A language without a labelled example is left out.
-
-    Raises:
-        TypeError: something else than strings.
-        ValueError: not one language per example.
+    `labelled` is (examples,) bool. A language without a labelled example is left out.
     """
     if languages is None:
         return {}
@@ -121,57 +110,8 @@ def _text(name):
     return str(name)
 
 
-def _read_arrays(data):
-    if not isinstance(data, (tuple, list)) or len(data) not in (2, 3):
-        raise TypeError(
-            "data must be a tuple (x, y) of arrays or a batched tf.data.Dataset of (x, y) or (x, y, weight), "
-            f"got {type(data).__name__}."
-        )
-    x, y = data[:2]
-    x = {name: _array(part, f"x[{name!r}]") for name, part in x.items()} if isinstance(x, dict) else _array(x, "x")
-    return x, _array(y, "y")
-
-
 def _array(values, name):
     try:
         return np.asarray(values)
     except ValueError as error:
         raise ValueError(f"data: {name} must be an array, got rows of different shapes; pad them first.") from error
-
-
-def _read_dataset(dataset):
-    spec = dataset.element_spec
-    if not isinstance(spec, tuple) or len(spec) not in (2, 3):
-        raise TypeError(f"data must be a dataset of (x, y) or (x, y, weight), got elements of {spec}.")
-    if dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
-        raise ValueError("data never ends: take(n) a number of batches from the dataset, or leave out repeat().")
-    _check_dense(spec[0], "x")
-    if not isinstance(spec[1], tf.TensorSpec):
-        raise TypeError(f"data: y must be one dense tensor, got {spec[1]}.")
-    if spec[1].shape.rank == 0:
-        raise ValueError("data must be a batched dataset, got single examples; call dataset.batch(256).")
-    batches = [element[:2] for element in dataset.as_numpy_iterator()]
-    if not batches:
-        raise ValueError("data must hold at least one example, got an empty dataset.")
-    inputs, labels = zip(*batches, strict=True)
-    if isinstance(spec[0], dict):
-        x = {name: _joined([batch[name] for batch in inputs], f"x[{name!r}]") for name in spec[0]}
-    else:
-        x = _joined(inputs, "x")
-    return x, _joined(labels, "y")
-
-
-def _check_dense(spec, name):
-    for part in spec.values() if isinstance(spec, dict) else [spec]:
-        if not isinstance(part, tf.TensorSpec):
-            raise TypeError(f"data: {name} must be a dense tensor or a dict of them, got {part}.")
-
-
-def _joined(batches, name):
-    """The batches of one array, end to end."""
-    shapes = {batch.shape[1:] for batch in batches}
-    if len(shapes) > 1:
-        raise ValueError(
-            f"data: {name} has batches of different shapes, {sorted(shapes)}; pad them all to one length first."
-        )
-    return np.concatenate(batches)

@@ -1,32 +1,14 @@
 """`evaluate`: every model on the same examples, scored overall and by language."""
 
 import contextlib
-import os
-
-import keras
 
 from keras_kd._checks import require_count, require_tensorflow
-from keras_kd._extras import needs_extra
 from keras_kd.deploy.runtimes import open_runtime
-from keras_kd.evaluation.examples import (
-    check_classes,
-    class_indices,
-    language_rows,
-    own_inputs,
-    read_examples,
-    select_rows,
-)
+from keras_kd.evaluation.examples import check_classes, class_indices, language_rows, read_examples
 from keras_kd.evaluation.predictions import checked_outputs, predictions_from
 from keras_kd.evaluation.result import Evaluation, ModelFacts
-from keras_kd.evaluation.scores import (
-    MEAN_OVER_LANGUAGES,
-    METRICS,
-    OVERALL,
-    TEACHER_METRICS,
-    class_metric,
-    group_mean,
-    summarize,
-)
+from keras_kd.evaluation.scores import METRICS, TEACHER_METRICS, class_metric, result_rows, summarize
+from keras_kd.outputs.model_inputs import own_entries
 
 _DEFAULT_TEACHER = "teacher"
 
@@ -50,15 +32,11 @@ def evaluate(
     `keras_kd.metrics`. Scores, overall and for each language, each with a 95 % interval:
 
     - `accuracy`: the share of examples whose largest output is the label's.
-    - `macro_f1`: scikit-learn's `f1_score(average="macro")`: the mean F1 of the classes that occur among the labels or
-      the predictions of the row. A language without examples of a class loses nothing by it, but a
-      prediction of that class counts as a class with F1 = 0.
-    - `ece`: the expected calibration error, in [0, 1], lower is better: how far the confidence (the largest
-      probability) is from the share of right answers, in 15 bins of confidence of equal width, averaged by the
-      examples in each; `keras_kd.metrics.ExpectedCalibrationError` has the formula. Chance makes it too large where
-      there are few examples, and makes it larger again in each resample. So its interval is that of the resamples
-      mirrored at the value (the basic bootstrap): it shows where the error of many examples would be, which is lower
-      than the value, and for a well calibrated model may lie below it.
+    - `macro_f1`: as `keras_kd.metrics.MacroF1`, scikit-learn's `f1_score(average="macro")`: over the classes that occur
+      among the labels or the predictions of the row.
+    - `ece`: `keras_kd.metrics.ExpectedCalibrationError` in 15 bins, in [0, 1], lower is better. Chance makes it too
+      large where there are few examples, and larger again in each resample. So its interval is mirrored at the value
+      (the basic bootstrap): it shows where the error of many examples would be, which may lie below the value.
     - `agreement`: the share of examples where model and teacher choose the same class.
     - `kl`: the mean of KL(teacher || model) = Σ_c p_c (log p_c - log q_c), in nats, lower is better. Probabilities
       below 1e-7 count as 1e-7, for a quantized softmax rounds small ones to zero.
@@ -68,10 +46,9 @@ def evaluate(
 
     "mean over languages" (and "mean of <group>") average the languages' scores: each language weighs the same.
 
-    The intervals are percentiles (2.5, 97.5) of `bootstrap` resamples (for `ece` mirrored): each language's examples
-    are drawn again with replacement, as many as there were. Every model gets the same resamples, so
-    `Evaluation.difference` compares in pairs. The intervals show how scores would move with other test examples, not
-    with another training run.
+    The intervals are percentiles (2.5, 97.5) of `bootstrap` resamples: each language's examples are drawn again with
+    replacement, as many as there were, the same for every model, so that `Evaluation.difference` compares in pairs.
+    They show how scores would move with other test examples, not with another training run.
 
     Args:
         models: {name: model}; a model is a `keras.Model` or the path of a SavedModel folder, a .tflite or a .keras
@@ -109,8 +86,6 @@ def evaluate(
         >>> evaluation.difference("distilled", "student alone", "macro_f1")
     """
     require_tensorflow("evaluate")
-    with needs_extra("evaluate"):  # before the models run
-        import scipy.sparse  # noqa: F401
     _check_arguments(models, teacher, {"bootstrap": (bootstrap, 0), "seed": (seed, 0), "batch_size": (batch_size, 1)})
     teacher = teacher if teacher in models else None
     runtimes = {}
@@ -123,12 +98,14 @@ def evaluate(
     rows_by_language = language_rows(languages, labelled)
     groups = _checked_groups(groups, rows_by_language)
     if not labelled.all():
-        x, y, labels = select_rows(x, labelled), y[labelled], labels[labelled]
+        x, y, labels = _rows(x, labelled), y[labelled], labels[labelled]
 
     predictions, classes = _predict(runtimes, x, y, labels, teacher, batch_size)
     class_names = _checked_class_names(class_names, classes)
-    example = select_rows(x, slice(1)) if latency else None
-    facts = {name: _facts(runtime, example, predictions[name].kind) for name, runtime in runtimes.items()}
+    facts = {}
+    for name, runtime in runtimes.items():
+        milliseconds = runtime.latency_ms(_own_inputs(runtime, _rows(x, slice(1)))) if latency else None
+        facts[name] = ModelFacts(runtime.parameters, runtime.size_bytes, milliseconds, predictions[name].kind)
     known = METRICS if teacher is not None else [metric for metric in METRICS if metric not in TEACHER_METRICS]
     options = {"classes": classes, "class_names": class_names, "bootstrap": bootstrap, "seed": seed}
     scores, differences = summarize(predictions, labels, rows_by_language, groups, **options)
@@ -145,13 +122,24 @@ def evaluate(
     )
 
 
+def _rows(x, which):
+    """The rows `which` (a slice or a bool per row) of `x`, an array or a dict of arrays."""
+    return {name: array[which] for name, array in x.items()} if isinstance(x, dict) else x[which]
+
+
+def _own_inputs(runtime, x):
+    """The entries of a dict `x` that have the names of the model's inputs; any other `x` as it is."""
+    own = own_entries(x, {name: name for name in runtime.specs() or ()})
+    return own or x
+
+
 def _predict(runtimes, x, y, labels, teacher, batch_size):
     """Return {model name: Predictions} and the number of classes. The teacher is first: others are compared with it."""
     order = sorted(runtimes, key=lambda name: name != teacher)
     first, classes, teacher_outputs, predictions = order[0], None, None, {}
     for name in order:
         with _errors_naming(name):
-            outputs = runtimes[name].predict(own_inputs(runtimes[name], x), batch_size=batch_size)
+            outputs = runtimes[name].predict(_own_inputs(runtimes[name], x), batch_size=batch_size)
         outputs = checked_outputs(outputs, name, len(y))
         if classes is None:
             classes = outputs.shape[1]
@@ -176,26 +164,14 @@ def _errors_naming(name):
         raise
 
 
-def _facts(runtime, example, kind):
-    """`ModelFacts`; `example` is a batch of one to time, or None."""
-    parameters = None if runtime.parameters is None else int(runtime.parameters)
-    latency_ms = None if example is None else float(runtime.latency_ms(own_inputs(runtime, example)))
-    return ModelFacts(parameters, int(runtime.size_bytes), latency_ms, kind)
-
-
 def _check_arguments(models, teacher, counts):
     if not isinstance(models, dict):
         raise TypeError(f"models must be a dict of name to model or path, got {type(models).__name__}.")
     if not models:
         raise ValueError("models must hold at least one model, got an empty dict.")
-    for name, model in models.items():
+    for name in models:
         if not isinstance(name, str):
             raise TypeError(f"models must have strings for names, got {name!r}.")
-        if not isinstance(model, (keras.Model, str, os.PathLike)):
-            raise TypeError(
-                f"models[{name!r}] must be a keras.Model or the path of a SavedModel folder, .tflite or .keras file, "
-                f"got {type(model).__name__}."
-            )
     if teacher is not None and teacher != _DEFAULT_TEACHER and teacher not in models:
         raise ValueError(f"teacher must be one of the models, {list(models)}, or None, got {teacher!r}.")
     for argument, (count, least) in counts.items():
@@ -210,7 +186,7 @@ def _checked_groups(groups, rows_by_language):
         if unknown or not members:
             wrong = f"{unknown} does not occur among the languages of labelled examples" if unknown else "it is empty"
             raise ValueError(f"groups[{group!r}] must list languages, out of {list(rows_by_language)}; {wrong}.")
-    rows = [*rows_by_language, *map(group_mean, groups), MEAN_OVER_LANGUAGES, OVERALL]
+    rows = result_rows(rows_by_language, groups)
     twice = {row for row in rows if rows.count(row) > 1}
     if twice:
         raise ValueError(f"languages must not be called {sorted(twice)}: the tables use that for other rows.")

@@ -80,8 +80,7 @@ def confidence(outputs):
     """
     if are_probabilities(outputs):
         return outputs.max(axis=1).astype(np.float64)
-    blocks = (outputs[start : start + _ROWS_AT_A_TIME] for start in range(0, len(outputs), _ROWS_AT_A_TIME))
-    return np.concatenate([ops.convert_to_numpy(ops.max(ops.softmax(b.astype(np.float64)), axis=1)) for b in blocks])
+    return np.concatenate([np.exp(block.max(axis=1)) for block in _log_prob_blocks(outputs)])
 
 
 def divergence(teacher_outputs, outputs):
@@ -89,17 +88,17 @@ def divergence(teacher_outputs, outputs):
 
     Either side may be logits or probabilities (see `are_probabilities`).
     """
-    sides = [(side, are_probabilities(side)) for side in (teacher_outputs, outputs)]
-    parts = []
+    blocks = zip(_log_prob_blocks(teacher_outputs), _log_prob_blocks(outputs), strict=True)
+    return np.concatenate([ops.convert_to_numpy(kl_divergence(teacher, model)) for teacher, model in blocks])
+
+
+def _log_prob_blocks(outputs):
+    """Log-probabilities, float64, of some rows at a time."""
+    probabilities = are_probabilities(outputs)
     for start in range(0, len(outputs), _ROWS_AT_A_TIME):
-        teacher, model = (_log_probabilities(side[start : start + _ROWS_AT_A_TIME], kind) for side, kind in sides)
-        parts.append(ops.convert_to_numpy(kl_divergence(teacher, model)))
-    return np.concatenate(parts)
-
-
-def _log_probabilities(outputs, probabilities):
-    outputs = outputs.astype(np.float64)
-    if not probabilities:
-        return ops.log_softmax(outputs)
-    outputs = np.maximum(outputs, SMALLEST_PROBABILITY)
-    return np.log(outputs / outputs.sum(axis=1, keepdims=True))
+        block = outputs[start : start + _ROWS_AT_A_TIME].astype(np.float64)
+        if probabilities:
+            block = np.maximum(block, SMALLEST_PROBABILITY)
+            yield np.log(block / block.sum(axis=1, keepdims=True))
+        else:
+            yield ops.convert_to_numpy(ops.log_softmax(block))

@@ -7,7 +7,8 @@ import pathlib
 
 from keras_kd._files import written_whole
 from keras_kd._tables import plain_text
-from keras_kd.evaluation.scores import MEAN_OVER_LANGUAGES, OVERALL, TEACHER_METRICS, Estimate, group_mean
+from keras_kd.evaluation.display import Report, draw
+from keras_kd.evaluation.scores import OVERALL, TEACHER_METRICS, Estimate, result_rows
 
 _FORMAT = "keras_kd.evaluation.Evaluation/1"
 
@@ -59,8 +60,7 @@ class Evaluation:
     @property
     def rows(self):
         """The rows that have scores: languages first, then means, "overall" last."""
-        means = [group_mean(group) for group in self.groups]
-        return [*self.languages, *means, *[MEAN_OVER_LANGUAGES] * bool(self.languages), OVERALL]
+        return result_rows(self.languages, self.groups)
 
     def score(self, model, metric="macro_f1", *, language=OVERALL):
         """Return a model's `Estimate`.
@@ -116,8 +116,6 @@ class Evaluation:
         return plain_text(self)
 
     def __rich__(self):
-        from keras_kd.evaluation.display import Report
-
         return Report(self)
 
     def print(self, metric="macro_f1", *, console=None):
@@ -131,8 +129,6 @@ class Evaluation:
         """
         import rich.console
 
-        from keras_kd.evaluation.display import Report
-
         self._check_names(metric, self.rows[0])
         (console or rich.console.Console()).print(Report(self, metric))
 
@@ -142,8 +138,6 @@ class Evaluation:
         Languages are sorted by the teacher's score (by the first other model's where the teacher's is fixed, as in
         agreement). With `path` (.png, .svg, .pdf) the figure is also written there.
         """
-        from keras_kd.evaluation.display import draw
-
         self._check_names(metric, self.rows[0])
         figure = draw(self, metric)
         if path is not None:

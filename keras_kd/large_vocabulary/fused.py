@@ -1,4 +1,4 @@
-"""The fused loss: a divergence and the cross-entropy of hidden states and heads, with their gradient."""
+"""The fused loss: a distillation loss and the cross-entropy, of hidden states and heads, with their gradient."""
 
 from typing import NamedTuple
 
@@ -6,27 +6,18 @@ import tensorflow as tf
 
 from keras_kd._checks import require_count
 from keras_kd.large_vocabulary.chunks import Chunks
-from keras_kd.large_vocabulary.sides import (
-    CHUNK_BYTES,
-    Head,
-    LiveTeacher,
-    TopTeacher,
-    by_token,
-    checked_head,
-    require_tokens,
-)
-from keras_kd.large_vocabulary.stores import Functional, InPlace
+from keras_kd.large_vocabulary.heads import CHUNK_BYTES, Head, HeadTeacher, TopClassesTeacher, by_token, checked_head
 from keras_kd.losses.base import DistillationLoss
 from keras_kd.outputs.top_classes import TopClasses
 
 
 class FusedLoss(NamedTuple):
-    """What `fused_loss` gives.
+    """The result of `fused_loss`.
 
     Attributes:
         total: Scalar `Σ (soft_weights · soft + hard_weights · hard)`; the gradient flows through it.
-        soft: The loss's value of each token, `(...)` nats, not weighted; no gradient.
-        hard: The cross-entropy with the label, `(...)` nats, 0 where the label is negative; None without labels.
+        soft: Value of the loss per token, `(...)` nats, not weighted; no gradient.
+        hard: Cross-entropy with the label per token, `(...)` nats, 0 for a negative label; None without labels.
     """
 
     total: object
@@ -49,33 +40,28 @@ def fused_loss(
     """The weighted sum of a loss and of the labels' cross-entropy over all tokens, without holding their logits.
 
     `total = Σ_i (soft_weights_i · D(t_i, s_i) + hard_weights_i · CE(y_i, s_i))` over tokens i, where t and s are the
-    logits of the two heads and D is the loss, T² included. Value and gradient are those of the dense form: of each
-    chunk of logits, the loss itself gives the value and a tape the gradient. It flows to the student's hidden
-    states, kernel and bias and to the weights, not to the teacher.
+    logits of the two heads and D is the loss, T² included. Value and gradient equal those of the dense form. The
+    gradient flows to the student's hidden states, kernel and bias and to the weights, not to the teacher; there is no
+    second derivative.
 
-    Means are the caller's: for the mean over the tokens of a mask, pass `soft_weights=mask / sum(mask)`. A token of
-    weight 0 adds nothing. The gradient is computed with the value and kept, as large as the head; so the weights, which
-    it depends on, have to be known beforehand, and there is no second derivative.
+    Means are the caller's: for the mean over the tokens of a mask, pass `soft_weights=mask / sum(mask)`.
 
-    Beside the kernel's gradient, one array of `chunk_bytes` is held inside a `tf.function`, the teacher's logits of 64
-    tokens, and a few smaller ones, however many tokens there are. Loss and gradient of the logits are compiled by XLA
-    in any case, the matrix products only with `jit_compile=True`; XLA, which knows no sum in place, then holds the
-    head's gradient twice. Half precision is multiplied in float32: of a kernel in half precision there is a float32
-    copy while that goes on, and its gradient is summed in float32.
+    Besides the kernel's gradient, a `tf.function` holds one array of `chunk_bytes`, the teacher's logits of 64 tokens
+    and a few smaller arrays, whatever the number of tokens. With `jit_compile=True` it holds the head's gradient twice,
+    since XLA has no sum in place. Kernels in half precision are multiplied, and gradients summed, in float32.
 
     Args:
         loss: A `keras_kd.losses.DistillationLoss` over logits that is `tokenwise`, for instance
-            `SoftLabels(temperature=2.0)` or
-            another divergence, `LogitsMSE`, `DecoupledKD`. Its `weight` is not heeded.
+            `SoftLabels(temperature=2.0)`, another divergence, `LogitsMSE` or `DecoupledKD`. Its `weight` is not used.
         teacher: A `Head`, or a `TopClasses`.
-        student: A `Head`. Widths and dtypes of the two may differ; the vocabulary is one.
-        labels: Whole numbers `(...)`, as many as tokens; negative ones are passed over, ones beyond the vocabulary give
-            NaN. None: no cross-entropy.
-        soft_weights: A number or `(...)`: each token's weight in the soft loss.
+        student: A `Head`. Width and dtype may differ from the teacher's, the vocabulary may not.
+        labels: Integers `(...)`, one per token. Negative ones are skipped; ids beyond the vocabulary give NaN. None: no
+            cross-entropy.
+        soft_weights: A number, or `(...)`: the weight of each token in the loss.
         hard_weights: Likewise in the cross-entropy.
-        jit_compile: Whether the call is compiled by XLA, as in Keras's `compile`.
+        jit_compile: Whether XLA compiles the call, as in Keras's `compile`.
         chunk_bytes: Bytes of one float32 array `(chunk, vocabulary)`, at least 8 tokens. Larger chunks are faster, up
-            to a few hundred tokens, since each adds once more to all of the head's gradient.
+            to a few hundred tokens.
 
     Returns:
         A `FusedLoss`.
@@ -101,17 +87,15 @@ def fused_loss(
     _require_tokenwise(loss, labels)
     require_count(chunk_bytes, "chunk_bytes", at_least=1)
     student = checked_head(student, "student", "Head")
-    tokens = student.hidden.shape[:-1]
-    teacher_side = TopTeacher(teacher, student) if isinstance(teacher, TopClasses) else LiveTeacher(teacher, student)
-    require_tokens(teacher_side.shape, tokens, "teacher")
+    teacher = (TopClassesTeacher if isinstance(teacher, TopClasses) else HeadTeacher)(teacher, student)
+    _require_tokens(teacher.shape, student, "teacher")
     if labels is not None:
         labels = tf.cast(labels, "int32")
-        require_tokens(labels.shape, tokens, "labels")
+        _require_tokens(labels.shape, student, "labels")
     shape = tf.shape(student.hidden)[:-1]
-    weights = [tf.broadcast_to(tf.cast(weight, "float32"), shape) for weight in (soft_weights, hard_weights)]
-    store = Functional if jit_compile else InPlace
-    chunks = Chunks(loss, teacher_side, student, labels, store, chunk_bytes)
-    total, soft, hard = _differentiable(chunks, student, *[by_token(weight) for weight in weights])
+    weights = [by_token(tf.broadcast_to(tf.cast(weight, "float32"), shape)) for weight in (soft_weights, hard_weights)]
+    chunks = Chunks(loss, teacher, student, labels, in_place=not jit_compile, chunk_bytes=chunk_bytes)
+    total, soft, hard = _differentiable(chunks, student, *weights)
     soft, hard = (tf.reshape(tf.stop_gradient(values), shape) for values in (soft, hard))
     return FusedLoss(total, soft, None if labels is None else hard)
 
@@ -119,7 +103,7 @@ def fused_loss(
 def _require_tokenwise(loss, labels):
     if not isinstance(loss, DistillationLoss) or not loss.tokenwise:
         raise TypeError(
-            "loss must be a keras_kd.losses.DistillationLoss that has a value for each token by itself, got "
+            "loss must be a keras_kd.losses.DistillationLoss that has a value for each token, got "
             f"{type(loss).__name__}: {loss!r}. SoftLabels and the other divergences, LogitsMSE, "
             "BinarySoftLabels, DecoupledKD and NormalizedKD are."
         )
@@ -127,12 +111,19 @@ def _require_tokenwise(loss, labels):
         raise ValueError(f"{loss.name} needs labels, got none. Pass labels=, -1 for tokens without.")
 
 
+def _require_tokens(shape, student, argument):
+    tokens = student.hidden.shape[:-1]
+    if not shape.is_compatible_with(tokens):
+        raise ValueError(f"{argument} must have as many tokens as the student, {tokens}, got {shape}.")
+
+
 def _differentiable(chunks, student, soft_weights, hard_weights):
-    """(total, values (tokens,) x2), with the gradient that was computed beside them."""
+    """The total and the values (tokens,) x2, with the gradient that was computed together with them."""
 
     @tf.custom_gradient
     def summed(hidden, kernel, soft_weights, hard_weights, *bias):
-        parts = [tf.stop_gradient(part) for part in (hidden, kernel, *bias)]  # a persistent tape records what is inside
+        # A persistent tape would record the loops.
+        parts = [tf.stop_gradient(part) for part in (hidden, kernel, *bias)]
         head = Head(parts[0], parts[1], parts[2] if bias else None, student.vocabulary_first)
         token_values = [tf.stop_gradient(weights) for weights in (soft_weights, hard_weights)]
         soft, hard, hidden_gradient, kernel_gradient, bias_gradient = chunks.run(head, *token_values)

@@ -1,41 +1,44 @@
-"""Whether the loss of two models can be had without their logits."""
+"""Whether the loss of two models can be computed from their last layers, without their logits."""
+
+from typing import NamedTuple
 
 import keras
 
-from keras_kd._keras_private import functional_graph
-from keras_kd.large_vocabulary.last_layer import LastLayer
+from keras_kd._keras_private import functional_graph, nested_output, producer, symbolic_result
+from keras_kd.large_vocabulary.heads import Head
+from keras_kd.outputs.hooks import Hook, LayerCapture, layer_paths
 from keras_kd.outputs.precomputed import PrecomputedTeacher
 from keras_kd.outputs.top_classes import TopClasses
 
-LEAST_VOCABULARY = 16_384  # from where on logits are done without, unless asked otherwise
+LEAST_VOCABULARY = 16_384  # from here on losses are fused, unless `fuse_logits` says otherwise
 
 
 class CannotFuse(ValueError):
-    """Why logits are needed."""
+    """Logits are needed; the message says why."""
 
 
 class Fusion:
-    """A loss over the outputs of a teacher and a student, which `fused_loss` takes from their last layers.
+    """A loss over the outputs of a teacher and a student that `fused_loss` computes from their last layers.
 
     Args:
-        losses: The `DistillationLoss`s of a distiller.
+        distillation_losses: The `DistillationLoss`es of a distiller.
         student: A built `keras.Model`.
-        teacher: Likewise; or a `PrecomputedTeacher`.
+        teacher: A built `keras.Model`, or a `PrecomputedTeacher`.
 
     Attributes:
-        loss: The loss, a divergence mostly.
+        loss: The loss.
         student: The student's `LastLayer`.
-        teacher: The teacher's; None where a `TopClasses` comes with the batch.
+        teacher: The teacher's `LastLayer`; None where a `TopClasses` comes with the batch.
 
     Raises:
-        CannotFuse: There is no such loss, or more than that depends on the logits.
+        CannotFuse: There is no such loss, or something else depends on the logits.
     """
 
     def __init__(self, distillation_losses, student, teacher):
         over_outputs = [loss for loss in distillation_losses if not loss.layers_of("student")]
         if len(over_outputs) != 1 or not over_outputs[0].tokenwise:
             raise CannotFuse(
-                "beside losses over layers, there may be one that compares logits token by token, as SoftLabels "
+                "besides losses over layers, there may be one that compares logits token by token, as SoftLabels "
                 f"does, got {[loss.name for loss in over_outputs]}"
             )
         if teacher is student:
@@ -48,15 +51,15 @@ class Fusion:
             self.teacher = None
         else:
             raise CannotFuse(
-                "outputs that come with the batches must be the likeliest classes (top_k=), not all logits"
+                "outputs that come with the batches must be the most likely classes (top_k=), not all logits"
             )
 
     @classmethod
     def wanted(cls, wish, distillation_losses, student, teacher):
-        """The `Fusion` of losses, student and teacher; None where it is not wanted.
+        """The `Fusion` of losses, student and teacher, or None.
 
         Args:
-            wish: True; False; or None: if it can be had, and the vocabulary is large.
+            wish: True, False, or None: where it is possible and the vocabulary is large.
         """
         if wish is False or (wish is None and not _has_many_classes(student)):
             return None
@@ -72,7 +75,7 @@ class Fusion:
         return {"teacher": () if self.teacher is None else (self.teacher.hook,), "student": (self.student.hook,)}
 
     def without_logits(self, outputs, x):
-        """The teacher's `ModelOutputs` for a batch, with nothing of the size of its logits."""
+        """The teacher's `ModelOutputs` for a batch without its logits."""
         return outputs._replace(prediction=None if self.teacher is not None else x.prediction)
 
     def teacher_head(self, outputs):
@@ -103,3 +106,66 @@ def _last_layer(model, role):
             "ReversibleEmbedding, which gets its input from one place"
         )
     return last
+
+
+class LastLayer(NamedTuple):
+    """The `Dense` or tied embedding that makes the logits of a model with one output.
+
+    Attributes:
+        layer: The layer.
+        hook: The hook on its input.
+    """
+
+    layer: object
+    hook: Hook
+
+    @classmethod
+    def of(cls, model):
+        """The last layer of a model; None where it is another layer, or unknown, as in subclassed models."""
+        graph = functional_graph(model)
+        if graph is None or len(keras.tree.flatten(graph.output)) != 1:
+            return None
+        layer = _linear_layer(keras.tree.flatten(graph.output)[0])
+        path = next((path for path, inner in layer_paths(model) if inner is layer), None)
+        if path is None:
+            return None
+        hook = Hook(path, "input")
+        try:
+            capture = LayerCapture(model, [hook], role="model")
+            symbolic_result(lambda inputs: capture.run(lambda: graph(inputs)), graph.input)
+        except ValueError:  # the layer is called more than once
+            return None
+        return cls(layer, hook)
+
+    def head(self, hidden):
+        """The `Head` of its logits, for its input `hidden`."""
+        if isinstance(self.layer, keras.layers.ReversibleEmbedding):
+            if self.layer.tie_weights:
+                return Head(hidden, self.layer.embeddings, vocabulary_first=True)
+            return Head(hidden, self.layer.reverse_embeddings)
+        return Head(hidden, self.layer.kernel, self.layer.bias)
+
+
+def _linear_layer(tensor):
+    """The layer that made a tensor, if it is a plain matrix product, with or without a bias; else None."""
+    operation, index, inputs = producer(tensor)
+    inner = nested_output(operation, index)
+    if inner is not None:
+        return _linear_layer(inner)
+    is_identity = isinstance(operation, keras.layers.Identity) or type(operation).__name__ == "Cast"
+    if isinstance(operation, keras.layers.Activation):
+        is_identity = operation.activation is keras.activations.linear
+    if is_identity:
+        return _linear_layer(inputs[0])
+    return operation if _is_linear(operation) else None
+
+
+def _is_linear(layer):
+    if not isinstance(layer, (keras.layers.Dense, keras.layers.ReversibleEmbedding)):
+        return False
+    plain = type(layer).call in (keras.layers.Dense.call, keras.layers.ReversibleEmbedding.call)
+    if not plain or layer.quantization_mode is not None or layer.activity_regularizer is not None:
+        return False
+    if isinstance(layer, keras.layers.ReversibleEmbedding):
+        return layer.logit_soft_cap is None
+    return layer.activation is keras.activations.linear

@@ -11,8 +11,31 @@ from keras_kd.losses.logits import kl_divergence
 from keras_kd.outputs.hooks import NOT_ATTENDED
 
 
+class AttentionLoss(DistillationLoss):
+    """Base class of the losses over the attention of a layer of each model, one value per token.
+
+    A subclass names the `axes` of an output, and which of them count tokens or examples, `token_axes`.
+    """
+
+    def __init__(self, teacher_layer, student_layer, **kwargs):
+        super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
+
+    def value_rank(self, output_rank):
+        return 2
+
+    def compared_axes(self, rank):
+        return self.token_axes
+
+    def check_shapes(self, teacher_shape, student_shape):
+        shapes = teacher_shape, student_shape
+        if len(teacher_shape) != 4 or len(student_shape) != 4:
+            raise self.shape_error(f"compares {self.axes}", *shapes)
+        if differ(*shapes, self.token_axes):
+            raise self.shape_error("compares token by token", *shapes, "Pad the tokens of both models to one length.")
+
+
 @keras.saving.register_keras_serializable(package="keras_kd")
-class SelfAttentionRelations(DistillationLoss):
+class SelfAttentionRelations(AttentionLoss):
     """Self-attention relations (MiniLMv2): how the tokens of a text relate to each other in one layer of each model.
 
     Of queries, keys and values each, `R = softmax(X Xᵀ / √d)` relates every token to every other, by head. The loss is
@@ -22,15 +45,13 @@ class SelfAttentionRelations(DistillationLoss):
 
     The named layers are or hold one `keras.layers.MultiHeadAttention` (or `GroupQueryAttention`, or a subclass), as
     KerasHub's `TransformerEncoder` and `TransformerDecoder` do. Usual are the student's last layer and, of a large
-    teacher, one some layers below its last.
-
-    Padded tokens, which the attention's mask hides from all others, neither relate nor count.
+    teacher, a layer a few below its last. Padded tokens are left out.
 
     Args:
         teacher_layer, student_layer: The layers to compare.
         of: Which relations: some of "query", "key" and "value".
-        heads: The number of relation heads ≥ 1, which must divide heads · dim of both models; more than the models
-            have is usual (48 for a student 384 wide). `None`: the heads of the models, equally many on both sides.
+        heads: The number of relation heads ≥ 1, a divisor of heads · dim of both models; more than the models have is
+            usual (48 for a student 384 wide). `None`: the heads of the models, equally many on both sides.
         **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
@@ -39,7 +60,6 @@ class SelfAttentionRelations(DistillationLoss):
         mask: `(batch, length)` bool, False for padding; the Keras masks of the outputs unless given.
 
     Raises:
-        TypeError: `heads` is not a whole number.
         ValueError: `of` names something else; a layer holds no attention; lengths differ; the numbers of heads do not
             fit.
 
@@ -54,9 +74,11 @@ class SelfAttentionRelations(DistillationLoss):
     """
 
     needs_mask = True
+    axes = "(batch, length, heads, dim)"
+    token_axes = (0, 1)
 
     def __init__(self, teacher_layer, student_layer, *, of=("query", "key", "value"), heads=None, **kwargs):
-        super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
+        super().__init__(teacher_layer, student_layer, **kwargs)
         self.of = (of,) if isinstance(of, str) else tuple(of)
         if not self.of or not set(self.of) <= {"query", "key", "value"}:
             raise ValueError(f"of must be some of 'query', 'key' and 'value', got {of!r}.")
@@ -66,27 +88,16 @@ class SelfAttentionRelations(DistillationLoss):
     def parts(self):
         return self.of
 
-    def value_rank(self, output_rank):
-        return 2
-
-    def compared_axes(self, rank):
-        return (0, 1)
-
     def check_shapes(self, teacher_shape, student_shape):
-        shapes = self.describe_shapes(teacher_shape, student_shape)
-        if len(teacher_shape) != 4 or len(student_shape) != 4:
-            raise ValueError(f"{self.name} compares (batch, length, heads, dim), but {shapes}.")
-        _require_same_tokens(self.name, teacher_shape, student_shape, (0, 1), shapes)
+        super().check_shapes(teacher_shape, student_shape)
         if self.heads is None and teacher_shape[2] != student_shape[2]:
-            raise ValueError(
-                f"{self.name} compares head by head, but {shapes}. Give the number of relation heads with heads=; it "
-                "must divide heads · dim of both."
-            )
+            way_out = "Give the number of relation heads with heads=; it must divide heads · dim of both."
+            raise self.shape_error("compares head by head", teacher_shape, student_shape, way_out)
         for role, shape in (("teacher", teacher_shape), ("student", student_shape)):
             if self.heads is not None and (shape[2] * shape[3]) % self.heads:
                 raise ValueError(
                     f"heads must divide heads · dim of the {role}, {shape[2]} · {shape[3]} = {shape[2] * shape[3]}, "
-                    f"got {self.heads}; {shapes}."
+                    f"got {self.heads} for outputs {teacher_shape} and {student_shape}."
                 )
 
     def call(self, teacher, student, mask):
@@ -109,13 +120,12 @@ class SelfAttentionRelations(DistillationLoss):
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class AttentionMaps(DistillationLoss):
+class AttentionMaps(AttentionLoss):
     """Attention maps (TinyBERT): the mean squared difference of the attention scores of two layers, before the softmax.
 
     `L = mean over heads and keys of (Aᵗ − Aˢ)²`, `A = Q Kᵀ / √d`, one value per query. Keys that the attention's mask
-    hides on either side do not count, and neither do queries that a Keras mask of either side leaves out.
-
-    Layers are named as for `SelfAttentionRelations`; lists of layers give several pairs, values summed.
+    hides on either side do not count, and neither do queries that a Keras mask of either side leaves out. Layers are
+    named as for `SelfAttentionRelations`.
 
     Args:
         teacher_layer, student_layer: The layers to compare, or a list of them on both sides.
@@ -127,7 +137,6 @@ class AttentionMaps(DistillationLoss):
         student: The same shape; with `mean_over_heads`, the number of heads may differ.
 
     Raises:
-        TypeError: `mean_over_heads` is no bool.
         ValueError: A layer holds no attention; numbers of heads or lengths differ.
 
     Example:
@@ -141,24 +150,18 @@ class AttentionMaps(DistillationLoss):
     """
 
     parts = ("scores",)
+    axes = "(batch, heads, queries, keys)"
+    token_axes = (0, 2, 3)
 
     def __init__(self, teacher_layer, student_layer, *, mean_over_heads=False, **kwargs):
-        super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
+        super().__init__(teacher_layer, student_layer, **kwargs)
         self.mean_over_heads = require_flag(mean_over_heads, "mean_over_heads")
 
-    def value_rank(self, output_rank):
-        return 2
-
-    def compared_axes(self, rank):
-        return (0, 2, 3) if self.mean_over_heads else (0, 1, 2, 3)
-
     def check_shapes(self, teacher_shape, student_shape):
-        shapes = self.describe_shapes(teacher_shape, student_shape)
-        if len(teacher_shape) != 4 or len(student_shape) != 4:
-            raise ValueError(f"{self.name} compares (batch, heads, queries, keys), but {shapes}.")
+        super().check_shapes(teacher_shape, student_shape)
         if teacher_shape[1] != student_shape[1] and not self.mean_over_heads:
-            raise ValueError(f"{self.name} compares head by head, but {shapes}. Set mean_over_heads=True.")
-        _require_same_tokens(self.name, teacher_shape, student_shape, (0, 2, 3), shapes)
+            way_out = "Set mean_over_heads=True."
+            raise self.shape_error("compares head by head", teacher_shape, student_shape, way_out)
 
     def call(self, teacher, student):
         # (batch, heads, queries, keys) x2 -> (batch, queries)
@@ -177,10 +180,3 @@ class AttentionMaps(DistillationLoss):
 def _is_seen(scores):
     """Keys that no mask hides from a query, bool `(batch, 1, queries, keys)`: masks do not differ by head."""
     return scores[:, :1] > NOT_ATTENDED / 10
-
-
-def _require_same_tokens(name, teacher_shape, student_shape, axes, shapes):
-    if differ(teacher_shape, student_shape, axes):
-        raise ValueError(
-            f"{name} compares token by token, but {shapes}. Give both models the same tokens, padded to one length."
-        )

@@ -16,9 +16,8 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
 
     A subclass implements `call(teacher, student)`, which returns one value per sample (per token for sequences). The
     base class first casts both outputs to `dtype` and refuses shapes that differ; a loss that can compare other shapes
-    overrides `compared_axes` or `check_shapes`. Afterwards, Keras masks of teacher and student, sample weights and the
-    reduction are applied. So a loss can also be called by itself: `loss(teacher, student, sample_weight=None)` is the
-    mean over the batch.
+    overrides `compared_axes` or `check_shapes`. Afterwards it applies Keras masks of teacher and student, sample
+    weights and the reduction. A loss can also be called by itself: `loss(teacher, student, sample_weight=None)`.
 
     Args:
         weight: wᵢ ≥ 0 in `L = L_raw + λ Σ wᵢ Lᵢ`. Kept in a variable, `loss.weight`, which callbacks may assign.
@@ -33,7 +32,8 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
         dtype: Dtype of the computation, float32 unless given, whatever the policy of the models.
 
     Call arguments:
-        teacher, student: Outputs, of one shape unless the loss allows more.
+        teacher, student: Outputs, of one shape unless the loss allows more. In a distiller their last axis holds the
+            features, also of layers with `data_format="channels_first"`.
         sample_weight: As in `keras.losses.Loss`.
         labels: For losses with `needs_labels`: integers `(batch, ...)` or `(batch, ..., 1)`, or one-hot rows
             `(batch, ..., classes)`.
@@ -41,9 +41,9 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
             student: a token that either side masks is padding.
 
     Raises:
-        TypeError: `weight` is not a number; a layer is not named by a string.
-        ValueError: `weight` is negative or not finite; teacher_layer and student_layer name different numbers of
-            layers; when called, the shapes of the outputs differ.
+        TypeError: An argument of this or any other loss has another type than documented.
+        ValueError: An argument of this or any other loss is out of range or not finite; teacher_layer and student_layer
+            name different numbers of layers; when called, the shapes of the outputs do not fit.
 
     Attributes:
         undoes: The output activation that is undone before `call`: `"softmax"` for losses over distributions, which
@@ -54,8 +54,8 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
         needs_mask: Whether `call` takes `mask`: `(batch, length)` bool, or None.
         shares_projection: Whether one projection serves all pairs of layers, where each has its own otherwise.
         tokenwise: Whether the value of an example, or of a token, depends on its own outputs and label alone.
-        relates_examples: Whether the value of an example depends on the other examples of the batch. Over several
-            replicas, each then gets the outputs of all, so that the value is that of the whole batch.
+        relates_examples: Whether the value of an example depends on the other examples of the batch. Each replica then
+            gets the outputs of all, so that the value is that of the whole batch.
         language_key: The entry of a dict `x` with each example's language, for a loss that needs it; or None.
 
     Example:
@@ -93,8 +93,9 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
         super().__init__(name=name or snake_case(type(self).__name__), reduction=reduction, dtype=dtype)
         self.output = output
         self.teacher_output = teacher_output
-        self.teacher_layer = teacher_layer
-        self.student_layer = student_layer
+        # keras.distillation.Distiller reads the second name.
+        self.teacher_layer = self.teacher_layer_name = teacher_layer
+        self.student_layer = self.student_layer_name = student_layer
         self._layers = {
             "teacher": _layer_list(teacher_layer, "teacher_layer"),
             "student": _layer_list(student_layer, "student_layer"),
@@ -117,7 +118,7 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
         super().__setattr__(name, value)
 
     def mark_in_use(self):
-        """From here on only the hyperparameters can be assigned: called by the distiller that the loss is part of."""
+        """Allow assignments to hyperparameters only, from here on: called by the distiller with the loss."""
         self._fixed = frozenset(self.get_config()) - set(self.hyperparameters())
 
     # The value -----------------------------------------------------------------------------------------------------
@@ -132,10 +133,7 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
     def values(self, teacher, student, *, labels=None, mask=None):
         """One value per sample or token: `call`, after the checks of shapes and labels.
 
-        Args:
-            teacher, student: Outputs in the dtype of the loss.
-            labels, mask: As of the loss. A mask is only handed to `call`, where the loss needs it; it does not take
-                tokens out of the values.
+        Outputs have the dtype of the loss. The mask is passed to a `call` that needs it; the values are not masked.
         """
         self.check_shapes(tuple(teacher.shape), tuple(student.shape))
         teacher = self._with_checked_shape(teacher, student)
@@ -161,22 +159,21 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
         Shapes are tuples with the batch first; `None` stands for an unknown size, which passes.
         """
         if differ(teacher_shape, student_shape, self.compared_axes(len(student_shape))):
-            raise ValueError(
-                f"{self.name} compares outputs of one shape, but {self.describe_shapes(teacher_shape, student_shape)}. "
-                "Name outputs or layers of one shape, or bring the student's to the teacher's shape."
-            )
+            way_out = "Name outputs or layers of one shape, or bring the student's to the teacher's shape."
+            raise self.shape_error("compares outputs of one shape", teacher_shape, student_shape, way_out)
 
     def compared_axes(self, rank):
         """The axes along which teacher and student must have the same size, of outputs of this rank. By default all."""
         return range(rank)
 
-    def describe_shapes(self, teacher_shape, student_shape):
-        """What each side gives, for error messages."""
+    def shape_error(self, requirement, teacher_shape, student_shape, way_out=""):
+        """The ValueError for shapes that do not meet the requirement, such as "compares outputs of one shape"."""
         teacher, student = (
             f"the {role}" if layer is None else f"the {role}'s layer {layer!r}"
             for role, layer in (("teacher", self.teacher_layer), ("student", self.student_layer))
         )
-        return f"{teacher} gives {teacher_shape}, {student} {student_shape}"
+        shapes = f"{teacher} gives {teacher_shape}, {student} {student_shape}"
+        return ValueError(f"{self.name} {requirement}, but {shapes}. {way_out}".strip())
 
     def token_mask(self, teacher, student):
         """The tokens that no Keras mask of either side leaves out, `(batch, length)` bool; None without masks."""
@@ -185,12 +182,13 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
         return ops.logical_and(*masks) if len(masks) == 2 else masks[0] if masks else None
 
     def _with_checked_shape(self, teacher, student):
-        """The teacher's output, after a check of the sizes that show only at run time.
+        """The teacher's output, after a check of the sizes that are known only at run time.
 
         XLA drops assertions; there the reshape fails where sizes differ.
         """
-        axes = self.compared_axes(len(student.shape))
-        unknown = [axis for axis in axes if _differs_only_at_run_time(axis, teacher, student)]
+        sizes = [(axis, teacher.shape[axis], student.shape[axis]) for axis in self.compared_axes(len(student.shape))]
+        # Two unknown batch sizes are those of one batch.
+        unknown = [axis for axis, *pair in sizes if None in pair and not (axis == 0 and pair == [None, None])]
         if not unknown:
             return teacher
         shape, assertions = list(ops.shape(teacher)), []
@@ -202,22 +200,12 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
         with tf.control_dependencies(assertions):
             return tf.reshape(teacher, shape)
 
-    # What keras.distillation.Distiller reads of a loss: any loss without labels works there as well.
-
-    @property
-    def teacher_layer_name(self):
-        return self.teacher_layer
-
-    @property
-    def student_layer_name(self):
-        return self.student_layer
-
     def compute_loss(self, teacher_outputs, student_outputs, **kwargs):
-        """The mean over the batch, summed over pairs of outputs."""
+        """The mean over the batch, summed over pairs of outputs, for `keras.distillation.Distiller`."""
         pairs = zip(keras.tree.flatten(teacher_outputs), keras.tree.flatten(student_outputs), strict=True)
         return sum(self(teacher, student) for teacher, student in pairs)
 
-    # What keras_kd.Distiller reads of a loss ------------------------------------------------------------------------
+    # The interface of keras_kd.Distiller ----------------------------------------------------------------------------
 
     def layers_of(self, side):
         """Names of the compared layers of the "teacher" or the "student"; empty where its outputs are compared."""
@@ -228,9 +216,9 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
         return self.teacher_output if side == "teacher" and self.teacher_output is not None else self.output
 
     def expected_ending(self, side):
-        """ "logits" or "probabilities" where `call` needs outputs of that kind from this side, else None.
+        """ "logits" or "probabilities" where `call` needs that kind of outputs from this side, else None.
 
-        A `Distiller` refuses a model that is known to end in the other. What `undoes` converts needs no expectation.
+        A `Distiller` refuses a model that is known to give the other kind. A loss with `undoes` expects nothing.
         """
         return None
 
@@ -264,9 +252,9 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
 class LabelledDistillationLoss(DistillationLoss):
     """Base class of the losses that separate the true class from the others: `call` gets the labels as well.
 
-    A subclass implements `call(teacher, student, labels)`, with the labels as integers `(batch, ...)`. By itself it is
-    called with labels, `loss(teacher, student, labels=labels)`; inside a `Distiller` they are those of the compared
-    output. Examples (tokens) with a negative label are skipped: their value is 0.
+    A subclass implements `call(teacher, student, labels)`, with the labels as integers `(batch, ...)`. A `Distiller`
+    passes the labels of the compared output; by itself, the loss is called as `loss(teacher, student, labels=labels)`.
+    The value of examples (tokens) with a negative label is 0.
     """
 
     needs_labels = True
@@ -281,7 +269,8 @@ def class_labels(labels, outputs):
 
     Args:
         labels: Integers `(batch, ...)` or `(batch, ..., 1)`, or one-hot rows `(batch, ..., classes)`. A row without a
-            positive entry is unlabelled, -1.
+            positive entry is unlabelled, -1. What no int32 holds, fractions and NaN too, becomes one of no class:
+            the largest int32, or -1 if it is below 0.
         outputs: `(batch, ..., classes)`.
     """
     labels = ops.convert_to_tensor(labels)
@@ -289,11 +278,13 @@ def class_labels(labels, outputs):
         labels = ops.where(ops.max(labels, axis=-1) > 0, ops.cast(ops.argmax(labels, axis=-1), "int32"), -1)
     elif len(labels.shape) == len(outputs.shape) and labels.shape[-1] == 1:
         labels = ops.squeeze(labels, axis=-1)
-    return ops.cast(labels, "int32")
+    ids = ops.cast(labels, "int32")
+    numbers = ops.cast(labels, "float32")  # whose rounding is small beside what a cast to int32 does to other numbers
+    return ops.where(ops.cast(ids, "float32") == numbers, ids, ops.where(numbers < 0, -1, 2**31 - 1))
 
 
 def mask_of_tokens(output):
-    """The Keras mask of an output as bool; None if it has none, or one that is not of its tokens."""
+    """The Keras mask of an output's tokens as bool, or None."""
     mask = get_mask(output)
     return None if mask is None or len(mask.shape) >= len(output.shape) else ops.cast(mask, "bool")
 
@@ -306,14 +297,8 @@ def differ(first_shape, second_shape, axes=None):
     return any(first != second for first, second in pairs if None not in (first, second))
 
 
-def _differs_only_at_run_time(axis, teacher, student):
-    """Whether sizes along an axis may differ though static shapes do not show it; two unknown batches are one batch."""
-    sizes = teacher.shape[axis], student.shape[axis]
-    return None in sizes and not (axis == 0 and sizes == (None, None))
-
-
 def _layer_list(layers, argument):
-    """`layers`, a name, a list of names or None, as a tuple."""
+    """A name, a list of names or None as a tuple."""
     names = () if layers is None else (layers,) if isinstance(layers, str) else tuple(layers)
     if not all(isinstance(name, str) and name for name in names) or (layers is not None and not names):
         raise TypeError(f"{argument} must be the name of a layer, a list of names, or None, got {layers!r}.")
@@ -333,11 +318,7 @@ def snake_case(name):
 
 
 class TemperatureLoss(DistillationLoss):
-    """Base class of the losses over outputs that soften both sides with a temperature.
-
-    Args:
-        temperature: T > 0; 2 to 8 is usual. Kept in a variable, `loss.temperature`, which callbacks may assign.
-        **kwargs: See `keras_kd.losses.DistillationLoss`.
+    """Base class of the losses over outputs that soften both sides with a temperature T > 0.
 
     Attributes:
         least_classes: The fewest units of an output that can be compared.
@@ -360,10 +341,9 @@ class TemperatureLoss(DistillationLoss):
 
 
 def require_same_classes(name, teacher_shape, student_shape, *, at_least=2):
-    """Raise ValueError unless both static shapes `(batch, ..., classes)` are one, with `at_least` so many classes.
+    """Raise ValueError, for the loss or metric `name`, unless both shapes `(batch, ..., classes)` are the same.
 
-    Args:
-        name: Of the loss or metric, for the message.
+    Shapes are static; there must be `at_least` so many classes.
     """
     shapes = f"the teacher gives {teacher_shape}, the student {student_shape}"
     if len(teacher_shape) != len(student_shape) or len(student_shape) < 2:
@@ -377,9 +357,9 @@ def require_same_classes(name, teacher_shape, student_shape, *, at_least=2):
     if len(classes) > 1:
         raise ValueError(
             f"{name} needs the same number of classes on both sides, but {shapes}. Give the student a last layer of "
-            "the teacher's width, or name the output to compare with output=. For other classes or vocabularies there "
-            "are keras_kd.losses.VocabularyMap, where the student's are some of the teacher's, and "
-            "keras_kd.losses.UniversalLogitDistillation, for any."
+            "the teacher's width, or name the output to compare with output=. For other vocabularies see "
+            "keras_kd.losses.VocabularyMap (the student's is part of the teacher's) and "
+            "keras_kd.losses.UniversalLogitDistillation (any)."
         )
     if classes and min(classes) < at_least:
         raise ValueError(
@@ -391,28 +371,15 @@ def require_same_classes(name, teacher_shape, student_shape, *, at_least=2):
 class DistillationLossWrapper(DistillationLoss):
     """Base class of the losses that change what another loss compares, or how much it counts.
 
-    Weight, temperature, output, layers, name, reduction and dtype are those of the wrapped loss, and callbacks
-    find its hyperparameters under its name. A subclass implements `__call__`, which calls `self.loss`.
-
-    Args:
-        loss: The loss.
-
-    Raises:
-        TypeError: `loss` is no `DistillationLoss`.
+    Everything else is as of the wrapped loss: weight, temperature, output, layers, name, reduction, dtype. A subclass
+    implements `__call__`, which calls `self.loss`.
     """
 
     def __init__(self, loss):
         if not isinstance(loss, DistillationLoss):
             raise TypeError(f"loss must be a keras_kd.losses.DistillationLoss, got {type(loss).__name__}: {loss!r}.")
-        super().__init__(
-            output=loss.output,
-            teacher_output=loss.teacher_output,
-            teacher_layer=loss.teacher_layer,
-            student_layer=loss.student_layer,
-            reduction=loss.reduction,
-            name=loss.name,
-            dtype=loss.dtype,
-        )
+        options = DistillationLoss.get_config(loss)
+        super().__init__(**{name: options[name] for name in options if name not in loss.hyperparameters()})
         self.loss = loss
         self.__dict__["weight"] = loss.weight  # the same variable
         self.undoes, self.parts, self.shares_projection = loss.undoes, loss.parts, loss.shares_projection
@@ -461,11 +428,7 @@ class DistillationLossWrapper(DistillationLoss):
 
 
 def loss_from_config(config, custom_objects=None):
-    """The loss of a serialized config.
-
-    Raises:
-        TypeError: The class of the loss is not known to Keras.
-    """
+    """The loss of a serialized config; raise TypeError if Keras does not know its class."""
     try:
         return keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
     except TypeError as error:

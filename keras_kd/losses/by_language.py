@@ -13,31 +13,27 @@ from keras_kd.losses.base import DistillationLossWrapper, TemperatureLoss, with_
 class ByLanguage(DistillationLossWrapper):
     """A loss whose temperature, weight, or both depend on the language of each example.
 
-    `L = mean over the batch of w_l · L_i(T_l)`, l being the example's language. The language travels with the batch, as
-    an entry of a dict `x`: strings or integers `(batch,)`, which need be no input of any model. Integers run under XLA,
-    strings do not.
+    `L = mean over the batch of w_l · L_i(T_l)`, l being the example's language. The languages are an entry of a dict
+    `x`: strings or integers `(batch,)`, not necessarily an input of a model. Integers run under XLA, strings do not.
 
     `keras_kd.datasets.weigh_by_language` weighs the loss on the labels by language: it multiplies the sample weights,
     and so those of this loss as well.
 
     Args:
-        loss: The loss: any for `weights`; for `temperatures` one with a temperature T whose value is
-            T² times a function of logits / T, as of all divergences here.
-        temperatures: `{language: T > 0}`, in place of the loss's own. None: its own, for all languages.
+        loss: Any loss for `weights`; for `temperatures` one whose value is T² times a function of logits / T, as are
+            all divergences.
+        temperatures: `{language: T > 0}`, in place of the loss's own; or None.
         weights: `{language: w ≥ 0}`. None: 1 for all.
-        language_key: The entry of `x` that holds the languages.
+        language_key: The entry of `x` with the languages.
 
     Call arguments:
-        teacher, student, sample_weight, labels: As of the loss.
-        languages: Each example's language, `(batch,)`.
+        languages: Each example's language, `(batch,)`; the others are those of the loss.
 
     Raises:
-        TypeError: `loss` is no `DistillationLoss`; a temperature or weight is no number; languages are not all str or
-            all int.
-        ValueError: Neither `temperatures` nor `weights` is given, or they are for other languages each; a value is
-            out of range; the loss has no temperature, or is not T² times a function of logits / T.
-            While training, a language without an entry is an error that names it, raised before its batch changes
-            a weight.
+        TypeError: Languages are not all str or all int.
+        ValueError: Neither `temperatures` nor `weights` is given, or their languages differ; a value is out of range;
+            the loss has no temperature, or is not T² times a function of logits / T. While training: a language has no
+            entry; raised before its batch changes a weight.
 
     Example:
 
@@ -59,8 +55,12 @@ class ByLanguage(DistillationLossWrapper):
         if temperatures is not None and weights is not None and set(temperatures) != set(weights):
             differing = sorted(map(str, set(temperatures) ^ set(weights)))
             raise ValueError(f"temperatures and weights must have the same languages; only one has {differing}.")
-        if temperatures is not None:
-            self._require_temperature()
+        scales = isinstance(loss, TemperatureLoss) and loss.scales_with_temperature
+        if temperatures is not None and not scales:
+            raise ValueError(
+                f"temperatures need a loss whose value is T² times a function of logits / T, and {self.name} is "
+                "not one. Give weights alone, or take keras_kd.losses.SoftLabels for instance."
+            )
         if loss.reduction == "mean_with_sample_weight":
             raise ValueError("loss must not divide by the sample weights: use reduction='sum_over_batch_size'.")
         languages = list(weights if temperatures is None else temperatures)
@@ -71,13 +71,6 @@ class ByLanguage(DistillationLossWrapper):
         self._temperatures = temperatures and [
             require_number(temperatures[one], f"temperatures[{one!r}]", above=0.0) for one in languages
         ]
-
-    def _require_temperature(self):
-        if not isinstance(self.loss, TemperatureLoss) or not self.loss.scales_with_temperature:
-            raise ValueError(
-                f"temperatures need a loss whose value is T² times a function of logits / T, and {self.name} is "
-                "not one. Give weights alone, or take keras_kd.losses.SoftLabels for instance."
-            )
 
     def __call__(self, teacher, student, sample_weight=None, *, languages=None, **kwargs):
         """The mean over the batch; `labels=` and `mask=` as of the wrapped loss."""
@@ -107,12 +100,8 @@ class ByLanguage(DistillationLossWrapper):
     def get_config(self):
         # Lists of pairs, for the keys of a dict become strings in a file.
         pairs = [table and [list(pair) for pair in table.items()] for table in (self.temperatures, self.weights)]
-        return {
-            **super().get_config(),
-            "temperatures": pairs[0],
-            "weights": pairs[1],
-            "language_key": self.language_key,
-        }
+        tables = dict(zip(("temperatures", "weights"), pairs, strict=True))
+        return {**super().get_config(), **tables, "language_key": self.language_key}
 
     @classmethod
     def from_config(cls, config):

@@ -6,26 +6,14 @@ from keras import ops
 from keras_kd._checks import require_flag, require_number
 from keras_kd.losses.base import DistillationLoss, differ
 
+POOL_FIRST = (
+    "Pool tokens or positions first, for instance with keras.layers.GlobalAveragePooling1D, and name that layer."
+)
 _LEAST = 1e-12  # a vector without a larger entry counts as 0: it has no direction
 
 
-class FeatureLoss(DistillationLoss):
-    """Base class of the losses over the outputs of layers, or over the models' outputs as the models give them.
-
-    Args:
-        teacher_layer, student_layer: The layers to compare; `None`: the models' outputs.
-        **kwargs: See `keras_kd.losses.DistillationLoss`.
-    """
-
-    def __init__(self, teacher_layer=None, student_layer=None, **kwargs):
-        super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
-
-
-class ProjectedFeatureLoss(FeatureLoss):
-    """Base class of the losses that compare features one by one, through a projection where widths differ.
-
-    The projection is a linear layer after the student's output, as wide as the teacher's. The distiller makes, trains
-    and saves it; it is not part of the exported student.
+class ProjectedFeatureLoss(DistillationLoss):
+    """Base class of the losses that compare features one by one, through a linear projection where widths differ.
 
     Attributes:
         vectors_only: Whether one vector per example is compared, `(batch, features)`; else any shape.
@@ -43,18 +31,15 @@ class ProjectedFeatureLoss(FeatureLoss):
         return keras.layers.Dense(teacher_shape[-1], name=f"{self.name}_projection", dtype="float32")
 
     def _require_comparable(self, teacher_shape, student_shape, axes=None):
-        shapes = self.describe_shapes(teacher_shape, student_shape)
+        shapes = teacher_shape, student_shape
         if self.vectors_only and (len(teacher_shape), len(student_shape)) != (2, 2):
-            raise ValueError(
-                f"{self.name} compares one vector per example, (batch, features), but {shapes}. Pool tokens or "
-                "positions first, for instance with keras.layers.GlobalAveragePooling1D, and name that layer."
-            )
+            raise self.shape_error("compares one vector per example, (batch, features)", *shapes, POOL_FIRST)
         if len(student_shape) < 2 or differ(teacher_shape, student_shape, axes):
-            raise ValueError(
-                f"{self.name} compares outputs (batch, ..., features) of one shape, but {shapes}. Only the last "
-                "dimension may differ, and only inside a Distiller of functional or sequential models, which adds a "
-                "projection."
+            way_out = (
+                "Only the last dimension may differ, and only inside a Distiller of functional or sequential models, "
+                "which adds a projection."
             )
+            raise self.shape_error("compares outputs (batch, ..., features) of one shape", *shapes, way_out)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -63,29 +48,24 @@ class Hint(ProjectedFeatureLoss):
 
     `L = mean((teacher − r(student))²)` over the features of a sample (of a token, for sequences). Where the widths
     differ, r is a linear layer that the distiller makes, trains and saves, and that is not part of the exported
-    student; where they are equal, r is the identity. The published uses are three:
+    student; where they are equal, r is the identity. There are three published uses:
 
     - Hidden layers (FitNets): `Hint("teacher_layer", "student_layer")`.
-    - Sentence embeddings: `Hint()` compares the models' outputs. This is how an encoder of one language teaches one of
-      many: the teacher reads a sentence, the student its translation, each from its own entry of a dict `x`. Add pairs
-      whose translation is the sentence itself to keep the teacher's language. The student's vectors lie in the
-      teacher's space only where r is the identity: end the student in a `Dense` of the teacher's width.
-    - Embeddings and hidden states of transformers (TinyBERT): lists of layers, values summed, with
-      `shared_projection=True`: one r serves all pairs.
+    - Sentence embeddings: `Hint()` compares the models' outputs. So an encoder of one language teaches one of many: the
+      teacher reads a sentence, the student its translation, each from its own entry of a dict `x`. Add pairs of a
+      sentence and itself to keep the teacher's language. End the student in a `Dense` of the teacher's width, so that
+      its vectors, not their projections, lie in the teacher's space.
+    - Embeddings and hidden states of transformers (TinyBERT): lists of layers, with `shared_projection=True`.
 
     Args:
-        teacher_layer: The teacher's layer, or a list of layers; `None`: the model's outputs.
-        student_layer: The student's layer, or a list of as many; `None`: the model's outputs.
-        shared_projection: Whether one projection serves all pairs of layers, which then must have the same widths;
-            else each pair has its own.
+        teacher_layer, student_layer: The layers to compare, or lists of them; `None`: the models' outputs.
+        shared_projection: Whether one projection serves all pairs of layers, which then must have the same widths.
         **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
-        teacher: `(batch, ..., features)`.
-        student: The same shape.
+        teacher, student: `(batch, ..., features)`.
 
     Raises:
-        TypeError: `shared_projection` is no bool.
         ValueError: The shapes differ in more than the number of features, or in that outside of a `Distiller`.
 
     Example:
@@ -102,7 +82,7 @@ class Hint(ProjectedFeatureLoss):
     """
 
     def __init__(self, teacher_layer=None, student_layer=None, *, shared_projection=False, **kwargs):
-        super().__init__(teacher_layer, student_layer, **kwargs)
+        super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
         self.shared_projection = require_flag(shared_projection, "shared_projection")
 
     @property
@@ -122,18 +102,12 @@ class CosineFeatures(ProjectedFeatureLoss):
     """One minus the cosine between the features of the teacher and those of the student, in [0, 2].
 
     `L = 1 − cos(teacher, r(student))` per sample (per token, for sequences): the student has to point where the teacher
-    points, at whatever length. r is as in `Hint`. A vector of zeros has no direction: its cosine is 0.
+    points, at whatever length. A vector of zeros has no direction: its cosine is 0.
 
     Args:
-        teacher_layer, student_layer: The layers to compare; `None`: the models' outputs.
         **kwargs: See `keras_kd.losses.DistillationLoss`.
 
-    Call arguments:
-        teacher: `(batch, ..., features)`.
-        student: The same shape.
-
-    Raises:
-        ValueError: The shapes differ in more than the number of features, or in that outside of a `Distiller`.
+    Projection r, call arguments and errors are as for `Hint`.
 
     Example:
 
@@ -144,13 +118,16 @@ class CosineFeatures(ProjectedFeatureLoss):
     (https://arxiv.org/abs/1910.01108).
     """
 
+    def __init__(self, teacher_layer=None, student_layer=None, **kwargs):
+        super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
+
     def call(self, teacher, student):
         # (batch, ..., features) x2 -> (batch, ...)
         return 1.0 - ops.sum(unit(teacher) * unit(student), axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class AttentionTransfer(FeatureLoss):
+class AttentionTransfer(DistillationLoss):
     """Attention transfer: a layer of the student is active at the positions where a layer of the teacher is.
 
     The attention map of an output is `Q = mean_c |A_c|^p` over its channels, one number per position. With both maps
@@ -158,20 +135,15 @@ class AttentionTransfer(FeatureLoss):
     their mean over batch and positions, as in the published code; the paper's equation has the norm over positions in
     place of the mean. That mean is small where there are many positions: a weight of 1,000 is usual.
 
-    The numbers of channels may differ, the numbers of positions may not: name layers of one resolution, or put a
-    pooling layer after the larger and name that.
-
     Args:
-        teacher_layer, student_layer: The layers to compare; `None`: the models' outputs.
         p: Power ≥ 1 of the activations; the larger, the more the most active positions count. 2 is usual.
         **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
         teacher: `(batch, height, width, channels)` or `(batch, steps, channels)`: channels last.
-        student: The same but for the channels. Masked steps are taken out of both maps.
+        student: The same but for the number of channels. Masked steps are taken out of both maps.
 
     Raises:
-        TypeError: `p` is not a number.
         ValueError: `p` is below 1; an output has no positions, or their numbers differ.
 
     Example:
@@ -189,7 +161,7 @@ class AttentionTransfer(FeatureLoss):
     needs_mask = True
 
     def __init__(self, teacher_layer=None, student_layer=None, *, p=2.0, **kwargs):
-        super().__init__(teacher_layer, student_layer, **kwargs)
+        super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
         self.p = require_number(p, "p", at_least=1.0, hint="2 is usual.")
 
     def compared_axes(self, rank):
@@ -197,10 +169,11 @@ class AttentionTransfer(FeatureLoss):
 
     def check_shapes(self, teacher_shape, student_shape):
         if len(student_shape) < 3 or differ(teacher_shape, student_shape, self.compared_axes(len(student_shape))):
-            raise ValueError(
-                f"{self.name} compares outputs (batch, height, width, channels) or (batch, steps, channels) with the "
-                f"same positions, but {self.describe_shapes(teacher_shape, student_shape)}. Only the channels may "
-                "differ: name layers of one resolution, or one after a pooling layer."
+            raise self.shape_error(
+                "compares outputs (batch, height, width, channels) or (batch, steps, channels) with the same positions",
+                teacher_shape,
+                student_shape,
+                "Only the channels may differ: name layers of one resolution, or one after a pooling layer.",
             )
 
     def call(self, teacher, student, mask):

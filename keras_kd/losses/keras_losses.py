@@ -13,10 +13,10 @@ class KerasLoss(DistillationLoss):
 
     A `Distiller` wraps those that it gets; wrap one yourself to give it a weight, an output or layers.
 
-    A `Loss` gets the teacher's output as `y_true` and the student's as `y_pred`, as the models give them; both have
-    one shape (but for the class ids of a sparse loss). Its values are per sample, so masks and sample weights act. A
-    `DistillationLoss` gets both outputs, or the layers that it names, and gives one number per batch: masks do not act
-    on it, and sample weights only by their mean.
+    A `Loss` gets the teacher's output as `y_true` and the student's as `y_pred`, as the models give them, of one shape
+    (but for the class ids of a sparse loss). Its values are per sample, so masks and sample weights apply. A
+    `DistillationLoss` gets both outputs, or the layers that it names, and gives one number per batch: masks do not
+    apply, and sample weights only by their mean.
 
     Losses over probabilities, such as `keras.losses.KLDivergence`, are refused for models that are known to end in
     logits, and those with `from_logits=True` for a student that ends in softmax or sigmoid: `SoftLabels` takes either.
@@ -69,11 +69,10 @@ class KerasLoss(DistillationLoss):
         is_sparse, _ = sparse_label_options(self.loss)
         compared = student_shape[:-1] if is_sparse and len(teacher_shape) < len(student_shape) else student_shape
         if differ(teacher_shape, compared):
-            shapes = self.describe_shapes(teacher_shape, student_shape)
-            raise ValueError(
-                f"{self.name} compares outputs of one shape, but {shapes}. Name outputs or layers of one shape; for a "
-                "comparison of other shapes, subclass keras_kd.losses.DistillationLoss."
+            way_out = (
+                "Name outputs or layers of one shape; for other shapes, subclass keras_kd.losses.DistillationLoss."
             )
+            raise self.shape_error("compares outputs of one shape", teacher_shape, student_shape, way_out)
 
     def compared_axes(self, rank):
         if not self._is_loss:
@@ -109,17 +108,7 @@ _OVER_PROBABILITIES = (
 
 
 def expected_ending(loss):
-    """What a loss of Keras takes `y_pred` for: "logits", "probabilities", or None where either is right or unknown.
-
-    Args:
-        loss: A `keras.losses.Loss`, a function of `keras.losses`, or anything else, of which nothing is known.
-
-    Example:
-
-    >>> from keras_kd.losses.keras_losses import expected_ending
-    >>> expected_ending(keras.losses.BinaryCrossentropy(from_logits=True)), expected_ending(keras.losses.KLDivergence())
-    ('logits', 'probabilities')
-    """
+    """What a loss or function of `keras.losses` expects as `y_pred`: "logits", "probabilities", or None if unknown."""
     function, options = loss_function(loss)
     if not any(function is known for known in _OVER_PROBABILITIES):
         return None
@@ -129,28 +118,25 @@ def expected_ending(loss):
 def loss_list(distillation_losses):
     """The `DistillationLoss`es of an argument: a loss or a list of losses, Keras's among them; None: `SoftLabels()`."""
     if distillation_losses is None:
-        distillation_losses = [SoftLabels()]
-    distillation_losses = (
-        list(distillation_losses) if isinstance(distillation_losses, (list, tuple)) else [distillation_losses]
-    )
-    distillation_losses = [_as_loss(loss) for loss in distillation_losses]
-    if not distillation_losses:
+        return [SoftLabels()]
+    given = distillation_losses if isinstance(distillation_losses, (list, tuple)) else [distillation_losses]
+    losses = [_as_loss(loss) for loss in given]
+    if not losses:
         raise ValueError(
             "distillation_losses must be at least one, got an empty list. "
             "keras_kd.losses.SoftLabels() is the usual one."
         )
-    _require_distinct_names(distillation_losses)
-    unreduced = [loss.name for loss in distillation_losses if loss.reduction in ("none", None)]
+    _require_distinct_names(losses)
+    unreduced = [loss.name for loss in losses if loss.reduction in ("none", None)]
     if unreduced:
         raise ValueError(
             f"distillation_losses must each give one number, but {unreduced} have reduction=None. Use "
             "'sum_over_batch_size'."
         )
-    return distillation_losses
+    return losses
 
 
 def _as_loss(loss):
-    """The loss, or a loss of Keras as one."""
     if isinstance(loss, DistillationLoss):
         return loss
     if isinstance(loss, (keras.losses.Loss, keras.distillation.DistillationLoss)):
@@ -161,15 +147,14 @@ def _as_loss(loss):
     )
 
 
-def _require_distinct_names(distillation_losses):
-    """Raise ValueError if two values would stand under one name in the logs or among the hyperparameters."""
+def _require_distinct_names(losses):
+    """Raise ValueError if two values would have one name in the logs or among the hyperparameters."""
     names = ["loss", "hard_loss", "soft_weight", "hard_weight"]
-    for loss in distillation_losses:
+    for loss in losses:
         names += [loss.name, *(f"{loss.name}_{name}" for name in loss.hyperparameters())]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(
-            f"distillation_losses must come each with its own name, but with "
-            f"{[loss.name for loss in distillation_losses]} the "
+            f"distillation_losses must come each with its own name, but with {[loss.name for loss in losses]} the "
             f"logs would hold {twice[0]!r} twice. Give other names with name=."
         )

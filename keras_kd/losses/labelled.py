@@ -8,34 +8,24 @@ from keras_kd.losses.base import LabelledDistillationLoss, TemperatureLoss
 from keras_kd.losses.logits import kl_divergence
 
 
-class TrueClassLoss(TemperatureLoss, LabelledDistillationLoss):
-    """Base class: softened distributions, split into the true class and the rest."""
-
-    undoes = "softmax"
-    tokenwise = True
-
-
 @keras.saving.register_keras_serializable(package="keras_kd")
-class DecoupledKD(TrueClassLoss):
+class DecoupledKD(TemperatureLoss, LabelledDistillationLoss):
     """Decoupled knowledge distillation (DKD): `L = T² · (α · TCKD + β · NCKD)`.
 
     TCKD is the KL divergence of the two-way distributions (true class, all others); NCKD that of the distributions over
-    the others alone. In `SoftLabels` the second has the weight 1 − p_true: where the teacher is sure, the other classes
-    hardly count. Here the weight is β, whatever the teacher's certainty.
+    the others alone. In `SoftLabels` NCKD has the weight 1 − p_true, little where the teacher is sure; here it is β.
 
     Args:
         alpha: α ≥ 0, weight of the true class.
         beta: β ≥ 0, weight of the others; 1 to 8 is usual.
-        temperature: T > 0. Kept in a variable, `loss.temperature`.
+        temperature: T > 0. Kept in a variable, `loss.temperature`, which callbacks may assign.
         **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
-        teacher: Logits `(batch, classes)` or `(batch, length, classes)`.
-        student: Logits of the same shape.
-        labels: Integers `(batch,)` or `(batch, length)`, one-hot rows as well. Examples labelled -1 are skipped.
+        teacher, student: Logits `(batch, classes)` or `(batch, length, classes)`.
+        labels: Integers `(batch,)` or `(batch, length)`, or one-hot rows. Examples labelled -1 are skipped.
 
     Raises:
-        TypeError: An argument is not a number.
         ValueError: An argument is out of range; labels are missing; the numbers of classes differ.
 
     Example:
@@ -48,6 +38,8 @@ class DecoupledKD(TrueClassLoss):
     equation 7.
     """
 
+    undoes = "softmax"
+    tokenwise = True
     scales_with_temperature = True
 
     def __init__(self, alpha=1.0, beta=8.0, *, temperature=4.0, **kwargs):
@@ -69,7 +61,7 @@ class DecoupledKD(TrueClassLoss):
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class NormalizedKD(TrueClassLoss):
+class NormalizedKD(TemperatureLoss, LabelledDistillationLoss):
     """Normalized knowledge distillation (NKD): `L = −p_t log q_t − γ T² Σ_{c≠t} p̂_c log q̂_c`, t the true class.
 
     `p_t`, `q_t` are the probabilities of the true class without a temperature; `p̂`, `q̂` the distributions over the
@@ -78,10 +70,10 @@ class NormalizedKD(TrueClassLoss):
 
     Args:
         gamma: γ ≥ 0, weight of the other classes; 1.5 is usual.
-        temperature: T > 0. Kept in a variable, `loss.temperature`.
+        temperature: T > 0.
         **kwargs: See `keras_kd.losses.DistillationLoss`.
 
-    Call arguments and errors: as `DecoupledKD`.
+    Call arguments and errors are as for `DecoupledKD`.
 
     Example:
 
@@ -92,6 +84,9 @@ class NormalizedKD(TrueClassLoss):
     Reference: Yang et al., "From Knowledge Distillation to Self-Knowledge Distillation: A Unified Approach with
     Normalized Loss and Customized Soft Labels", ICCV 2023 (https://arxiv.org/abs/2303.13005), equation 7.
     """
+
+    undoes = "softmax"
+    tokenwise = True
 
     def __init__(self, gamma=1.5, *, temperature=1.0, **kwargs):
         super().__init__(temperature, **kwargs)

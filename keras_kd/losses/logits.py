@@ -13,25 +13,21 @@ class Divergence(TemperatureLoss):
     """Base class of the divergences between temperature-softened distributions: `L = T² · D(p, q)`, in nats.
 
     `p = softmax(teacher / T)` and `q = softmax(student / T)`. The factor T² keeps the gradient's scale when T changes.
-    Computed in log space and in float32, so that it is finite at logits of ±1e4.
+    Computed in log space and in float32, so that it is finite at logits of ±1e4. A subclass implements
+    `divergence(teacher_log_probs, student_log_probs)`.
 
     A model that ends in softmax gives probabilities, not logits. A `Distiller` sees that in functional and sequential
     models, from their last layer or activation, and takes the log of the probabilities: `softmax(log p / T)` equals
     `softmax(logits / T)`. Called by itself, a loss takes logits.
 
-    A subclass implements `divergence(teacher_log_probs, student_log_probs)`, and inherits `call`: softmax, temperature
-    and T² are written once.
-
     Args:
-        temperature: T > 0; 2 to 8 is usual. Kept in a variable, `loss.temperature`.
+        temperature: T > 0; 2 to 8 is usual. Kept in a variable, `loss.temperature`, which callbacks may assign.
         **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
-        teacher: Logits `(batch, classes)`, or `(batch, length, classes)` for sequences.
-        student: Logits of the same shape.
+        teacher, student: Logits `(batch, classes)`, or `(batch, length, classes)` for sequences.
 
     Raises:
-        TypeError: `temperature` is not a number.
         ValueError: `temperature` is not > 0 or not finite; when called, the shapes differ.
     """
 
@@ -58,19 +54,16 @@ class SoftLabels(Divergence):
     """Soft labels: KL divergence from the teacher's to the student's temperature-softened distribution, times T².
 
     `L = T² · KL(p ‖ q) = T² · Σ_c p_c (log p_c − log q_c)` with `p = softmax(teacher / T)`, `q = softmax(student / T)`.
-    Temperature and softmax are as in `Divergence`.
 
     Args:
-        temperature: T > 0; 2 to 8 is usual. Kept in a variable, `loss.temperature`.
+        temperature: T > 0; 2 to 8 is usual.
         standardize: Standardize the logits of both sides first, each example's over its classes:
             `(z − mean) / (std + 1e-7)`, std with the divisor classes − 1. The student then has to match the shape of
             the teacher's logits, not their scale. A std below 0.01 counts as 0.01: flat logits would get a gradient of
             1e7.
         **kwargs: See `keras_kd.losses.DistillationLoss`.
 
-    Raises:
-        TypeError: `temperature` is not a number, or `standardize` no bool.
-        ValueError: As `Divergence`.
+    Call arguments and errors are as for `keras_kd.losses.Divergence`.
 
     Example:
 
@@ -104,15 +97,11 @@ class SoftLabels(Divergence):
 class ReverseKL(Divergence):
     """Reverse KL: `L = T² · KL(q ‖ p)`, from the student's to the teacher's distribution.
 
-    It seeks one mode: the student is not punished for what it leaves out, but for what the teacher finds unlikely.
-    Usual for generation.
+    It seeks one mode: what the student leaves out costs little, what the teacher finds unlikely costs much. Usual for
+    generation.
 
     Args:
-        temperature: T > 0. Kept in a variable, `loss.temperature`.
-        **kwargs: See `keras_kd.losses.DistillationLoss`.
-
-    Raises:
-        As `Divergence`.
+        **kwargs: See `keras_kd.losses.Divergence`; T is 1 unless given.
 
     Example:
 
@@ -138,12 +127,7 @@ class JensenShannon(Divergence):
 
     Args:
         beta: β in [0, 1]: the teacher's share of the mixture.
-        temperature: T > 0. Kept in a variable, `loss.temperature`.
-        **kwargs: See `keras_kd.losses.DistillationLoss`.
-
-    Raises:
-        TypeError: `beta`, `temperature` is not a number.
-        ValueError: `beta` is outside [0, 1]; and as `Divergence`.
+        **kwargs: See `keras_kd.losses.Divergence`; T is 1 unless given.
 
     Example:
 
@@ -173,25 +157,8 @@ class JensenShannon(Divergence):
         return {**super().get_config(), "beta": self.beta}
 
 
-class _Skewed(Divergence):
-    """A KL divergence whose second distribution has a share α of the first mixed in."""
-
-    def __init__(self, alpha=0.1, *, temperature=1.0, **kwargs):
-        super().__init__(temperature, **kwargs)
-        self.alpha = require_number(alpha, "alpha", at_least=0.0, at_most=1.0)
-
-    def skewed(self, first_log_probs, second_log_probs):
-        """KL(first ‖ α first + (1 − α) second)."""
-        if self.alpha == 0.0:
-            return kl_divergence(first_log_probs, second_log_probs)
-        return kl_divergence(first_log_probs, log_mixture(self.alpha, first_log_probs, second_log_probs))
-
-    def get_config(self):
-        return {**super().get_config(), "alpha": self.alpha}
-
-
 @keras.saving.register_keras_serializable(package="keras_kd")
-class SkewKL(_Skewed):
+class SkewKL(Divergence):
     """Skewed KL: `L = T² · KL(p ‖ α p + (1 − α) q)`.
 
     The teacher's share α in the second distribution bounds the loss by −log α, and the gradient where the student gives
@@ -199,12 +166,7 @@ class SkewKL(_Skewed):
 
     Args:
         alpha: α in [0, 1]; 0.1 is usual, and at 1 the loss is 0.
-        temperature: T > 0. Kept in a variable, `loss.temperature`.
-        **kwargs: See `keras_kd.losses.DistillationLoss`.
-
-    Raises:
-        TypeError: `alpha`, `temperature` is not a number.
-        ValueError: `alpha` is outside [0, 1]; and as `Divergence`.
+        **kwargs: See `keras_kd.losses.Divergence`; T is 1 unless given.
 
     Example:
 
@@ -216,21 +178,25 @@ class SkewKL(_Skewed):
     (https://arxiv.org/abs/2402.03898), equation 3.
     """
 
+    def __init__(self, alpha=0.1, *, temperature=1.0, **kwargs):
+        super().__init__(temperature, **kwargs)
+        self.alpha = require_number(alpha, "alpha", at_least=0.0, at_most=1.0)
+
     def divergence(self, teacher_log_probs, student_log_probs):
-        return self.skewed(teacher_log_probs, student_log_probs)
+        if self.alpha == 0.0:
+            return kl_divergence(teacher_log_probs, student_log_probs)
+        return kl_divergence(teacher_log_probs, log_mixture(self.alpha, teacher_log_probs, student_log_probs))
+
+    def get_config(self):
+        return {**super().get_config(), "alpha": self.alpha}
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class SkewReverseKL(_Skewed):
+class SkewReverseKL(SkewKL):
     """Skewed reverse KL: `L = T² · KL(q ‖ α q + (1 − α) p)`. At α = 0 it is `ReverseKL`.
 
     Args:
-        alpha: α in [0, 1]; 0.1 is usual, and at 1 the loss is 0.
-        temperature: T > 0. Kept in a variable, `loss.temperature`.
-        **kwargs: See `keras_kd.losses.DistillationLoss`.
-
-    Raises:
-        As `SkewKL`.
+        alpha, **kwargs: As for `SkewKL`.
 
     Example:
 
@@ -242,7 +208,7 @@ class SkewReverseKL(_Skewed):
     """
 
     def divergence(self, teacher_log_probs, student_log_probs):
-        return self.skewed(student_log_probs, teacher_log_probs)
+        return super().divergence(student_log_probs, teacher_log_probs)
 
 
 def kl_divergence(first_log_probs, second_log_probs):
@@ -271,18 +237,15 @@ _LEAST_STD = 1e-2  # of logits; the gradient of standardized logits is as large 
 class LogitsMSE(DistillationLoss):
     """Mean squared difference of the logits: `L = mean_c (t_c − s_c)²`.
 
-    The limit of `SoftLabels` at high temperatures, up to the mean of the logits, which it fits too. Also the loss
-    for regression heads without an activation: there the outputs are what the models predict.
-
-    The log of a softmax tells the logits only up to that mean, so that a `Distiller` refuses a model that is known to
-    end in softmax or sigmoid. To compare outputs as they are, whatever the ending, use `Hint()`.
+    The limit of `SoftLabels` at high temperatures, up to the mean of the logits, which it fits too. Also the loss for
+    regression heads without an activation. A `Distiller` refuses a model that is known to end in softmax or sigmoid,
+    from which that mean cannot be had; `Hint()` compares outputs as they are.
 
     Args:
         **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
-        teacher: Logits or predictions `(batch, classes)`, or `(batch, length, classes)`.
-        student: The same shape.
+        teacher, student: Logits or predictions `(batch, classes)`, or `(batch, length, classes)`.
 
     Raises:
         ValueError: The shapes differ; in a `Distiller`, a model ends in softmax or sigmoid.
@@ -314,22 +277,15 @@ class BinarySoftLabels(TemperatureLoss):
     """Soft labels for multi-label heads: the KL divergence of each unit's softened Bernoulli distribution, times T².
 
     `L = T² · mean_c [p_c log(p_c / q_c) + (1 − p_c) log((1 − p_c) / (1 − q_c))]` with `p = sigmoid(teacher / T)` and
-    `q = sigmoid(student / T)`, in nats. In log space throughout.
-
-    Of functional and sequential models, a head that ends in sigmoid is turned back into logits; a subclassed model must
-    give logits. Called by itself, the loss takes logits.
+    `q = sigmoid(student / T)`, in nats. In log space throughout. Probabilities of models that end in sigmoid are turned
+    back into logits, as those of softmax in `Divergence`.
 
     Args:
-        temperature: T > 0. Kept in a variable, `loss.temperature`.
+        temperature: T > 0. Kept in a variable, `loss.temperature`, which callbacks may assign.
         **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
-        teacher: Logits `(batch, units)`, or `(batch, length, units)`.
-        student: The same shape.
-
-    Raises:
-        TypeError: `temperature` is not a number.
-        ValueError: `temperature` is not > 0; the shapes differ.
+        teacher, student: Logits `(batch, units)`, or `(batch, length, units)`.
 
     Example:
 

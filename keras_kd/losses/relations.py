@@ -7,10 +7,11 @@ from keras import ops
 
 from keras_kd._checks import require_count, require_flag, require_number
 from keras_kd._hyperparameters import Hyperparameter
-from keras_kd.losses.base import TemperatureLoss, differ
-from keras_kd.losses.features import FeatureLoss, ProjectedFeatureLoss, unit
+from keras_kd.losses.base import DistillationLoss, TemperatureLoss, differ
+from keras_kd.losses.features import POOL_FIRST, ProjectedFeatureLoss, unit
 
-_LEAST_SPREAD = {"teacher": 1e-6, "student": 1e-2}  # over the root mean square; what is below is as good as constant
+# Spreads, over the root mean square, below which values count as constant.
+_LEAST_TEACHER_SPREAD, _LEAST_STUDENT_SPREAD = 1e-6, 1e-2
 _TINY = 1e-16  # squared norms of probabilities below it count as 0
 _ROUNDING = 1e-12  # squared distances below this share of the squared norms are rounding, in float64
 
@@ -20,24 +21,22 @@ class DIST(TemperatureLoss):
     """Distillation from a stronger teacher (DIST): `L = T² · (β · (1 − ρ_classes) + γ · (1 − ρ_batch))`.
 
     With `p = softmax(teacher / T)` and `q = softmax(student / T)`, ρ_classes is the Pearson correlation of p and q over
-    the classes, one value an example, and ρ_batch that over the examples of the batch, averaged over the classes. The
+    the classes, one value per example, and ρ_batch that over the examples of the batch, averaged over the classes. The
     student has to rank as the teacher does, classes within an example and examples within a class, not to match it.
 
-    ρ_batch belongs to the whole batch: every example's value holds it. Give it batches of 64 or more. Over several
-    replicas it is that of the whole batch.
+    ρ_batch is part of every example's value, and is that of the whole batch, also over several replicas. Give it
+    batches of 64 or more.
 
     Args:
         beta: β ≥ 0, weight of the relation between classes.
         gamma: γ ≥ 0, weight of the relation between examples.
-        temperature: T > 0. Kept in a variable, `loss.temperature`.
+        temperature: T > 0. Kept in a variable, `loss.temperature`, which callbacks may assign.
         **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
-        teacher: Logits `(batch, classes)`.
-        student: Logits of the same shape.
+        teacher, student: Logits `(batch, classes)`.
 
     Raises:
-        TypeError: An argument is not a number.
         ValueError: An argument is out of range; the shapes differ, or are those of sequences.
 
     Example:
@@ -83,10 +82,11 @@ class DIST(TemperatureLoss):
 def correlation(teacher, student, axis):
     """Pearson's correlation of positive values along an axis; 0 where one side is constant.
 
-    That of a student that is nearly constant is damped: see `DIST`.
+    It is damped where the student is nearly constant, so that the gradient stays bounded.
     """
-    sides = (("teacher", teacher), ("student", student))
-    return ops.sum(math.prod(_deviation(values, axis, _LEAST_SPREAD[side]) for side, values in sides), axis=axis)
+    teacher = _deviation(teacher, axis, _LEAST_TEACHER_SPREAD)
+    student = _deviation(student, axis, _LEAST_STUDENT_SPREAD)
+    return ops.sum(teacher * student, axis=axis)
 
 
 def _deviation(values, axis, least_spread):
@@ -96,21 +96,10 @@ def _deviation(values, axis, least_spread):
     return centered / ops.sqrt(ops.maximum(squares, ops.maximum(least_spread**2 * size, _TINY)))
 
 
-class RelationLoss(FeatureLoss):
-    """Base class of the losses over how the features of the examples of a batch relate to each other.
-
-    An output of any shape counts as one vector per example; shapes may differ, since examples are only compared with
-    examples of the same model. Relations belong to the whole batch: give it batches of 64 or more. Over several
-    replicas they are those of the whole batch.
-
-    Args:
-        **kwargs: See `keras_kd.losses.DistillationLoss`.
-    """
+class RelationLoss(DistillationLoss):
+    """Base class of the losses over how the features of the examples of a batch relate to each other."""
 
     relates_examples = True
-
-    def __init__(self, **kwargs):
-        super().__init__(**kwargs)
 
     def compared_axes(self, rank):
         return (0,)
@@ -121,17 +110,14 @@ class RelationLoss(FeatureLoss):
     def check_shapes(self, teacher_shape, student_shape):
         few = min(len(teacher_shape), len(student_shape)) < 2
         if few or differ(teacher_shape[:1], student_shape[:1]):
-            raise ValueError(
-                f"{self.name} relates the same examples by their features, (batch, ..., features), but "
-                f"{self.describe_shapes(teacher_shape, student_shape)}."
-            )
+            requirement = "relates the same examples by their features, (batch, ..., features)"
+            raise self.shape_error(requirement, teacher_shape, student_shape)
 
     def values(self, teacher, student, *, labels=None, mask=None):
         if mask is not None:
             raise ValueError(
                 f"{self.name} relates whole examples, but the outputs are of masked tokens: the student gives "
-                f"{tuple(student.shape)}, the teacher {tuple(teacher.shape)}. Pool them first, for instance with "
-                "keras.layers.GlobalAveragePooling1D, and name that layer."
+                f"{tuple(student.shape)}, the teacher {tuple(teacher.shape)}. {POOL_FIRST}"
             )
         return super().values(teacher, student, labels=labels)
 
@@ -143,24 +129,22 @@ class RelationalKD(RelationLoss):
     `L = distance · mean_ij h(d_ij^t − d_ij^s) + angle · mean_ijk h(cos_ijk^t − cos_ijk^s)`. d_ij is the Euclidean
     distance of examples i and j, divided by the mean distance of two different examples; cos_ijk is the cosine of the
     angle at i between j and k; h is the Huber loss, δ = 1. As in the published code, the means are over all pairs and
-    triples, of an example with itself too. An example's own value is the mean over those whose i it is.
+    triples, of an example with itself too. The value of example i is the mean over its pairs ij and triples ijk.
 
-    Shapes, batches and replicas are as in `RelationLoss`. The angles of a batch are batch³ numbers:
-    with 512 examples 0.5 GB, several times over. `angle=0` leaves them out.
+    Relations are those of the whole batch, also over several replicas: give it batches of 64 or more. The angles of a
+    batch are batch³ numbers: with 512 examples 0.5 GB, several times over. `angle=0` leaves them out.
 
     Args:
         distance: Weight ≥ 0 of the distances.
         angle: Weight ≥ 0 of the angles.
-        teacher_layer, student_layer: The layers to compare; `None`: the models' outputs.
         **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
-        teacher: `(batch, ..., features)`.
+        teacher: `(batch, ..., features)`, one vector per example.
         student: Features of the same examples, of any shape.
 
     Raises:
-        TypeError: An argument is not a number.
-        ValueError: An argument is negative; an output has no features, or is one of masked tokens.
+        ValueError: An argument is out of range; an output has no features, or is one of masked tokens.
 
     Example:
 
@@ -242,22 +226,14 @@ def _row_differences(teacher, student):
 class SimilarityPreserving(RelationLoss):
     """Similarity-preserving distillation (SP): examples that the teacher finds alike are alike to the student.
 
-    `L = ‖G^t − G^s‖² / batch²`, with `G = A Aᵀ` of the features A of a batch, each row of G divided by its l2 norm. An
-    example's own value is its row's: `mean_j (G_ij^t − G_ij^s)²`. The entries of G are about 1/√batch, so that L is
+    `L = ‖G^t − G^s‖² / batch²`, with `G = A Aᵀ` of the features A of a batch, each row of G divided by its l2 norm. The
+    value of example i is that of row i, `mean_j (G_ij^t − G_ij^s)²`. The entries of G are about 1/√batch, so that L is
     small: a weight of 3,000 is usual.
 
-    Shapes, batches and replicas are as in `RelationLoss`.
-
     Args:
-        teacher_layer, student_layer: The layers to compare; `None`: the models' outputs.
         **kwargs: See `keras_kd.losses.DistillationLoss`.
 
-    Call arguments:
-        teacher: `(batch, ..., features)`.
-        student: Features of the same examples, of any shape.
-
-    Raises:
-        ValueError: An output has no features, or is one of masked tokens.
+    Batches, call arguments and errors are as for `RelationalKD`.
 
     Example:
 
@@ -281,24 +257,15 @@ class CorrelationCongruence(RelationLoss):
 
     `L = ‖K^t − K^s‖² / batch²`, with `K_ij = exp(−2γ) Σ_p (2γ)^p / p! · (x_i · x_j)^p`, p from 0 to `order`, of the
     features x of an example divided by their l2 norm. That is the Taylor expansion of `exp(−γ ‖x_i − x_j‖²)`; with
-    `order=1`, K is the bilinear kernel `x_i · x_j` but for a factor and a constant. An example's own value is its
-    row's.
-
-    Shapes, batches and replicas are as in `RelationLoss`.
+    `order=1`, K is the bilinear kernel `x_i · x_j` but for a factor and a constant. The value of example i is that of
+    row i.
 
     Args:
-        gamma: γ > 0; the larger, the more only near neighbours count. 0.4 is usual.
+        gamma: γ > 0; the larger, the less do distant examples count. 0.4 is usual.
         order: The highest power, at least 1. 2 is usual.
-        teacher_layer, student_layer: The layers to compare; `None`: the models' outputs.
         **kwargs: See `keras_kd.losses.DistillationLoss`.
 
-    Call arguments:
-        teacher: `(batch, ..., features)`.
-        student: Features of the same examples, of any shape.
-
-    Raises:
-        TypeError: `gamma` is not a number, or `order` no whole number.
-        ValueError: An argument is out of range; an output has no features, or is one of masked tokens.
+    Batches, call arguments and errors are as for `RelationalKD`.
 
     Example:
 
@@ -335,31 +302,28 @@ class CorrelationCongruence(RelationLoss):
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class ContrastiveKD(ProjectedFeatureLoss):
-    """Contrastive distillation: of all examples of a batch, the student's vector is nearest to the teacher's own.
+    """Contrastive distillation: the student's vector is nearest to the teacher's vector of the same example.
 
     With the cosines `c_ij = cos(r(student_i), teacher_j)`, the InfoNCE loss `L_i = −log softmax_j(c_ij / T)_i`, in
-    nats: the other examples of the batch are the negatives. If `symmetric`, the mean of that and of the reverse, in
-    which the teacher's vector looks for the student's: `−log softmax_j(c_ji / T)_i`. r is as in `Hint`. It is a
-    cross-entropy, whose least value is not 0; in a batch of one it is 0, without a gradient.
+    nats: the other examples of the batch are the negatives. If `symmetric`, the mean of that and of the reverse
+    direction, `−log softmax_j(c_ji / T)_i`. r is as in `Hint`. It is a cross-entropy, whose least value is not 0; in a
+    batch of one it is 0, without a gradient.
 
     This is contrastive representation distillation with negatives from the batch, not with the published memory bank of
-    16,384 negatives and its noise-contrastive estimate: give it large batches. Equal examples in a batch are taken for
-    different ones. Over several replicas the negatives are those of the whole batch.
+    16,384 negatives and its noise-contrastive estimate: give it large batches. Duplicates in a batch count as
+    negatives. Over several replicas the negatives are those of the whole batch.
 
     Args:
-        temperature: T > 0; 0.05 to 0.5 is usual. Kept in a variable, `loss.temperature`.
+        temperature: T > 0; 0.05 to 0.5 is usual. Kept in a variable, `loss.temperature`, which callbacks may assign.
         symmetric: Whether the reverse direction counts as well.
-        teacher_layer, student_layer: The layers to compare; `None`: the models' outputs.
         **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
-        teacher: `(batch, features)`.
-        student: The same shape.
+        teacher, student: `(batch, features)`.
 
     Raises:
-        TypeError: `temperature` is not a number, or `symmetric` no bool.
-        ValueError: `temperature` is not > 0; an output is not `(batch, features)`; the widths
-            differ outside a `Distiller`.
+        ValueError: `temperature` is not > 0; an output is not `(batch, features)`; the widths differ outside of a
+            `Distiller`.
 
     Example:
 

@@ -17,26 +17,24 @@ class UniversalLogitDistillation(TemperatureLoss):
     """Universal logit distillation (ULD): the distance of the two distributions by rank, whatever their tokens are.
 
     `L = Σ_r |p_(r) − q_(r)|`, where `p_(r)` is the teacher's r-th largest probability and `q_(r)` the student's, with
-    `p = softmax(teacher / T)`, `q = softmax(student / T)`; the side with fewer classes is filled up with zeros. A sum
-    over ranks, in [0, 2], and a mean over examples (tokens), as in the authors' code; no factor T², as there, so that
-    the gradient shrinks as T grows.
+    `p = softmax(teacher / T)`, `q = softmax(student / T)`; ranks that only one side has are compared with 0. L is in
+    [0, 2]. As in the authors' code there is no factor T², so that the gradient shrinks as T grows.
 
-    It compares how sure the models are and between how many classes, not between which: only the labels hold that. So
-    it is for models that share no vocabulary; where most tokens are shared, `VocabularyMap` transfers more. There is no
-    gradient where the student gives more than the teacher to each of its ranks, as when it has fewer classes and both
-    are unsure.
+    It compares how sure the models are and between how many classes, not between which. Where most tokens are shared,
+    `VocabularyMap` transfers more. There is no gradient where the student gives more than the teacher to each of its
+    ranks, as when it has fewer classes and both are unsure.
 
-    Sequences may differ in length: token i is compared with token i, from the start to the end of the shorter one. The
-    mean is over the tokens that are compared: those of the student that neither side's Keras mask leaves out, up to the
-    teacher's end. `reduction=None` gives one value per student token, 0 beyond the teacher's end.
+    Sequences may differ in length: token i is compared with token i, up to the end of the shorter one. The mean is over
+    the student's tokens that are compared and that no Keras mask of either side leaves out. `reduction=None` gives one
+    value per student token, 0 beyond the teacher's end.
 
     Sorting costs two more tensors of `(batch, length, classes)` per side, and time. On a CPU, 512 tokens of
     50,000 classes took 11 s with all ranks, 2.1 s with `top_k=1000`, 1.0 s with `top_k=100`; `SoftLabels` 0.4 s.
 
     Args:
-        temperature: T > 0; 1 is usual. Kept in a variable, `loss.temperature`.
-        top_k: Compare the k most probable ranks only; None for all. What is left out is no more than the probability
-            that the two sides have beyond rank k. The probabilities are those of the full softmax.
+        temperature: T > 0; 1 is usual. Kept in a variable, `loss.temperature`, which callbacks may assign.
+        top_k: Compare the k largest probabilities of the full softmax only; None for all. The value then differs by at
+            most the probability that the two sides have beyond rank k.
         **kwargs: See `keras_kd.losses.DistillationLoss`.
 
     Call arguments:
@@ -44,7 +42,6 @@ class UniversalLogitDistillation(TemperatureLoss):
         student: Logits `(batch, student classes)`, or `(batch, student length, student classes)`.
 
     Raises:
-        TypeError: `temperature` is not a number, `top_k` no whole number.
         ValueError: `temperature` is not > 0; `top_k` is below 1; the ranks of the logits differ.
 
     Example: Of a teacher of two classes and a student of three, each gives its first choice the same probability.
@@ -64,20 +61,18 @@ class UniversalLogitDistillation(TemperatureLoss):
         self.top_k = None if top_k is None else require_count(top_k, "top_k", at_least=1)
 
     def check_shapes(self, teacher_shape, student_shape):
-        shapes = self.describe_shapes(teacher_shape, student_shape)
-        if len(teacher_shape) != len(student_shape) or differ(teacher_shape[:1], student_shape[:1]):
-            raise ValueError(f"{self.name} compares logits of equal rank and batch, but {shapes}.")
+        shapes = teacher_shape, student_shape
+        if differ(*shapes, (0,)):
+            raise self.shape_error("compares logits of equal rank and batch", *shapes)
         if len(student_shape) not in (2, 3):
-            raise ValueError(
-                f"{self.name} compares logits (batch, classes) or (batch, length, classes), but {shapes}. Flatten what "
-                "lies between batch and classes with keras.layers.Reshape."
-            )
+            way_out = "Flatten the axes between batch and classes with keras.layers.Reshape."
+            raise self.shape_error("compares logits (batch, classes) or (batch, length, classes)", *shapes, way_out)
 
     def compared_axes(self, rank):
         return (0,)
 
     def token_mask(self, teacher, student):
-        """Of the student's tokens, those that neither side masks, up to the teacher's end; None: all of them."""
+        """The student's tokens that neither side masks, up to the teacher's end, bool; None: all of them."""
         if len(student.shape) != 3 or len(teacher.shape) != 3:
             return None
         teacher_mask, student_mask = mask_of_tokens(teacher), mask_of_tokens(student)
@@ -94,14 +89,15 @@ class UniversalLogitDistillation(TemperatureLoss):
         # (batch, [length,] classes) x2, lengths and classes of each side -> (batch, [student length])
         if len(student.shape) == 2:
             return self._distance(teacher, student)
-        shared = _smaller(ops.shape(teacher)[1], ops.shape(student)[1])
-        distance = self._distance(teacher[:, :shared], student[:, :shared])
-        return ops.concatenate([distance, ops.zeros_like(student[:, shared:, 0])], axis=1)
+        teacher_length, student_length = ops.shape(teacher)[1], ops.shape(student)[1]
+        distance = self._distance(teacher[:, :student_length], student[:, :teacher_length])
+        return ops.concatenate([distance, ops.zeros_like(student[:, teacher_length:, 0])], axis=1)
 
     def _distance(self, teacher, student):
         teacher, student = self._descending(teacher), self._descending(student)
-        ranks = max(teacher.shape[-1], student.shape[-1])
-        return ops.sum(ops.abs(_padded(teacher, ranks) - _padded(student, ranks)), axis=-1)
+        ranks = min(teacher.shape[-1], student.shape[-1])
+        shared = ops.sum(ops.abs(teacher[..., :ranks] - student[..., :ranks]), axis=-1)
+        return shared + ops.sum(teacher[..., ranks:], axis=-1) + ops.sum(student[..., ranks:], axis=-1)
 
     def _descending(self, logits):
         """The largest probabilities, `top_k` of them or all, in descending order."""
@@ -125,19 +121,13 @@ class VocabularyMap(DistillationLossWrapper):
 
     A token that the teacher lacks has the id -1: it is left out on both sides, and only the labels train it.
 
-    Weight, temperature, output, name, reduction and dtype are those of the wrapped loss, and callbacks find its
-    hyperparameters under its name. Labels, for a loss that needs them, are ids of the student.
-
     Args:
-        loss: A `DistillationLoss` over logits, for instance `SoftLabels(temperature=2.0)`.
+        loss: A `DistillationLoss` over logits, for instance `SoftLabels(temperature=2.0)`. Weight, temperature, output,
+            name, reduction and dtype are its own. If it needs labels, they are ids of the student.
         teacher_ids: For each token of the student, in the order of its ids, the token's id in the teacher's vocabulary,
             or -1. `match_vocabularies` makes the list.
 
-    Attributes:
-        loss: The wrapped loss.
-
     Raises:
-        TypeError: `loss` is no `DistillationLoss`, or an id no whole number.
         ValueError: `loss` is not over logits; ids are below -1 or not different; fewer than 2 are shared; the loss
             needs labels and an id is -1. When the models are known: an id is beyond the teacher's classes, or there are
             more or fewer ids than classes of the student.
@@ -158,7 +148,7 @@ class VocabularyMap(DistillationLossWrapper):
                 f"{loss.name} compares outputs as they are, and only logits can be gathered by token. Wrap a loss over "
                 "logits, such as keras_kd.losses.SoftLabels; declare one of your own with undoes='softmax'."
             )
-        ids = require_ids(teacher_ids)
+        ids = _checked_ids(teacher_ids)
         self._classes = ids.size  # of the student
         self._student_ids = np.flatnonzero(ids >= 0).astype("int32")
         self._teacher_ids = ids[self._student_ids].astype("int32")
@@ -171,16 +161,13 @@ class VocabularyMap(DistillationLossWrapper):
 
     @property
     def teacher_ids(self):
-        """For each token of the student its id in the teacher's vocabulary, or -1, in a list."""
+        """A list: for each token of the student its id in the teacher's vocabulary, or -1."""
         ids = np.full(self._classes, -1)
         ids[self._student_ids] = self._teacher_ids
         return ids.tolist()
 
     def mass(self, teacher):
-        """The share of the teacher's probability that lies on the student's tokens, in [0, 1], at temperature 1.
-
-        Args:
-            teacher: Logits `(..., teacher classes)`.
+        """The share, in [0, 1], of the probability of the teacher's logits `(..., classes)` on the student's tokens.
 
         Example:
 
@@ -192,7 +179,7 @@ class VocabularyMap(DistillationLossWrapper):
         return ops.exp(ops.logsumexp(self._on_shared(teacher, self._teacher_ids), axis=-1) - ops.logsumexp(teacher, -1))
 
     def check_shapes(self, teacher_shape, student_shape):
-        shapes = self.describe_shapes(teacher_shape, student_shape)
+        shapes = f"the teacher gives {teacher_shape}, the student {student_shape}"
         if student_shape[-1] not in (None, self._classes):
             raise ValueError(
                 f"teacher_ids has {self._classes} entries, one for each token of the student, but {shapes}: "
@@ -203,12 +190,13 @@ class VocabularyMap(DistillationLossWrapper):
                 f"teacher_ids holds {self._teacher_ids.max()}, but {shapes}: the teacher's ids go from 0 to "
                 f"{teacher_shape[-1] - 1}."
             )
-        shared = self._teacher_ids.size
-        super().check_shapes((*teacher_shape[:-1], shared), (*student_shape[:-1], shared))
+        super().check_shapes(*self._shared_shapes(teacher_shape, student_shape))
 
     def make_projection(self, teacher_shape, student_shape):
-        shared = self._teacher_ids.size
-        return super().make_projection((*teacher_shape[:-1], shared), (*student_shape[:-1], shared))
+        return super().make_projection(*self._shared_shapes(teacher_shape, student_shape))
+
+    def _shared_shapes(self, *shapes):
+        return [(*shape[:-1], self._teacher_ids.size) for shape in shapes]
 
     def __call__(self, teacher, student, sample_weight=None, **kwargs):
         """The wrapped loss's mean over the batch; `labels=`, `mask=` or `languages=` as of that loss."""
@@ -228,18 +216,6 @@ class VocabularyMap(DistillationLossWrapper):
         return {**super().get_config(), "teacher_ids": self.teacher_ids}
 
 
-def _smaller(first, second):
-    """The smaller of two lengths, as an int where both are known."""
-    known = isinstance(first, int) and isinstance(second, int)
-    return min(first, second) if known else ops.minimum(first, second)
-
-
-def _padded(probabilities, ranks):
-    """Zeros appended up to so many ranks."""
-    missing = ranks - probabilities.shape[-1]
-    return ops.pad(probabilities, [[0, 0]] * (len(probabilities.shape) - 1) + [[0, missing]])
-
-
 def match_vocabularies(student_vocabulary, teacher_vocabulary, *, allow_missing=False):
     """The `teacher_ids` of a `VocabularyMap`: for each token of the student, in the order of its ids, the teacher's id.
 
@@ -250,15 +226,13 @@ def match_vocabularies(student_vocabulary, teacher_vocabulary, *, allow_missing=
         student_vocabulary: The student's tokens in the order of their ids, or a dict from token to id; the ids of the
             dict are 0, 1, … without a gap.
         teacher_vocabulary: The teacher's, likewise; its dict may have gaps.
-        allow_missing: Give tokens that the teacher lacks the id -1, in place of an error: `VocabularyMap` leaves them
-            out of the comparison.
+        allow_missing: Give tokens that the teacher lacks the id -1, in place of an error.
 
     Returns:
         A list of ints, as long as the student's vocabulary.
 
     Raises:
-        ValueError: The teacher lacks tokens of the student, some of which are listed; a token occurs twice; the ids of
-            the student are not 0, 1, ….
+        ValueError: The teacher lacks tokens of the student; a token occurs twice; the student's ids are not 0, 1, ….
         TypeError: A vocabulary is a single str, or neither a sequence nor a dict.
 
     Example:
@@ -303,8 +277,8 @@ def _ids_by_token(vocabulary, argument):
     return ids
 
 
-def require_ids(teacher_ids):
-    """Return the ids as an int array, after checking them by themselves."""
+def _checked_ids(teacher_ids):
+    """The ids as an int array."""
     ids = list(teacher_ids)
     wrong = [i for i in ids if isinstance(i, (bool, np.bool_)) or not isinstance(i, numbers.Integral)]
     if wrong:

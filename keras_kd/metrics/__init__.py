@@ -3,11 +3,6 @@
 What `keras_kd.evaluate` measures of finished models, batch by batch, of a `Distiller` or of any Keras model. An
 unlabelled example (token), one with a label below 0 or a one-hot row of zeros, is left out of the metrics of labels,
 whatever its outputs, weight and language; the metrics of fidelity need no labels and count it.
-
-
-example_metric.py  sums over examples (tokens), labels, weights and masks
-fidelity.py        Agreement, MeanKL: the student against the teacher, no labels needed
-classification.py  ExpectedCalibrationError, MacroF1, MacroF1ByLanguage
 """
 
 from keras_kd.metrics.classification import ExpectedCalibrationError, MacroF1, MacroF1ByLanguage

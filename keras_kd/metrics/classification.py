@@ -21,24 +21,18 @@ class ExpectedCalibrationError(ExampleMetric):
     confidence. Tokens of sequences count as examples do.
 
     Few examples to a bin make it too large, for chance then counts as error: compare values of as many examples only.
-
-    With sample weights, counts and means are weighted; what a Keras mask leaves out and labels below 0 (unlabelled
-    examples) weigh 0. 0 before the first labelled example.
+    Weights, masks and unlabelled examples: as `MacroF1`.
 
     Args:
-        bins: B, the number of bins of equal width.
+        bins: B ≥ 1, the number of bins of equal width.
         from_logits: Whether outputs are logits. False: probabilities, whose largest is taken as it is.
-        name: Name in the logs.
-        dtype: "float32", or "float64" to count more than 16 million tokens exactly.
+        name, dtype: As in `MacroF1`.
 
-    Call arguments:
-        y_true, y_pred, sample_weight: As in `MacroF1`; `y_pred` are logits, or probabilities with `from_logits=False`.
+    Call arguments: as `MacroF1`, but logits and probabilities are not the same: see `from_logits`.
 
     Raises:
         TypeError: `bins` is not a whole number, or `from_logits` no bool.
-        ValueError: `bins` < 1; shapes do not fit; a label is not among the classes; outputs are outside [0, 1] in
-            spite of `from_logits=False`. (In a graph, the last two are `tf.errors.InvalidArgumentError`; under XLA,
-            which drops assertions, the result is NaN.)
+        ValueError: `bins` < 1; outputs are outside [0, 1] in spite of `from_logits=False`; and as `MacroF1`.
 
     Example:
 
@@ -98,16 +92,16 @@ def confidence_bin(confidence, bins):
     return ops.cast(ops.clip(number, 0, bins - 1), "int32")
 
 
-def class_f1(hits, predicted, actual):
-    """F1 = 2 · hits / (predictions + labels), 0 for a class that does not occur: `(..., classes)` x3 -> the same."""
-    return ops.divide_no_nan(2 * hits, predicted + actual)
+def class_f1(hits, occurrences):
+    """F1 = 2 · hits / (predictions + labels), 0 for a class that does not occur: `(..., classes)` x2 -> the same."""
+    return ops.divide_no_nan(2 * hits, occurrences)
 
 
-def macro_f1(hits, predicted, actual):
-    """Mean F1 of the classes in predictions or labels, and how many these are: `(..., classes)` x3 -> `(...)` x2."""
-    f1 = class_f1(hits, predicted, actual)
-    occurring = ops.sum(ops.cast(ops.not_equal(predicted + actual, 0), f1.dtype), axis=-1)
-    return ops.divide_no_nan(ops.sum(f1, axis=-1), occurring), occurring
+def macro_f1(hits, occurrences):
+    """Mean F1 of the classes in predictions or labels, and how many these are: `(..., classes)` x2 -> `(...)` x2."""
+    f1 = class_f1(hits, occurrences)
+    classes = ops.sum(ops.cast(ops.not_equal(occurrences, 0), f1.dtype), axis=-1)
+    return ops.divide_no_nan(ops.sum(f1, axis=-1), classes), classes
 
 
 class ClassCounts(ExampleMetric):
@@ -129,9 +123,7 @@ class ClassCounts(ExampleMetric):
                 f"{self.name} was made for classes={self.classes}, but the outputs have shape {tuple(outputs.shape)}."
             )
         labels, weights = self.labels_and_weights(y_true, outputs, weights)
-        group = 0
-        if group_index is not None:
-            group, weights = group_index(weights)
+        group, weights = (0, weights) if group_index is None else group_index(weights)
         predicted = ops.cast(ops.argmax(outputs, axis=-1), "int32")
         hit = ops.where(ops.equal(predicted, labels), weights, ops.zeros_like(weights))
         self.hits.assign_add(self._by_class(hit, group, predicted))
@@ -146,7 +138,7 @@ class ClassCounts(ExampleMetric):
 
     def macro_f1(self):
         """Macro-F1 of each group, `(groups,)`, and how many classes occur in it."""
-        return macro_f1(self.hits, self.predicted, self.actual)
+        return macro_f1(self.hits, self.predicted + self.actual)
 
     def get_config(self):
         return {**super().get_config(), "classes": self.classes}
@@ -165,7 +157,7 @@ class MacroF1(ClassCounts):
     Args:
         classes: The number of classes, the width of the outputs; at least 2.
         name: Name in the logs.
-        dtype: "float32", or "float64" to count more than 16 million tokens of a class exactly.
+        dtype: "float32", or "float64" to count more than 16 million tokens exactly.
 
     Call arguments:
         y_true: Integer labels `(batch,)` or `(batch, 1)`, or one-hot rows `(batch, classes)`; `(batch, length)` and so
@@ -216,8 +208,7 @@ class MacroF1ByLanguage(ClassCounts):
         name: Name of the metric; see above.
         dtype: As in `MacroF1`.
 
-    Call arguments:
-        y_true, y_pred, sample_weight: As in `MacroF1`.
+    Call arguments, besides those of `MacroF1`:
         languages: Each example's language, `(batch,)` or `(batch, 1)`.
 
     Raises:

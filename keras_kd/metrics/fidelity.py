@@ -77,12 +77,7 @@ class FidelityMetric(ExampleMetric):
 class Agreement(FidelityMetric):
     """Share of examples (tokens) where student and teacher choose the same class, in [0, 1]: higher is better.
 
-    Needs no labels. Of equal logits the first counts as chosen. Weights and masks: as `FidelityMetric`.
-
-    Args:
-        name, dtype: As in `FidelityMetric`.
-
-    Call arguments and errors: as `FidelityMetric`.
+    Of equal logits the first counts as chosen. Arguments, weights, masks and errors: as `FidelityMetric`.
 
     Example:
 
@@ -108,13 +103,11 @@ class MeanKL(FidelityMetric):
     """Mean of KL(teacher ‖ student) = Σ_c p_c (log p_c − log q_c), in nats: lower is better, 0 at best.
 
     `p = softmax(teacher / T)` and `q = softmax(student / T)`, in log space, so that it is finite at logits of ±1e4. It
-    is `SoftLabels(temperature=T)` without the factor T². Needs no labels. Weights and masks: as `FidelityMetric`.
+    is `SoftLabels(temperature=T)` without the factor T². All else: as `FidelityMetric`.
 
     Args:
         temperature: T > 0; at 1, the distributions that the models predict with.
         name, dtype: As in `FidelityMetric`.
-
-    Call arguments: as `FidelityMetric`.
 
     Raises:
         TypeError: `temperature` is not a number.

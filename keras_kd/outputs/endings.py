@@ -3,10 +3,11 @@
 import keras
 from keras import ops
 
-from keras_kd._keras_private import functional_graph, get_mask, nested_output, producer, set_mask
+from keras_kd._keras_private import ATTENTION_LAYERS, functional_graph, get_mask, nested_output, producer, set_mask
 from keras_kd.outputs.top_classes import TINY
 
 CHANNELS_FIRST = "channels_first"
+UNKNOWN = "unknown"
 _LEAST_REST = 2.0**-25  # half the distance from 1 to the float32 below: what a probability of 1 may leave
 
 _KEEP_VALUES = (
@@ -40,6 +41,7 @@ _AVERAGE_POSITIONS = (  # a mean of distributions is one
     keras.layers.GlobalAveragePooling2D,
     keras.layers.GlobalAveragePooling3D,
 )
+_FEATURES_LAST = (keras.layers.Dense, keras.layers.EinsumDense, *ATTENTION_LAYERS)  # whatever they are applied to
 _MOVING_OPERATIONS = {"BroadcastTo", "Copy", "ExpandDims", "Flip", "GetItem", "Reshape", "Roll", "Squeeze", "Transpose"}
 _LAYERS_WITH_ACTIVATION = (
     keras.layers.Activation,
@@ -98,21 +100,53 @@ def logits_of(tensor, activation):
 
 
 def _ending(tensor):
-    return CHANNELS_FIRST if _has_channels_first(tensor) else _final_activation(tensor)
+    axis = channels_axis(tensor)
+    return _final_activation(tensor) if axis is None else CHANNELS_FIRST if axis == 1 else f"channels on axis {axis}"
 
 
-def _has_channels_first(tensor):
-    """Whether axis 1 holds the channels: a layer with that data format made the tensor, or one that keeps its shape."""
-    if len(tensor.shape) < 3:
-        return False
+def channels_last(tensor, axis):
+    """A tensor with the channels of this axis moved to the last one; as it is where the axis is None."""
+    return tensor if axis is None else set_mask(ops.moveaxis(tensor, axis, -1), get_mask(tensor))
+
+
+def channels_axis(tensor):
+    """The axis of the channels of a symbolic tensor, where they are known to stand before the positions; else None.
+
+    A layer with data_format="channels_first" has put them there, and the layers after it have kept them.
+    """
+    rank = len(tensor.shape)
     operation, index, inputs = producer(tensor)
+    times = 1 if isinstance(operation, keras.layers.TimeDistributed) else 0
+    operation = operation.layer if isinstance(operation, keras.layers.Wrapper) else operation
     inner = nested_output(operation, index)
-    if inner is not None:
-        return _has_channels_first(inner)
-    data_format = getattr(operation, "data_format", None)
-    if data_format is not None:
-        return data_format == "channels_first"
-    return any(_has_channels_first(one) for one in inputs if tuple(one.shape) == tuple(tensor.shape))
+    axis = own_channels_axis(operation, rank - times) if inner is None else channels_axis(inner)
+    if axis is not UNKNOWN:
+        return axis and axis + times
+    order = _order_of_axes(operation, rank)
+    joins = order is not None or isinstance(operation, keras.layers.Concatenate)
+    kept = [one for one in inputs if joins or one.shape == tensor.shape]
+    axis = next(filter(None, map(channels_axis, kept)), None)
+    axis = order.index(axis) if axis and order else axis
+    return axis if axis != rank - 1 else None
+
+
+def _order_of_axes(operation, rank):
+    """The input's axes in the order in which a layer or operation puts them; None if it does not move axes."""
+    if isinstance(operation, keras.layers.Permute):
+        return [0, *operation.dims]
+    if type(operation).__name__ == "Transpose":
+        return list(operation.axes or reversed(range(rank)))
+    return None
+
+
+def own_channels_axis(layer, rank):
+    """What `channels_axis` gives for any output of a layer, of this rank; `UNKNOWN` if that depends on its input."""
+    if rank < 3 or isinstance(layer, _FEATURES_LAST):
+        return None
+    if getattr(layer, "data_format", None) is None:
+        return UNKNOWN
+    positions = getattr(getattr(layer, "cell", layer), "rank", rank - 2)  # a ConvLSTM has time before the channels
+    return rank - 1 - positions if layer.data_format == CHANNELS_FIRST else None
 
 
 def _final_activation(tensor):

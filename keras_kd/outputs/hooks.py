@@ -19,10 +19,13 @@ from keras_kd._keras_private import (
     ATTENTION_LAYERS,
     attention_call,
     call_arguments,
+    functional_graph,
     get_mask,
+    graph_tensors,
     set_mask,
     sublayers,
 )
+from keras_kd.outputs.endings import UNKNOWN, channels_axis, channels_last, own_channels_axis
 
 NOT_ATTENDED = -1e9  # the score of a key that the attention's mask hides from a query
 
@@ -51,9 +54,10 @@ class Hook(NamedTuple):
 
 
 class LayerOutput:
-    """The output of a layer."""
+    """The output of a layer, with its channels last also where data_format="channels_first" has put them on axis 1."""
 
     method = "call"
+    is_input = False
     token_axis = 1  # the axis of a (batch, length, ...) tensor that goes over tokens
 
     def locate(self, layer, label):
@@ -72,7 +76,9 @@ class LayerOutput:
 
 
 class LayerInput(LayerOutput):
-    """The input of a layer; of an embedding that is called both ways, the hidden states that it turns into logits."""
+    """The input of a layer, likewise; of an embedding called both ways, the hidden states that become logits."""
+
+    is_input = True
 
     def chosen(self, calls):
         if not isinstance(calls[0].layer, keras.layers.ReversibleEmbedding):
@@ -182,9 +188,8 @@ class LayerCapture:
             hook: PARTS[hook.part].locate(_find_layer(model, hook.layer, label, role), label)
             for hook, label in self._labels.items()
         }
-        self._attention_layers = list(
-            {id(x): x for _, x in layer_paths(model) if isinstance(x, ATTENTION_LAYERS)}.values()
-        )
+        self._all_layers = list({id(layer): layer for _, layer in layer_paths(model)}.values())
+        self._attention_layers = [layer for layer in self._all_layers if isinstance(layer, ATTENTION_LAYERS)]
 
     def run(self, function, padding_mask=None):
         """Call `function()`; return its result, `{hook: tensor}`, and the padding mask of the result or None.
@@ -217,7 +222,33 @@ class LayerCapture:
             tensor = part.read(calls[0])
         except ValueError as error:
             raise ValueError(f"{label}: {error}. Name a layer that gives one tensor.") from None
+        if part.method == "call":
+            tensor = channels_last(tensor, self._channels_axis(hook, len(tensor.shape)))
         return with_padding_mask(tensor, padding.near(calls[0]), part.token_axis) if part.token_axis else tensor
+
+    def _channels_axis(self, hook, rank):
+        """The axis of the channels of a layer's output or input of this rank; None if it is the last.
+
+        Raises:
+            ValueError: The layer shows neither its data format nor, in a subclassed model, what comes before it.
+        """
+        layer, is_input = self._layers[hook], PARTS[hook.part].is_input
+        calls = graph_tensors(layer)
+        tensors = [inputs[0] if is_input else outputs[0] for inputs, outputs in calls]
+        graph = functional_graph(layer) if isinstance(layer, keras.Model) else None
+        if graph is not None:
+            tensors += [keras.tree.flatten(graph.input if is_input else graph.output)[0]]
+        known = next(filter(None, map(channels_axis, tensors)), None) or own_channels_axis(layer, rank)
+        if known is not UNKNOWN or tensors:
+            return None if known is UNKNOWN else known
+        around = {own_channels_axis(one, rank) for one in self._all_layers if getattr(one, "rank", None) == rank - 2}
+        if around - {None, UNKNOWN}:
+            raise ValueError(
+                f"{self._labels[hook]} may have its channels on axis 1, as layers of the {self._role} with "
+                'data_format="channels_first" have: in a subclassed model, what comes before a layer is not known. '
+                "Name a layer that has a data_format itself, such as the convolution before it."
+            )
+        return None
 
 
 class _Padding:

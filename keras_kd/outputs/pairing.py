@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import keras
 
-from keras_kd.outputs.endings import CHANNELS_FIRST, ending_kind
+from keras_kd.outputs.endings import CHANNELS_FIRST, channels_last, ending_kind
 from keras_kd.outputs.hooks import Hook
 from keras_kd.outputs.precomputed import PrecomputedTeacher, without_teacher_outputs
 from keras_kd.outputs.reader import OutputReader
@@ -180,7 +180,10 @@ def _outputs(reader, outputs, loss, side):
     layers = loss.layers_of(side)
     if layers:
         return [_layer(outputs, Hook(layer, part), side) for layer in layers for part in loss.parts]
-    return reader.select(outputs, loss.output_of(side), undo=loss.undoes)
+    tensors = reader.select(outputs, loss.output_of(side), undo=loss.undoes)
+    activations = reader.activations(outputs, loss.output_of(side))
+    axes = [1 if activation == CHANNELS_FIRST else None for activation in activations]
+    return [channels_last(tensor, axis) for tensor, axis in zip(tensors, axes, strict=True)]
 
 
 def _layer(outputs, hook, side):

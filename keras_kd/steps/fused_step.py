@@ -12,8 +12,8 @@ from keras_kd._keras_private import (
     set_mask,
     sparse_label_options,
 )
-from keras_kd.large_vocabulary.crossentropy import head_crossentropy
 from keras_kd.large_vocabulary.fused import fused_loss
+from keras_kd.large_vocabulary.heads import head_crossentropy
 from keras_kd.losses.base import class_labels, with_rank
 from keras_kd.steps import replicas
 from keras_kd.steps.loss_terms import LossTerms

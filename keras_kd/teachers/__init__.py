@@ -6,6 +6,7 @@ A teacher is a `keras.Model` that gives logits. Each function returns one; `Mean
 from keras_kd.teachers.ensembles import ensemble, multi_output
 from keras_kd.teachers.external import from_function, from_saved_model
 from keras_kd.teachers.half_precision import cast
+from keras_kd.teachers.heads import logistic_head
 from keras_kd.teachers.moving_average import MeanTeacher
 from keras_kd.teachers.routing import route_by_language
 
@@ -15,6 +16,7 @@ __all__ = [
     "ensemble",
     "from_function",
     "from_saved_model",
+    "logistic_head",
     "multi_output",
     "route_by_language",
 ]

@@ -28,11 +28,11 @@ def ensemble(teachers, *, weights=None, mean_of="probabilities"):
     - `mean_of="logits"`: `Σᵢ wᵢ zᵢ`. Its softmax is their normalized geometric mean. Use it for regression too.
 
     For a teacher that ends in softmax, zᵢ are its log probabilities; a subclassed teacher must give logits. If all end
-    in sigmoid, the mean is that of each unit's Bernoulli distribution, and the ensemble ends in sigmoid. With several
-    outputs, each is averaged with the same output of the other teachers.
+    in sigmoid, the mean is that of each unit's Bernoulli distribution, and the ensemble ends in sigmoid. Several
+    outputs are averaged one by one.
 
-    Each teacher reads the inputs that it has by name, so that a dict of inputs serves teachers with different
-    tokenizers. A subclassed teacher gets all inputs. The teachers are not changed.
+    Each teacher reads its inputs by name, so that a dict of inputs serves teachers with different tokenizers. A
+    subclassed teacher gets all inputs. The teachers are not changed.
 
     Args:
         teachers: A list of built `keras.Model`s, one at least functional or sequential.
@@ -45,8 +45,8 @@ def ensemble(teachers, *, weights=None, mean_of="probabilities"):
 
     Raises:
         TypeError: `teachers` is not a list of `keras.Model`s, or a weight not a number.
-        ValueError: A teacher is not built; none is functional or sequential; outputs differ in number, shape or in
-            whether they end in sigmoid; inputs of one name differ; `weights` are not > 0 or not one per teacher.
+        ValueError: A teacher is not built; none is functional or sequential; inputs of one name, or outputs, differ;
+            `weights` are not > 0 or not one per teacher.
 
     Example:
 
@@ -81,9 +81,7 @@ def multi_output(teachers):
 
     The output is a dict, `{"bert": logits, "cnn": logits}`. A teacher that ends in softmax gives its log probabilities,
     one that ends in sigmoid its probabilities, as losses over independent units expect. Several outputs of one teacher
-    are named "teacher/output", by name or index: "bert/hidden", "bert/0".
-
-    Inputs are shared as in `ensemble`. The teachers are not changed.
+    are named "teacher/output", by name or index: "bert/hidden", "bert/0". Inputs are as in `ensemble`.
 
     Args:
         teachers: A dict of built `keras.Model`s by name, one at least functional or sequential.
@@ -135,7 +133,7 @@ def _mean_of_logits(logits, shares):
 
 
 def _log_mean_of(logs, shares):
-    """log Σᵢ wᵢ exp(logsᵢ), in log space to the end."""
+    """log Σᵢ wᵢ exp(logsᵢ)."""
     return ops.logsumexp(ops.stack([log + math.log(w) for log, w in zip(logs, shares, strict=True)]), axis=0)
 
 
@@ -150,7 +148,7 @@ def _mean_of_units(logits, shares):
     return _log_mean_of(on, shares) - _log_mean_of(off, shares)
 
 
-# By what is averaged, and by how the teachers end.
+# By `mean_of`, and by the ending of the teachers.
 _MEANS = {
     "probabilities": {"linear": _mean_of_distributions, "sigmoid": _mean_of_units},
     "logits": {"linear": _mean_of_logits, "sigmoid": _mean_of_logits},

@@ -17,7 +17,7 @@ def from_saved_model(path, *, output=None, gives="logits"):
 
     Inputs have the names, shapes and dtypes of the signature, as `keras_kd.export(model, folder)`,
     `model.export(folder)` and other programs write it. The model's Python classes are not needed. Its weights are not
-    weights of the returned model: they are not listed, saved or trained.
+    weights of the returned model, so they are not saved or trained.
 
     Inputs may be strings (for `fit`: arrays of dtype object, `tf.constant`, or a `tf.data.Dataset`); `jit_compile` is
     then turned off.
@@ -34,9 +34,9 @@ def from_saved_model(path, *, output=None, gives="logits"):
     Raises:
         TypeError: `path` is not a path.
         FileNotFoundError: `path` does not exist.
-        ValueError: `path` is not a SavedModel, or a damaged one, or has no serving signature; the signature has a fixed
-            batch size, an input or output of unknown rank, or an output that is not floating point; it has several
-            outputs and `output` does not name one.
+        ValueError: `path` is not a SavedModel, is damaged, or has no serving signature; the signature has a fixed batch
+            size, an unknown rank, or an output that is not floating point; it has several outputs and `output` does not
+            name one.
 
     Example:
 
@@ -60,24 +60,22 @@ def from_saved_model(path, *, output=None, gives="logits"):
     inputs = {
         name: keras.Input(tuple(spec.shape[1:]), dtype=spec.dtype.name, name=name) for name, spec in specs.items()
     }
-    layer = SavedModel(runtime, _chosen_output(runtime.signature.structured_outputs, output), gives)
-    taken = inputs if len(inputs) != 1 else next(iter(inputs.values()))
-    return keras.Model(taken, layer(inputs), name="from_saved_model")
+    outputs = SavedModel(runtime, _chosen_output(runtime.signature.structured_outputs, output), gives)(inputs)
+    return keras.Model(inputs if len(inputs) != 1 else next(iter(inputs.values())), outputs, name="from_saved_model")
 
 
 def from_function(function, *, inputs, classes, gives="probabilities"):
     """Make a teacher of any function of NumPy arrays: scikit-learn's `predict_proba`, a PyTorch model, an API.
 
-    The function is called once per batch, in this process and outside of TensorFlow's graph. XLA cannot compile that
-    (`jit_compile` is turned off with a warning), and the model cannot be saved or exported. What the function returns
-    is checked for every batch.
+    The function is called once per batch, in this process and outside of TensorFlow's graph, and its results are
+    checked. XLA cannot compile that (`jit_compile` is turned off with a warning), and the model cannot be saved or
+    exported.
 
     For a PyTorch model: `lambda x: model(torch.from_numpy(x)).detach().numpy()`.
 
     Args:
-        function: A callable. It gets NumPy arrays `(batch, ...)` in the structure of `inputs` (strings as str in an
-            array of dtype object) and returns an array of numbers, `(batch, classes)`. It is never called with an empty
-            batch.
+        function: A callable. It gets NumPy arrays `(batch, ...)` in the structure of `inputs`, never an empty batch
+            (strings as str in an array of dtype object), and returns an array of numbers, `(batch, classes)`.
         inputs: A `keras.Input`, or a list or flat dict of them: what the function takes. From a dict batch it gets the
             entries with the names of the inputs, or the keys of the dict.
         classes: Number of classes ≥ 1; a tuple for more dimensions: `(None, classes)` for one distribution per token.
@@ -117,82 +115,67 @@ def from_function(function, *, inputs, classes, gives="probabilities"):
     return keras.Model(inputs, layer(inputs), name="from_function")
 
 
-class SavedModel(keras.layers.Layer):
-    """The serving signature of a SavedModel, one of its outputs, as logits.
+class ExternalModel(keras.layers.Layer):
+    """Base class: a layer whose `compute` gives logits or probabilities of the shape `(batch, *sizes)`, as logits."""
 
-    Args:
-        runtime: A `SavedModelRuntime`.
-        output: The name of the output.
-        gives: "logits" or "probabilities".
-    """
+    def __init__(self, sizes, gives, *, supports_jit, name):
+        super().__init__(name=name, dtype="float32", autocast=False)
+        self.supports_jit = supports_jit
+        self.sizes = sizes
+        self.gives = gives
+        self.built = True
+
+    def call(self, inputs):
+        outputs = tf.cast(self.compute(inputs), tf.float32)
+        return logits_of(outputs, "softmax") if self.gives == "probabilities" else outputs
+
+
+class SavedModel(ExternalModel):
+    """One output, by its name, of the serving signature of a `SavedModelRuntime`."""
 
     def __init__(self, runtime, output, gives):
-        super().__init__(name="saved_model", dtype="float32", autocast=False)
-        self.supports_jit = not any(spec.dtype == tf.string for spec in runtime.specs().values())
-        self._runtime = runtime
-        self._output = output
-        self._gives = gives
-        self.built = True
+        sizes = tuple(runtime.signature.structured_outputs[output].shape[1:])
+        supports_jit = not any(spec.dtype == tf.string for spec in runtime.specs().values())
+        super().__init__(sizes, gives, supports_jit=supports_jit, name="saved_model")
+        self._runtime, self._output = runtime, output
 
-    def call(self, inputs):
-        return _as_logits(self._runtime.signature(**inputs)[self._output], self._gives)
-
-    def compute_output_spec(self, inputs):
-        return keras.KerasTensor(tuple(self._runtime.signature.structured_outputs[self._output].shape), "float32")
+    def compute(self, inputs):
+        return self._runtime.signature(**inputs)[self._output]
 
 
-class NumpyFunction(keras.layers.Layer):
-    """A function of NumPy arrays; its results as logits.
-
-    Args:
-        function: A callable.
-        sizes: Shape of its result for one example; None where a size is unknown.
-        gives: "logits" or "probabilities".
-    """
+class NumpyFunction(ExternalModel):
+    """A function of NumPy arrays."""
 
     def __init__(self, function, sizes, gives):
-        super().__init__(name="numpy_function", dtype="float32", autocast=False)
-        self.supports_jit = False
+        super().__init__(sizes, gives, supports_jit=False, name="numpy_function")
         self._function = function
-        self._sizes = sizes
-        self._gives = gives
-        self.built = True
 
-    def call(self, inputs):
-        def compute(*arrays):
+    def compute(self, inputs):
+        def run(*arrays):
             return self._checked(keras.tree.pack_sequence_as(inputs, [_decoded(array) for array in arrays]))
 
-        results = tf.numpy_function(compute, keras.tree.flatten(inputs), tf.float32)
-        return _as_logits(tf.ensure_shape(results, (None, *self._sizes)), self._gives)
-
-    def compute_output_spec(self, inputs):
-        return keras.KerasTensor((None, *self._sizes), "float32")
+        return tf.ensure_shape(tf.numpy_function(run, keras.tree.flatten(inputs), tf.float32), (None, *self.sizes))
 
     def _checked(self, inputs):
-        """The result of the function, checked, float32."""
+        """The result of the function in float32."""
         examples = len(keras.tree.flatten(inputs)[0])
-        if not examples:  # a replica without examples
-            return np.zeros((0, *(size or 1 for size in self._sizes)), np.float32)
+        if not examples:  # of a replica without examples
+            return np.zeros((0, *(size or 1 for size in self.sizes)), np.float32)
         result = np.asarray(self._function(inputs))
-        expected = (examples, *self._sizes)
+        expected = (examples, *self.sizes)
         if result.dtype.kind not in "fiu" or not tf.TensorShape(result.shape).is_compatible_with(expected):
             raise ValueError(
                 f"{self._function!r} must return an array of numbers of shape {expected} for {examples} examples, "
                 f"got {result.dtype} of shape {result.shape}."
             )
         result = result.astype(np.float32)
-        if self._gives == "probabilities":
+        if self.gives == "probabilities":
             _require_probabilities(result, self._function)
         return result
 
 
-def _as_logits(tensor, gives):
-    tensor = tf.cast(tensor, tf.float32)
-    return logits_of(tensor, "softmax") if gives == "probabilities" else tensor
-
-
 def _require_probabilities(result, function):
-    """NaN passes: the distiller names its batch."""
+    """Raise ValueError unless rows are distributions. NaN passes: the distiller names its batch."""
     sums = result.sum(axis=-1)
     if (result < 0).any() or (sums < _LEAST_SUM).any() or (sums > _LARGEST_SUM).any():
         raise ValueError(
@@ -203,7 +186,7 @@ def _require_probabilities(result, function):
 
 
 def _decoded(array):
-    """An array of str: TensorFlow gives strings as bytes."""
+    """The array with str in place of TensorFlow's bytes."""
     if array.dtype != object:
         return array
     return np.array([value.decode() for value in array.ravel()], dtype=object).reshape(array.shape)

@@ -7,6 +7,7 @@ from keras_kd._checks import require_choice, require_teacher
 from keras_kd._keras_private import call_model, functional_graph
 from keras_kd.deploy.precision import rebuilt
 from keras_kd.outputs.reader import output_names
+from keras_kd.teachers.members import ModelConfig
 
 
 def cast(teacher, dtype):
@@ -14,13 +15,11 @@ def cast(teacher, dtype):
 
     For inference: nothing in it is trainable. Outputs are float32 and keep their names. The teacher is not changed, and
     the copy shares nothing with it. The first layer rounds the inputs, except `keras.layers.Normalization`, which stays
-    in float32 and so standardizes raw numbers before they are rounded.
+    in float32.
 
-    The speed depends on the machine: `benchmarks/teachers.py` measures it. float16 overflows above 65,504; bfloat16 has
-    the range of float32 and 8 significant bits.
-
-    The copy is made with Keras's own files, in a temporary folder, so custom classes need `get_config` and
-    registration.
+    float16 overflows above 65,504; bfloat16 has the range of float32 and 8 significant bits. The speed depends on the
+    machine: `benchmarks/teachers.py` measures it. Custom classes need `get_config` and registration, since the copy is
+    made by saving and loading.
 
     Args:
         teacher: A built `keras.Model`.
@@ -57,13 +56,8 @@ def cast(teacher, dtype):
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class Float32Outputs(keras.Model):
-    """A model with the outputs of another in float32.
-
-    Args:
-        model: A built `keras.Model`.
-        name: Name of the model.
-    """
+class Float32Outputs(ModelConfig, keras.Model):
+    """A subclassed model with its outputs in float32."""
 
     def __init__(self, model, *, name=None):
         super().__init__(name=name, trainable=model.trainable)
@@ -72,14 +66,6 @@ class Float32Outputs(keras.Model):
 
     def call(self, inputs, training=None):
         return keras.tree.map_structure(_in_float32, call_model(self.model, inputs, training))
-
-    def get_config(self):
-        return {"name": self.name, "model": keras.saving.serialize_keras_object(self.model)}
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        model = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
-        return cls(model, name=config["name"])
 
 
 def _in_float32(tensor):

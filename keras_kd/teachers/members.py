@@ -14,20 +14,26 @@ from keras_kd.outputs.reader import OutputReader, output_names
 _MAKE_FUNCTIONAL = "Make it functional: inputs = keras.Input(shape, name=...); keras.Model(inputs, teacher(inputs))."
 
 
+class ModelConfig:
+    """The config of a layer or model that is made of one `model` and has a `name`."""
+
+    def get_config(self):
+        return {"name": self.name, "model": keras.saving.serialize_keras_object(self.model)}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        model = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
+        return cls(model, name=config["name"])
+
+
 @keras.saving.register_keras_serializable(package="keras_kd")
-class Member(keras.layers.Layer):
-    """One of several teachers: reads its inputs by name, gives logits.
+class Member(ModelConfig, keras.layers.Layer):
+    """One of several teachers: reads its inputs by name from a dict, gives a list of logits, float32, one per output.
 
     Args:
         model: A built `keras.Model`. A functional or sequential one reads its own inputs and, where it ends in softmax
             or sigmoid, gives the logits before it. Any other gets all inputs, and gives its outputs as they are.
         name: Name of the layer; models may have the same name.
-
-    Call arguments:
-        inputs: `{input name: tensor}`.
-
-    Returns:
-        A list: the logits of each output, float32.
     """
 
     def __init__(self, model, *, name):
@@ -45,33 +51,15 @@ class Member(keras.layers.Layer):
     def call(self, inputs, training=None):
         if not self._reads_names and len(inputs) == 1:
             (inputs,) = inputs.values()
-        return self._logits(self._reader(inputs, training))
-
-    def compute_output_spec(self, inputs, training=None):
-        outputs = self._reader.symbolic()
-        if outputs is None:
-            return super().compute_output_spec(inputs, training=training)
-        outputs = keras.tree.flatten(outputs.prediction)
-        return [keras.KerasTensor(tensor.shape, "float32") for tensor in outputs]
-
-    def _logits(self, outputs):
-        tensors = keras.tree.flatten(outputs.prediction)
-        endings = self.endings or ["unknown"] * len(tensors)
+        outputs = self._reader(inputs, training)
+        endings = self.endings or ["unknown"] * len(keras.tree.flatten(outputs.prediction))
         undoes = [ending if ending in ("softmax", "sigmoid") else None for ending in endings]
         undone = [self._reader.select(outputs, i, undo=undo)[0] for i, undo in enumerate(undoes)]
         return [ops.cast(tensor, "float32") for tensor in undone]
 
-    def get_config(self):
-        return {"name": self.name, "model": keras.saving.serialize_keras_object(self.model)}
-
-    @classmethod
-    def from_config(cls, config, custom_objects=None):
-        model = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
-        return cls(model, name=config["name"])
-
 
 def members_of(models):
-    """Return a `Member` for each of `models`, a dict of them by the name of the argument, such as "teachers[0]".
+    """A `Member` for each of `models`, a dict by the name of the argument, such as "teachers[0]".
 
     Raises:
         TypeError: A model is not a `keras.Model`.
@@ -79,29 +67,24 @@ def members_of(models):
     """
     if not models:
         raise ValueError("teachers must hold one teacher or more, got none.")
-    return [_member(model, argument, position) for position, (argument, model) in enumerate(models.items())]
-
-
-def _member(model, argument, position):
-    member = Member(require_teacher(model, argument), name=f"member_{position}")
-    over_others = [ending for ending in member.endings if ending.startswith("softmax over")]
-    if over_others:
-        raise ValueError(
-            f"{argument} must have its classes in the last axis, but it ends in {over_others[0]}. Move them there "
-            "before the softmax, for instance with keras.layers.Permute."
-        )
-    return member
+    members = []
+    for argument, model in models.items():
+        member = Member(require_teacher(model, argument), name=f"member_{len(members)}")
+        over_other_axes = [ending for ending in member.endings if ending.startswith("softmax over")]
+        if over_other_axes:
+            raise ValueError(
+                f"{argument} must have its classes in the last axis, but it ends in {over_other_axes[0]}. Move them "
+                "there before the softmax, for instance with keras.layers.Permute."
+            )
+        members.append(member)
+    return members
 
 
 # Inputs ------------------------------------------------------------------------------------------------------------
 
 
 def shared_inputs(members, extra=None):
-    """Return the inputs of all members together, {input name: keras.Input}; those of one name are one.
-
-    Args:
-        members: `Member`s.
-        extra: {input name: tf.TensorSpec} of further inputs.
+    """The inputs of all members, `{input name: keras.Input}`, and `extra` ones, `{input name: tf.TensorSpec}`.
 
     Raises:
         ValueError: No member is functional or sequential; inputs of one name differ.
@@ -120,10 +103,7 @@ def shared_inputs(members, extra=None):
 
 
 def input_structure(members, inputs):
-    """Return `inputs`, {input name: keras.Input}, in the members' structure if all have the same.
-
-    Otherwise a single tensor, or the dict.
-    """
+    """The inputs, `{input name: keras.Input}`, in the members' structure if all have the same; else one or a dict."""
     structures = [names for names in (input_names(member.model) for member in members) if names is not None]
     alike = all(names == structures[0] for names in structures)
     if alike and set(keras.tree.flatten(structures[0])) == set(inputs):
@@ -132,7 +112,7 @@ def input_structure(members, inputs):
 
 
 def outputs_of(member, inputs):
-    """Return the member's logits, a list of symbolic tensors, for {input name: keras.Input}."""
+    """The member's logits, a list of symbolic tensors, for `{input name: keras.Input}`."""
     try:
         return member(inputs)
     except Exception as error:  # a subclassed model may raise anything for inputs of others
@@ -144,36 +124,33 @@ def outputs_of(member, inputs):
 
 
 def _merged(name, spec, other):
-    """One spec for an input that two members share; a size that one leaves open is taken from the other."""
+    """One spec for an input that two members share; a size is unknown only where it is in both."""
     integers = spec.dtype.is_integer and other.dtype.is_integer
     if not spec.shape.is_compatible_with(other.shape) or not (spec.dtype == other.dtype or integers):
         raise ValueError(
-            f"input {name!r} must be the same for all teachers that read it, got {_shown(spec)} and {_shown(other)}. "
-            "Give one of them an input of another name: inputs = keras.Input(shape, name=...); "
-            "keras.Model(inputs, teacher(inputs))."
+            f"input {name!r} must be the same for all teachers that read it, got {spec.dtype.name} {tuple(spec.shape)} "
+            f"and {other.dtype.name} {tuple(other.shape)}. Give one of them an input of another name: "
+            "inputs = keras.Input(shape, name=...); keras.Model(inputs, teacher(inputs))."
         )
     dtype = spec.dtype if spec.dtype == other.dtype else tf.int64
     return tf.TensorSpec(spec.shape.merge_with(other.shape), dtype)
-
-
-def _shown(spec):
-    return f"{spec.dtype.name} {tuple(spec.shape)}"
 
 
 # Outputs -----------------------------------------------------------------------------------------------------------
 
 
 def require_alike(members, outputs):
-    """Return the common shape and ending of each output: `[(shape, ending), ...]`.
-
-    The ending is "sigmoid" for independent units, else "linear". A size is None where it is unknown.
+    """The common shape and ending, "sigmoid" or "linear", of each output: `[(shape, ending), ...]`.
 
     Raises:
         ValueError: Members differ in the number of outputs, in an output's shape, or in whether it ends in sigmoid.
     """
     counts = [len(tensors) for tensors in outputs]
     if len(set(counts)) != 1:
-        raise ValueError(f"teachers must all have the same number of outputs, got {counts}. {_CHOOSE_OUTPUT}")
+        raise ValueError(
+            f"teachers must all have the same number of outputs, got {counts}. Choose outputs: "
+            "keras.Model(teacher.input, teacher.output['name'])."
+        )
     return [
         (_common_shape(i, [tensors[i].shape for tensors in outputs]), _common_ending(i, members))
         for i in range(counts[0])
@@ -181,10 +158,7 @@ def require_alike(members, outputs):
 
 
 def like_members(members, tensors, endings):
-    """Return a list of logits as the outputs of the combined model, with the structure and names of a member.
-
-    An output that ended in sigmoid does so again: its units are independent.
-    """
+    """Logits as the outputs of the combined model, with the structure, names and endings of the members."""
     model = next(member.model for member in members if functional_graph(member.model) is not None)
     structure = functional_graph(model).output
     # A dict names its outputs by its keys, which may also be the names of inputs.
@@ -194,7 +168,7 @@ def like_members(members, tensors, endings):
 
 
 def ending_in(ending, tensor, name=None):
-    """Apply the last activation, "sigmoid" or "linear", to logits, in float32."""
+    """The last activation, "sigmoid" or "linear", of logits, in float32."""
     return keras.layers.Activation(ending, dtype="float32", name=name)(tensor)
 
 
@@ -218,6 +192,3 @@ def _common_ending(position, members):
             "units: keras.Sequential([teacher, keras.layers.Activation('sigmoid')])."
         )
     return "sigmoid"
-
-
-_CHOOSE_OUTPUT = "Choose outputs: keras.Model(teacher.input, teacher.output['name'])."

@@ -12,22 +12,21 @@ class MeanTeacher(keras.callbacks.Callback):
     """Callback that makes the teacher of a `Distiller` the exponential moving average of its student.
 
     After step n = 1, 2, … of the optimizer, for each weight: `teacher ← d · teacher + (1 − d) · student`, with
-    `d = min(decay, 1 − 1 / (n + 1))`, as in the authors' code. So it is the plain mean of the student (and of the
-    teacher's initial weights) at first, and the exponential average from step decay / (1 − decay) on. Statistics of
-    BatchNormalization are averaged like weights, since the teacher runs in inference mode; integer weights are copied.
+    `d = min(decay, 1 − 1 / (n + 1))`, as in the authors' code: the plain mean of the student and the teacher's initial
+    weights at first, the exponential average from step decay / (1 − decay) on. Statistics of BatchNormalization are
+    averaged like weights, since the teacher runs in inference mode; integer weights are copied.
 
     This is the only case in which keras_kd changes a teacher's weights: pass a model of its own,
-    `keras.models.clone_model(student)`, with any weights. `trainable` flags do not change. The average is kept in
-    float32 whatever the models compute in.
+    `keras.models.clone_model(student)`, with any weights. The average is kept in float32.
 
     With gradient accumulation the teacher moves when the student does. With `steps_per_execution=k` it moves once per k
     steps, with the product of the k decays, from the student after the last of them.
 
-    The step is `optimizer.iterations` and the average is the teacher's weights; there is no other state. To continue
-    exactly where training stopped, save both: `distiller.save("d.keras")`, `teacher.save_weights("t.weights.h5")`.
+    To continue exactly where training stopped, save both: `distiller.save("d.keras")`, which holds the step, and
+    `teacher.save_weights("t.weights.h5")`, the average.
 
     Args:
-        decay: Share in [0, 1) of the average that stays at each step; 0.99 to 0.9999 is usual.
+        decay: d in [0, 1), the share of the old average; 0.99 to 0.9999 is usual.
         warmup_steps: Steps ≥ 0 in which d may be below `decay`. None: those of the formula, decay / (1 − decay). 0:
             none, for a teacher that is already trained.
 
@@ -93,27 +92,24 @@ class MeanTeacher(keras.callbacks.Callback):
         return (done + 1.0) / (end + 1.0) * tf.pow(self.decay, step - end)
 
 
-def _require_apart(teacher, student, role):
-    """Raise ValueError if training the student would change the teacher."""
-    teacher_variables = {id(variable) for variable in teacher.weights}
-    shared = [variable.path for variable in student.weights if id(variable) in teacher_variables]
-    if student is teacher or shared:
-        what = f"shares {len(shared)} weights with" if student is not teacher else "is the same model as"
-        raise ValueError(
-            f"{role} {what} {teacher.name!r}: training one would change the other. Give each model weights of its own, "
-            "for instance with keras.models.clone_model."
-        )
-
-
 def _teacher_and_student(distiller):
+    """The teacher and the student of a distiller; raise ValueError if training changes the teacher already."""
     require_tensorflow("MeanTeacher")
     if require_distiller(distiller, "MeanTeacher").learns_from_precomputed_outputs:
         raise ValueError(
             "MeanTeacher changes the teacher during training, but the data contain its earlier outputs. Call fit with "
             "data without teacher outputs, and without cache=."
         )
-    _require_apart(distiller.teacher, distiller.student, "the student")
-    return distiller.teacher, distiller.student
+    teacher, student = distiller.teacher, distiller.student
+    teacher_variables = {id(variable) for variable in teacher.weights}
+    shared = [variable.path for variable in student.weights if id(variable) in teacher_variables]
+    if student is teacher or shared:
+        what = f"shares {len(shared)} weights with" if student is not teacher else "is the same model as"
+        raise ValueError(
+            f"the student {what} {teacher.name!r}: training one would change the other. Give each model weights of its "
+            "own, for instance with keras.models.clone_model."
+        )
+    return teacher, student
 
 
 def _paired_weights(teacher, student):
@@ -135,7 +131,7 @@ def _paired_weights(teacher, student):
 
 
 def _average(old, new, kept):
-    """`kept · old + (1 − kept) · new` in the dtype of `old`; of weights that cannot be averaged, `new`."""
+    """`kept · old + (1 − kept) · new` in the dtype of `old`; for integers, `new`."""
     new = tf.cast(new, old.dtype)
     if not new.dtype.is_floating:
         return new

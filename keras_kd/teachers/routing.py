@@ -18,19 +18,17 @@ from keras_kd.teachers.members import (
 def route_by_language(teachers, *, language_key="language", default=None):
     """Return one model that sends each example to the teacher of its language.
 
-    The batch is a dict with the language of each example, `x["language"]`. Each teacher runs on its own examples only,
-    and a teacher without examples in a batch does not run, so that a step costs about as much as one teacher. XLA
-    cannot compile that: `jit_compile` is turned off with a warning.
+    The batch is a dict with the language of each example, `x["language"]`. Each teacher runs only on the examples of
+    its languages, so that a step costs about as much as one teacher. XLA cannot compile that: `jit_compile` is turned
+    off with a warning. Inputs and outputs are as in `ensemble`. Losses cannot read layers inside the teachers, which
+    get only some rows of the batch.
 
-    Each teacher reads the inputs that it has by name, and gives logits, as in `ensemble`. The teachers are not changed.
-    Layers inside the teachers cannot be hooked, since they see only some rows of the batch.
-
-    Keras refuses NumPy's string dtype: pass languages to `fit` as `np.array(["en", "de"], dtype=object)`, as
-    `tf.constant(["en", "de"])`, or in a `tf.data.Dataset`.
+    Keras refuses NumPy's string dtype: pass languages as `np.array(["en", "de"], dtype=object)`, `tf.constant`, or in a
+    `tf.data.Dataset`.
 
     Args:
         teachers: A dict of built `keras.Model`s by language, all str or all int; languages may share one. Their outputs
-            have the same shapes. One at least is functional or sequential.
+            have the same shapes. At least one is functional or sequential.
         language_key: Key of `x` for the language of each example: strings or integers, `(batch,)` or `(batch, 1)`.
         default: A `keras.Model` for all other languages. None: another language raises, before its batch is trained on.
 
@@ -39,8 +37,8 @@ def route_by_language(teachers, *, language_key="language", default=None):
 
     Raises:
         TypeError: `teachers` is not a dict of `keras.Model`s by str or by int, or `language_key` not a str.
-        ValueError: There is no language; a teacher is not built; none is functional or sequential; outputs differ in
-            number, shape or in whether they end in sigmoid; inputs of one name differ.
+        ValueError: There is no language; a teacher is not built; none is functional or sequential; inputs of one name,
+            or outputs, differ.
         tf.errors.InvalidArgumentError: During training, a language without a teacher; ValueError in eager execution.
 
     Example:
@@ -59,15 +57,14 @@ def route_by_language(teachers, *, language_key="language", default=None):
     if not isinstance(language_key, str):
         raise TypeError(f"language_key must be a str, the key of the languages in x, got {language_key!r}.")
     dtype = LanguageTable(teachers, "teachers").dtype
-    # One member for each model, however many languages share it.
     arguments = {f"teachers[{language!r}]": model for language, model in teachers.items()}
     arguments |= {} if default is None else {"default": default}
-    distinct = {}
+    distinct = {}  # languages may share a model
     for argument, model in arguments.items():
         distinct.setdefault(id(model), (argument, model))
     members = members_of(dict(distinct.values()))
-    places = {key: place for place, key in enumerate(distinct)}
-    choices = [[language, places[id(model)]] for language, model in teachers.items()]
+    indices = {key: index for index, key in enumerate(distinct)}
+    choices = [[language, indices[id(model)]] for language, model in teachers.items()]
 
     inputs = shared_inputs(members, {language_key: tf.TensorSpec((None,), dtype)})
     if tf.as_dtype(inputs[language_key].dtype).is_integer != dtype.is_integer:
@@ -75,10 +72,12 @@ def route_by_language(teachers, *, language_key="language", default=None):
             f"x[{language_key!r}] must be {dtype.name}, as the keys of teachers are, but a teacher reads it as "
             f"{inputs[language_key].dtype}. Use keys of that dtype, or another language_key."
         )
-    readable = _readable(members, inputs, language_key)
+    read = {name for member in members for name in input_specs(member.model) or {}}
+    # The language is an input of the members only if one of them has an input of that name.
+    readable = {name: tensor for name, tensor in inputs.items() if name != language_key or language_key in read}
     common = require_alike(members, [outputs_of(member, readable) for member in members])
     shapes, endings = ([list(shape) for shape, _ in common], [ending for _, ending in common])
-    router = Router(members, choices, places.get(id(default)), shapes)
+    router = Router(members, choices, indices.get(id(default)), shapes)
     outputs = router({"languages": inputs[language_key], "inputs": readable})
     return keras.Model(
         input_structure(members, inputs), like_members(members, outputs, endings), name="route_by_language"
@@ -87,24 +86,21 @@ def route_by_language(teachers, *, language_key="language", default=None):
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class Router(keras.layers.Layer):
-    """Send each example to the member of its language.
+    """Sends each example to the member of its language, and gives a list of the logits of each output, float32.
 
     Args:
         members: `Member`s.
-        choices: `[language, index of its member]` of every language, all str or all int.
+        choices: `[language, index of its member]` for every language, all str or all int.
         default: Index of the member for all other languages, or None.
         shapes: Shape of each output; None where a size is unknown.
 
     Call arguments:
         batch: `{"languages": (batch,) or (batch, 1), "inputs": {input name: (batch, ...)}}`.
-
-    Returns:
-        A list: the logits of each output, float32, in the order of the examples.
     """
 
     def __init__(self, members, choices, default, shapes, *, name="router"):
         super().__init__(name=name, dtype="float32", autocast=False)
-        self.supports_jit = False  # the number of a member's examples is known when it runs
+        self.supports_jit = False  # XLA needs to know the number of a member's examples
         self.members = members
         self.choices = choices
         self.default = default
@@ -112,28 +108,16 @@ class Router(keras.layers.Layer):
         self.built = True
 
     def call(self, batch):
-        chosen = self._chosen(batch["languages"])
-        rows = [tf.where(chosen == place)[:, 0] for place in range(len(self.members))]
-        logits = [self._logits(member, batch["inputs"], own) for member, own in zip(self.members, rows, strict=True)]
+        table = LanguageTable([language for language, _ in self.choices], "teachers")
+        chosen = table.lookup([index for _, index in self.choices], tf.reshape(batch["languages"], (-1,)), self.default)
+        rows = [tf.where(chosen == index)[:, 0] for index in range(len(self.members))]
+        logits = [self._logits(*pair, batch["inputs"]) for pair in zip(self.members, rows, strict=True)]
         return [
             tf.ensure_shape(_reordered(rows, parts), shape)
             for parts, shape in zip(zip(*logits, strict=True), self.shapes, strict=True)
         ]
 
-    def compute_output_spec(self, batch):
-        return [keras.KerasTensor(shape, "float32") for shape in self.shapes]
-
-    def _chosen(self, languages):
-        """Index of each example's member, `(batch,)`; raises where there is none."""
-        table = LanguageTable([language for language, _ in self.choices], "teachers")
-        places = tf.constant([place for _, place in self.choices])
-        languages = tf.reshape(languages, (-1,))
-        if self.default is None:
-            return tf.gather(places, table.known_positions(languages))
-        positions = table.positions(languages)
-        return tf.where(positions >= 0, tf.gather(places, tf.maximum(positions, 0)), self.default)
-
-    def _logits(self, member, inputs, rows):
+    def _logits(self, member, rows, inputs):
         """The member's logits for its rows, one tensor per output; without rows it does not run."""
 
         def run():
@@ -161,13 +145,7 @@ class Router(keras.layers.Layer):
 
 
 def _reordered(rows, parts):
-    """The logits of all members, `(rows of a member, ...)` each, as one tensor `(batch, ...)` in the batch's order."""
+    """The logits of all members, `(rows of a member, ...)` each, as `(batch, ...)` in the order of the batch."""
     sizes = tf.reduce_max(tf.stack([tf.shape(part)[1:] for part in parts]), axis=0)
     parts = [tf.reshape(part, tf.concat([tf.shape(part)[:1], sizes], axis=0)) for part in parts]
-    return tf.dynamic_stitch([tf.cast(own, tf.int32) for own in rows], parts)
-
-
-def _readable(members, inputs, language_key):
-    """The inputs of the members: the language only if one of them has an input of that name."""
-    read = {name for member in members for name in input_specs(member.model) or {}}
-    return {name: tensor for name, tensor in inputs.items() if name != language_key or language_key in read}
+    return tf.dynamic_stitch([tf.cast(member_rows, tf.int32) for member_rows in rows], parts)

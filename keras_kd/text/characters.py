@@ -20,12 +20,12 @@ class CharacterEncoder(keras.layers.Layer):
     hundred characters write most languages. Id 0 is padding and 1 an unknown character; the vocabulary begins at 2, in
     the order of the code points.
 
-    It is a layer: call it on strings, map it over a `tf.data.Dataset`, or make it the first layer of a model that takes
-    strings. A SavedModel of such a model needs `import tensorflow_text` in the process that loads it. LiteRT has no
-    such operations: export the part after it, which takes ids.
+    Call it on strings, map it over a `tf.data.Dataset`, or make it the first layer of a model. A SavedModel of such a
+    model needs `import tensorflow_text` in the process that loads it. LiteRT has no such operations: export the part
+    after it, which takes ids.
 
     Args:
-        vocabulary: str, the characters to tell apart, in any order; repeats do not matter. `from_texts` collects them.
+        vocabulary: str, the characters to tell apart, in any order. `from_texts` collects them.
         length: Ids per text ≥ 1; longer texts are cut, shorter ones padded with 0.
         name: Name of the layer.
 
@@ -52,7 +52,7 @@ class CharacterEncoder(keras.layers.Layer):
         if not isinstance(vocabulary, str):
             raise TypeError(f"vocabulary must be a str of characters, got {type(vocabulary).__name__}.")
         self.length = require_count(length, "length", at_least=1)
-        self.vocabulary = "".join(sorted(set(_normalized(vocabulary))))
+        self.vocabulary = "".join(sorted(set(_normalized_characters([vocabulary]))))
         if not self.vocabulary:
             raise ValueError("vocabulary must hold one character or more, got none.")
         self._vectorization = keras.layers.TextVectorization(
@@ -67,7 +67,7 @@ class CharacterEncoder(keras.layers.Layer):
         Rare characters get the id of unknown ones, so that the model is trained on that id too.
         """
         require_count(min_count, "min_count", at_least=1)
-        counts = collections.Counter("".join(_normalized_each(texts)))
+        counts = collections.Counter(_normalized_characters(texts))
         frequent = [character for character, count in counts.items() if count >= min_count]
         if not frequent:
             raise ValueError(f"texts must hold characters that occur min_count={min_count} times, got none.")
@@ -79,8 +79,7 @@ class CharacterEncoder(keras.layers.Layer):
         return _SPECIAL_IDS + len(self.vocabulary)
 
     def __call__(self, inputs, **kwargs):
-        # Keras would turn str into float tensors.
-        return super().__call__(inputs if isinstance(inputs, keras.KerasTensor) else _string_tensor(inputs), **kwargs)
+        return super().__call__(as_strings(inputs), **kwargs)
 
     def call(self, inputs):
         ids = self._vectorization(_normalize(tf.reshape(inputs, (-1,))))
@@ -93,8 +92,9 @@ class CharacterEncoder(keras.layers.Layer):
         return {"name": self.name, "vocabulary": self.vocabulary, "length": self.length}
 
 
-def _string_tensor(inputs):
-    return inputs if isinstance(inputs, tf.Tensor) else tf.constant(inputs, dtype=tf.string)
+def as_strings(inputs):
+    """`inputs` as a tensor of strings; Keras would make float tensors of str."""
+    return inputs if isinstance(inputs, (keras.KerasTensor, tf.Tensor)) else tf.constant(inputs, dtype=tf.string)
 
 
 def _normalize(texts):
@@ -103,9 +103,5 @@ def _normalize(texts):
     return tensorflow_text.normalize_utf8(tensorflow_text.case_fold_utf8(texts), "NFKD")
 
 
-def _normalized_each(texts):
-    return [text.decode() for text in _normalize(tf.constant(list(texts), dtype=tf.string)).numpy()]
-
-
-def _normalized(text):
-    return _normalized_each([text])[0]
+def _normalized_characters(texts):
+    return "".join(text.decode() for text in _normalize(tf.constant(list(texts), dtype=tf.string)).numpy())

