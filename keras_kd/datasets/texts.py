@@ -1,5 +1,6 @@
 """Texts, labels and languages as training takes them: from TensorFlow Datasets, or from files of one's own."""
 
+import collections
 import os
 import re
 import typing
@@ -27,17 +28,19 @@ class TextDatasets(dict):
         super().__init__(splits)
         self.class_names = tuple(class_names)
 
+    def languages(self, split):
+        """The language of each example of a split, in order: what `evaluate` takes."""
+        return [x["language"].decode() for x, _ in self[split].as_numpy_iterator()]
+
     def by_language(self, split):
         """`{language: dataset}` of a split, each of known size: what `sample_by_language` takes."""
-        counts = {}
-        for x, _ in self[split].as_numpy_iterator():
-            counts[x["language"]] = counts.get(x["language"], 0) + 1
-        return {
-            language.decode(): self[split]
-            .filter(lambda x, _, language=language: x["language"] == language)
-            .apply(tf.data.experimental.assert_cardinality(count))
-            for language, count in counts.items()
-        }
+
+        def examples_in(language, count):
+            chosen = self[split].filter(lambda x, _: x["language"] == language)
+            return chosen.apply(tf.data.experimental.assert_cardinality(count))
+
+        counts = collections.Counter(self.languages(split))
+        return {language: examples_in(language, count) for language, count in counts.items()}
 
 
 def from_tfds(name, *, text="text", label="label", language=None, split=None, **options):
@@ -78,7 +81,8 @@ def from_tfds(name, *, text="text", label="label", language=None, split=None, **
     label_feature = None if label is None else _feature(features, label, "label")
     translations = [feature for feature in text_features.values() if _is_translation(feature)]
     languages = _languages_in(translations, language) if translations else None
-    language = None if translations else _column_or_code(language, tuple(features), name)
+    known = list(_paths(features))
+    language = None if translations else _column_or_code(language, known, name)
 
     def label_of(example):
         if label is None:
@@ -86,9 +90,15 @@ def from_tfds(name, *, text="text", label="label", language=None, split=None, **
         value = _at(example, label)
         return tf.cast(value, "int32") if value.dtype.is_integer else value
 
+    def language_of(example):
+        if language not in known:
+            return tf.constant(language)
+        value = _at(example, language)
+        return value if value.dtype == tf.string else tf.gather(_feature(features, language, "language").names, value)
+
     def in_one_language(example):
         x = {entry: _at(example, path) for entry, path in paths.items()}
-        return {**x, "language": _language(example, language, features)}, label_of(example)
+        return {**x, "language": language_of(example)}, label_of(example)
 
     def in_each_language(example):
         x = {
@@ -157,12 +167,18 @@ def from_files(files, *, text="text", label="label", language=None, class_names=
 
 
 def _feature(features, path, argument):
-    for key in path.split("/"):
-        if not isinstance(features, tfds.features.FeaturesDict) or key not in features:
-            known = list(features) if isinstance(features, tfds.features.FeaturesDict) else features
-            raise ValueError(f"{argument} must name a feature, got {path!r}; there is no {key!r} among {known}.")
-        features = features[key]
-    return features
+    known = list(_paths(features))
+    if path not in known:
+        raise ValueError(f"{argument} must name a feature, one of {known}, got {path!r}.")
+    return _at(features, path)
+
+
+def _paths(features, prefix=""):
+    """The names of all features, those within others as "outer/inner"."""
+    for key, feature in features.items():
+        yield prefix + key
+        if isinstance(feature, tfds.features.FeaturesDict):
+            yield from _paths(feature, f"{prefix}{key}/")
 
 
 def _at(example, path):
@@ -193,14 +209,6 @@ def _translation(value, language):
     if set(value) != {"language", "translation"}:
         return value[language]
     return tf.concat([tf.boolean_mask(value["translation"], value["language"] == language), [""]], axis=0)[0]
-
-
-def _language(example, language, features):
-    """The language of an example, str: a feature's value, a class's name, or the language of all."""
-    if language not in features:
-        return tf.constant(language)
-    value = example[language]
-    return value if value.dtype == tf.string else tf.gather(features[language].names, value)
 
 
 # Files ---------------------------------------------------------------------------------------------------------------
