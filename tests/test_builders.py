@@ -338,6 +338,17 @@ def test_a_folder_that_lacks_files_is_refused(folder, tmp_path):
         Sib200(source=folder, data_dir=tmp_path)
 
 
+def test_manual_dir_must_have_all_languages_of_parallel_texts(folder, tmp_path):
+    manual = tmp_path / "tfds" / "downloads" / "manual" / "multi30k"
+    manual.parent.mkdir(parents=True)
+    (folder / "multi30k").rename(manual)
+    for path in manual.glob("*.cs.gz"):
+        path.unlink()
+    with pytest.raises(FileNotFoundError, match=r"lacks 3 file\(s\).*train\.cs\.gz"):
+        load("multi30k", tmp_path)
+    assert set(next(iter(load("multi30k", tmp_path, languages=["en", "de", "fr"])["train"]))) == {"en", "de", "fr"}
+
+
 def test_a_builder_is_pickled_with_its_choice(folder, tmp_path):
     builder = Sib200(source=folder, data_dir=tmp_path / "tfds")
     copy = pickle.loads(pickle.dumps(builder))
@@ -560,6 +571,7 @@ def test_from_tfds_of_parallel_texts(folder, tmp_path):
         ({"text": "sentence1/x"}, "text must name a feature.*got 'sentence1/x'"),
         ({"text": "sentence1", "label": "lable"}, "label must name a feature.*got 'lable'"),
         ({"text": "sentence1"}, "no column 'language'.*sentence1.*\"de\""),
+        ({"text": ["sentence1", "sentence1"], "language": "de"}, "text must name features whose last parts differ"),
         ({"text": "sentence1", "language": "langauge"}, "neither a column nor a language code: 'langauge'"),
     ],
 )

@@ -1,6 +1,6 @@
 """Data sets to distil on. Importing this registers `sib200`, `umsab`, `multi30k` and `xpersona` for `tfds.load`."""
 
-from keras_kd.datasets.builders import Multi30k, Sib200, Umsab, Xpersona
+from keras_kd.datasets.builders import Multi30k, Sib200, TextBuilder, Umsab, Xpersona
 from keras_kd.datasets.cldr import (
     KINDS,
     LANGUAGES,
@@ -24,6 +24,7 @@ __all__ = [
     "Multi30k",
     "Names",
     "Sib200",
+    "TextBuilder",
     "TextDatasets",
     "Umsab",
     "Xpersona",

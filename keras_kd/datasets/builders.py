@@ -46,6 +46,7 @@ class TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     LANGUAGES = ()
     SPLITS = {}  # noqa: RUF012  # {split: the publisher's name of it}
     REPOSITORY = REVISION = FOLDER = ""  # on GitHub
+    PARALLEL = False  # whether an example holds all languages, so that a folder must have them
 
     def __init__(self, *, source=None, languages=None, config=None, **options):
         if source is not None or languages is not None:
@@ -99,7 +100,7 @@ class TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         if self.builder_config and self.builder_config.source:
             files = self._local_files(self.builder_config.source, self.languages)
         elif manual.is_dir():
-            files = self._local_files(manual, self.builder_config and self.languages)
+            files = self._local_files(manual, self.languages if self.builder_config or self.PARALLEL else None)
         else:
             files = self._downloaded_files(dl_manager, manual)
         return {split: self._generate_examples(by_language) for split, by_language in files.items()}
@@ -211,8 +212,9 @@ class Sib200(TextBuilder):
     index are translations of each other. Splits: train, validation and test, 701, 99 and 204 sentences per language.
     A text is what the file holds: where it has quotation marks, the publisher wrote it as CSV does, in quotes.
 
-    Licence: Apache-2.0; the sentences are from FLORES-200, CC BY-SA 4.0.
+    License: Apache-2.0; the sentences are from FLORES-200, CC BY-SA 4.0.
     Reference: Adelani et al., "SIB-200", 2023 (https://arxiv.org/abs/2309.07445).
+    Arguments: as `keras_kd.datasets.TextBuilder`.
     """
 
     SPLITS = {"train": "train", "validation": "dev", "test": "test"}  # noqa: RUF012
@@ -272,9 +274,10 @@ class Umsab(TextBuilder):
     Each example has `text`, `label` (negative, neutral, positive) and `language` ("arabic", ...). Splits: train,
     validation and test, 1,839, 324 and 870 tweets per language.
 
-    Licence: the repository is open source; tweets for research, under Twitter's rules and the licences of the eight
+    License: the repository is open source; tweets for research, under Twitter's rules and the licenses of the eight
     data sets that it unifies.
     Reference: Barbieri et al., "XLM-T", 2022 (https://arxiv.org/abs/2104.12250).
+    Arguments: as `keras_kd.datasets.TextBuilder`.
     """
 
     SPLITS = {"train": "train", "validation": "val", "test": "test"}  # noqa: RUF012
@@ -309,7 +312,7 @@ class Umsab(TextBuilder):
             features=tfds.features.FeaturesDict(features),
             supervised_keys=("text", "label"),
             homepage="https://github.com/cardiffnlp/xlm-t",
-            license="Tweets for research, under the licences of the data sets that it unifies",
+            license="Tweets for research, under the licenses of the data sets that it unifies",
             citation="""@inproceedings{barbieri2022xlmt,
                 title={{XLM-T}: Multilingual Language Models in {T}witter for Sentiment Analysis and Beyond},
                 author={Barbieri, Francesco and Espinosa Anke, Luis and Camacho-Collados, Jose},
@@ -324,8 +327,9 @@ class Multi30k(TextBuilder):
     Each example has a text per language, `{"en": ..., "de": ..., "fr": ..., "cs": ...}` (`tfds.features.Translation`).
     Splits: train, validation and test (test_2016_flickr), 29,000, 1,014 and 1,000 examples.
 
-    Licence: for research; the descriptions are of images of Flickr30k.
+    License: for research; the descriptions are of images of Flickr30k.
     Reference: Elliott et al., "Multi30K", 2016 (https://arxiv.org/abs/1605.00459).
+    Arguments: as `keras_kd.datasets.TextBuilder`.
     """
 
     SPLITS = {"train": "train", "validation": "val", "test": "test_2016_flickr"}  # noqa: RUF012
@@ -335,6 +339,7 @@ class Multi30k(TextBuilder):
         "val.en.gz, test_2016_flickr.en.gz and so on, with en, de, fr and cs."
     )
     LANGUAGES = ("en", "de", "fr", "cs")
+    PARALLEL = True
 
     def paths(self, language, split):
         return [f"{split}.{language}.gz"]
@@ -357,7 +362,7 @@ class Multi30k(TextBuilder):
             features=tfds.features.Translation(languages=self.languages),
             supervised_keys=self.languages[:2] if len(self.languages) > 1 else None,
             homepage="https://github.com/multi30k/dataset",
-            license="For research; see the licences of Multi30k and Flickr30k",
+            license="For research; see the licenses of Multi30k and Flickr30k",
             citation="""@inproceedings{elliott2016multi30k,
                 title={Multi30{K}: Multilingual {E}nglish-{G}erman Image Descriptions},
                 author={Elliott, Desmond and Frank, Stella and Sima'an, Khalil and Specia, Lucia},
@@ -373,8 +378,9 @@ class Xpersona(TextBuilder):
     ("en", "fr", "id", "it", "ja", "ko", "zh"). In English the first user is "__SILENCE__": the system begins. Splits:
     validation and test, checked by people; a local folder may lack test.
 
-    Licence: MIT.
+    License: MIT.
     Reference: Lin et al., "XPersona", 2020 (https://arxiv.org/abs/2003.07568).
+    Arguments: as `keras_kd.datasets.TextBuilder`.
     """
 
     SPLITS = {"validation": "valid", "test": "test"}  # noqa: RUF012

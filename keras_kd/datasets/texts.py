@@ -2,6 +2,7 @@
 
 import collections
 import os
+import pathlib
 import re
 import typing
 
@@ -33,14 +34,16 @@ class TextDatasets(dict):
         return [x["language"].decode() for x, _ in self[split].as_numpy_iterator()]
 
     def by_language(self, split):
-        """`{language: dataset}` of a split, each of known size: what `sample_by_language` takes."""
-
-        def examples_in(language, count):
-            chosen = self[split].filter(lambda x, _: x["language"] == language)
-            return chosen.apply(tf.data.experimental.assert_cardinality(count))
-
-        counts = collections.Counter(self.languages(split))
-        return {language: examples_in(language, count) for language, count in counts.items()}
+        """`{language: dataset}` of a split, read into memory: what `sample_by_language` takes."""
+        examples = collections.defaultdict(list)
+        for x, label in self[split].as_numpy_iterator():
+            examples[x["language"].decode()].append((x, label))
+        return {
+            language: tf.data.Dataset.from_tensor_slices(
+                tf.nest.map_structure(lambda *values: tf.constant(values), *members)
+            )
+            for language, members in examples.items()
+        }
 
 
 def from_tfds(name, *, text="text", label="label", language=None, split=None, **options):
@@ -63,7 +66,8 @@ def from_tfds(name, *, text="text", label="label", language=None, split=None, **
         A `TextDatasets` of all splits; or, where `split` is given, a `tf.data.Dataset`.
 
     Raises:
-        ValueError: The data set has no such feature; it says which there are. No language was found or given.
+        ValueError: The data set has no such feature; it says which there are. No language was found or given. Several
+            texts of one name.
 
     Example:
 
@@ -77,6 +81,8 @@ def from_tfds(name, *, text="text", label="label", language=None, split=None, **
     builder = tfds.builder(name, **options)
     features = builder.info.features
     paths = {"text": text} if isinstance(text, str) else {path.rpartition("/")[2]: path for path in text}
+    if not isinstance(text, str) and len({*paths, "language"}) < len(text) + 1:
+        raise ValueError(f"text must name features whose last parts differ, none of them 'language', got {text}.")
     text_features = {entry: _feature(features, path, "text") for entry, path in paths.items()}
     label_feature = None if label is None else _feature(features, label, "label")
     translations = [feature for feature in text_features.values() if _is_translation(feature)]
@@ -143,9 +149,10 @@ def from_files(files, *, text="text", label="label", language=None, class_names=
 
     Example:
 
-    >>> _ = open("mails.csv", "w").write('text,label,language\\n"Good, thanks",fine,en\\nSchlecht,bad,de\\nTja,,de\\n')
+    >>> lines = ["text,label,language", '"Good, thanks",fine,en', "Schlecht,bad,de", "Na ja,,de"]
+    >>> _ = pathlib.Path("mails.csv").write_text("\\n".join(lines))
     >>> mails = keras_kd.datasets.from_files("mails.csv")
-    >>> mails.class_names, [label for _, label in mails["train"].as_numpy_iterator()]
+    >>> mails.class_names, [int(label) for _, label in mails["train"]]
     (('bad', 'fine'), [1, 0, -1])
     """
     if not isinstance(files, dict):
@@ -223,7 +230,7 @@ class _Example(typing.NamedTuple):
 
 
 def _read_examples(path, text, label, language):
-    file = File(path, os.fspath(path))
+    file = File(pathlib.Path(path), os.fspath(path))
     table = read_table(file)
     if not table.rows:
         raise broken(file, 1, "the file holds no rows.")
