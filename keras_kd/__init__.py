@@ -1,7 +1,9 @@
 """keras_kd: knowledge distillation for Keras 3. The public names, in the order the data flows."""
 
+import importlib
+
 from keras_kd._version import __version__
-from keras_kd import datasets, outputs, text
+from keras_kd import outputs, text
 from keras_kd import losses, metrics, students, teachers, transfer
 from keras_kd.transfer import transfer_weights
 from keras_kd.outputs import PrecomputedBatch
@@ -39,3 +41,10 @@ __all__ = [
     "transfer_weights",
     "tune",
 ]
+
+
+def __getattr__(name):
+    """`keras_kd.datasets` is imported when it is used: it imports TensorFlow Datasets, which nothing else needs."""
+    if name == "datasets":
+        return importlib.import_module("keras_kd.datasets")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

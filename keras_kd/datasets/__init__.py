@@ -1,5 +1,6 @@
-"""Data sets to distil on."""
+"""Data sets to distil on. Importing this registers `sib200`, `umsab`, `multi30k` and `xpersona` for `tfds.load`."""
 
+from keras_kd.datasets.builders import Multi30k, Sib200, TextBuilder, Umsab, Xpersona
 from keras_kd.datasets.cldr import (
     KINDS,
     LANGUAGES,
@@ -11,6 +12,7 @@ from keras_kd.datasets.cldr import (
     cldr_names,
 )
 from keras_kd.datasets.sampling import sample_by_language, sampling_probabilities, weigh_by_language
+from keras_kd.datasets.texts import TextDatasets, from_files, from_tfds
 
 __all__ = [
     "KINDS",
@@ -19,8 +21,16 @@ __all__ = [
     "OTHER_SCRIPT_LANGUAGES",
     "UNLABELLED",
     "CldrNames",
+    "Multi30k",
     "Names",
+    "Sib200",
+    "TextBuilder",
+    "TextDatasets",
+    "Umsab",
+    "Xpersona",
     "cldr_names",
+    "from_files",
+    "from_tfds",
     "sample_by_language",
     "sampling_probabilities",
     "weigh_by_language",
