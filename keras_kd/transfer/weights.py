@@ -101,7 +101,7 @@ def transfer_weights(
     transfer = Transfer(rows, bool(freeze))
     unmatched = _unmatched(transfer, last)
     if strict and unmatched:
-        raise ValueError(_strict_message(transfer, unmatched))
+        raise ValueError(_unmatched_message(transfer, unmatched, strict=True))
     matches = [match for match in matches if match.how != SHARED]
     _check_nothing_is_the_teachers(matches, teacher)
     if delta is not None:
@@ -110,7 +110,8 @@ def transfer_weights(
         changes = gaussian_noise(matches, student, noise, seed) if noise else {}
     values = _new_values(matches, changes)
     if unmatched and layers is None and last is None:
-        warnings.warn(_partial_message(transfer, unmatched), stacklevel=2)  # first: it may be turned into an error
+        # before anything is written: it may be turned into an error
+        warnings.warn(_unmatched_message(transfer, unmatched, strict=False), stacklevel=2)
     _assign(values)
     if freeze:
         _freeze(matches, student)
@@ -195,22 +196,17 @@ def _unmatched(transfer, last):
     return [row for row in rows if row.teacher is None]
 
 
-def _strict_message(transfer, unmatched):
-    lines = [f"  {row.student!r} ({row.layer_class}): {row.how}" for row in unmatched]
-    return "\n".join(
-        [
-            f"strict=True: {len(unmatched)} of the student's {len(transfer.rows)} layers with weights get none:",
-            *lines,
-            "Nothing was changed. Name their partners in layers=, or leave strict out to hand over the rest.",
-        ]
-    )
-
-
-def _partial_message(transfer, unmatched):
+def _unmatched_message(transfer, unmatched, *, strict):
+    count = f"{len(unmatched)} of the student's {len(transfer.rows)} layers with weights"
+    if strict:
+        lines = "\n".join(f"  {row.student!r} ({row.layer_class}): {row.how}" for row in unmatched)
+        way_out = "Nothing was changed. Name their partners in layers=, or leave strict out to hand over the rest."
+        return f"strict=True: {count} get none:\n{lines}\n{way_out}"
     keeps = "keeps its own" if len(unmatched) == 1 else "keep their own"
+    paths = [row.student for row in unmatched]
     return (
-        f"{len(unmatched)} of the student's {len(transfer.rows)} layers with weights found no partner in the teacher "
-        f"and {keeps}: {[row.student for row in unmatched]}. The returned table says why; strict=True raises."
+        f"{count} found no partner in the teacher and {keeps}: {paths}. "
+        "The returned table says why; strict=True raises."
     )
 
 
