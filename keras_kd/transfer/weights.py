@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_kd._checks import require_count, require_number
 from keras_kd.transfer.layers import difference, find_node, layer_tree, walk
-from keras_kd.transfer.matching import SHARED, Match, Matching
+from keras_kd.transfer.matching import SHARED, Match, match_layers
 from keras_kd.transfer.noise import gaussian_noise, given_arrays
 from keras_kd.transfer.transfer_table import LayerTransfer, Transfer
 
@@ -142,10 +142,9 @@ def _check_options(teacher, student, layers, last, noise, delta, seed):
 
 def _matched(teacher_root, student_root, last):
     """The matches in the student's order, and a function that tells why a node has none."""
-    matching = Matching(student_root, teacher_root, from_back=last is not None)
-    matches = [matching.matches[node] for node in walk(student_root) if node in matching.matches]
+    matches, no_match = match_layers(student_root, teacher_root, from_back=last is not None)
     if last is None:
-        return matches, matching.why_not
+        return matches, no_match
     found = [match for match in matches if match.how != SHARED]
     if len(found) < last:
         paths = [match.student.path for match in found]
@@ -153,7 +152,7 @@ def _matched(teacher_root, student_root, last):
     before = {match.student for match in found[:-last]}
 
     def why_not(node):
-        return f"matches, but stands before the last {last}" if node in before else matching.why_not(node)
+        return f"matches, but stands before the last {last}" if node in before else no_match(node)
 
     return [match for match in matches if match.student not in before], why_not
 
