@@ -72,12 +72,7 @@ class Node:
 
 
 def layer_tree(model, role):
-    """The root `Node` of the teacher or student. A layer that is used in several places appears in the first one.
-
-    Raises:
-        TypeError: not a `keras.Model`.
-        ValueError: not built, or without weights.
-    """
+    """The root `Node` of the teacher or student. A layer that is used in several places appears in the first one."""
     if not require_model(model, role).built:
         raise ValueError(
             f"{role} {model.name!r} is not built, so it holds no weights. Call it once on a batch, or give it a "
@@ -105,12 +100,7 @@ def without_models(nodes):
 
 
 def find_node(root, layer, argument, role):
-    """The node of a layer: given as the layer itself, as its path, or as a name that only one layer has.
-
-    Raises:
-        TypeError: `layer` is neither a name nor a layer.
-        ValueError: no layer, or more than one, is meant.
-    """
+    """The node of a layer: given as the layer itself, as its path, or as a name that only one layer has."""
     nodes = [node for node in walk(root) if node is not root]
     if isinstance(layer, keras.layers.Layer):
         found = [node for node in nodes if node.layer is layer][:1]  # the node of its own weights comes second

@@ -3,7 +3,7 @@
 import functools
 import typing
 
-from keras_kd.transfer.layers import difference, without_models
+from keras_kd.transfer.layers import difference, walk, without_models
 
 SHARED = "is the teacher's own layer"
 
@@ -16,8 +16,8 @@ class Match(typing.NamedTuple):
     how: str
 
 
-class Matching:
-    """Matches the layers of two models, by name first, then by shape and order.
+def match_layers(student_root, teacher_root, *, from_back=False):
+    """Match the layers of two models, by name first, then by shape and order.
 
     Layers match if their classes are equal and their weights have equal names and shapes, in this order. Nested models
     are walked into. A composite layer is matched whole; if it finds no partner, its parts are matched, unless it is one
@@ -28,57 +28,57 @@ class Matching:
     2. By shape and order: among the rest, the longest sequence of layers that both models have in the same order. Of
        several that are equally long, the one with the earliest teacher layers, or with the latest if `from_back`.
 
-    Attributes:
-        matches: {student node: Match}.
+    Returns:
+        The matches in the student's order, and a function that says why a student node has none.
     """
+    matches = {}
+    students, teachers = list(without_models([student_root])), list(without_models([teacher_root]))
+    seen_students, seen_teachers = dict.fromkeys(students), dict.fromkeys(teachers)  # in the order they came up
+    by_order = functools.partial(_longest_common_order, from_back=from_back)
+    passes = ((SHARED, _same_layers), ("by name", _matching_namesakes), ("by shape and order", by_order))
+    while True:
+        for how, pairs in passes:
+            found = pairs(students, teachers)
+            matches.update({student: Match(student, teacher, how) for student, teacher in found.items()})
+            taken = set(found.values())
+            students = [node for node in students if node not in found]
+            teachers = [node for node in teachers if node not in taken]
+        parts_of_students, parts_of_teachers = _opened(students), _opened(teachers)
+        if (parts_of_students, parts_of_teachers) == (students, teachers):
+            break
+        students, teachers = parts_of_students, parts_of_teachers
+        seen_students.update(dict.fromkeys(students))
+        seen_teachers.update(dict.fromkeys(teachers))
+    why_not = functools.partial(
+        _why_not, students=list(seen_students), teachers=list(seen_teachers), free_teachers=set(teachers)
+    )
+    return [matches[node] for node in walk(student_root) if node in matches], why_not
 
-    def __init__(self, student_root, teacher_root, *, from_back=False):
-        self.matches = {}
-        students, teachers = list(without_models([student_root])), list(without_models([teacher_root]))
-        # in the order they came up
-        self._known_students, self._known_teachers = dict.fromkeys(students), dict.fromkeys(teachers)
-        by_order = functools.partial(_longest_common_order, from_back=from_back)
-        passes = ((SHARED, _same_layers), ("by name", _matching_namesakes), ("by shape and order", by_order))
-        while True:
-            for how, pairs in passes:
-                found = pairs(students, teachers)
-                self.matches.update({student: Match(student, teacher, how) for student, teacher in found.items()})
-                taken = set(found.values())
-                students = [node for node in students if node not in found]
-                teachers = [node for node in teachers if node not in taken]
-            parts_of_students, parts_of_teachers = _opened(students), _opened(teachers)
-            if (parts_of_students, parts_of_teachers) == (students, teachers):
-                break
-            students, teachers = parts_of_students, parts_of_teachers
-            self._known_students.update(dict.fromkeys(students))
-            self._known_teachers.update(dict.fromkeys(teachers))
-        self._free_teachers = set(teachers)
 
-    def why_not(self, student):
-        """Why this student node has found no partner."""
-        if student.unfit:
-            return f"{student.unfit}: hand over the weights before that"
-        teachers = list(self._known_teachers)
-        namesake = _namesakes(list(self._known_students), teachers).get(student)
-        if namesake is not None:
-            why = difference(student, namesake)
-            if why or namesake.class_name != student.class_name:
-                return why or f"the teacher's layer of this name is of class {namesake.class_name}"
-        fitting = [node for node in teachers if node.signature == student.signature]
-        free = [node for node in fitting if node in self._free_teachers]
-        if free:
-            return f"{free[0].path!r} would fit, but stands in another order among the layers"
-        if fitting:
-            return "each teacher layer of this class and shape is taken"
-        same_class = [node for node in teachers if type(node.layer) is type(student.layer)]
-        if not same_class:
-            return f"the teacher has no {student.class_name}"
-        unfit = [node for node in same_class if node.unfit]
-        if unfit:
-            return f"the teacher's {unfit[0].path!r} {unfit[0].unfit}"
-        if len(same_class) == 1:
-            return difference(student, same_class[0])
-        return f"no {student.class_name} of the teacher has weights of these shapes"
+def _why_not(student, students, teachers, free_teachers):
+    """Why this student node has found no partner, of all nodes that came up and the teachers left over."""
+    if student.unfit:
+        return f"{student.unfit}: hand over the weights before that"
+    namesake = _namesakes(students, teachers).get(student)
+    if namesake is not None:
+        why = difference(student, namesake)
+        if why or namesake.class_name != student.class_name:
+            return why or f"the teacher's layer of this name is of class {namesake.class_name}"
+    fitting = [node for node in teachers if node.signature == student.signature]
+    free = [node for node in fitting if node in free_teachers]
+    if free:
+        return f"{free[0].path!r} would fit, but stands in another order among the layers"
+    if fitting:
+        return "each teacher layer of this class and shape is taken"
+    same_class = [node for node in teachers if type(node.layer) is type(student.layer)]
+    if not same_class:
+        return f"the teacher has no {student.class_name}"
+    unfit = [node for node in same_class if node.unfit]
+    if unfit:
+        return f"the teacher's {unfit[0].path!r} {unfit[0].unfit}"
+    if len(same_class) == 1:
+        return difference(student, same_class[0])
+    return f"no {student.class_name} of the teacher has weights of these shapes"
 
 
 def _opened(nodes):

@@ -24,12 +24,7 @@ def gaussian_noise(matches, model, scale, seed):
 
 
 def given_arrays(matches, student_root, delta):
-    """Return {id of a student weight: array} for `delta`, {student layer: arrays in the order of its weights}.
-
-    Raises:
-        TypeError: not a dict of lists of real numbers.
-        ValueError: a layer gets no weights; the number of arrays or a shape is not that of the layer; NaN or infinity.
-    """
+    """Return {id of a student weight: array} for `delta`, {student layer: arrays in the order of its weights}."""
     if not isinstance(delta, dict):
         raise TypeError(f"delta must be a dict {{student layer: list of arrays}}, got {type(delta).__name__}.")
     matched = {match.student for match in matches}

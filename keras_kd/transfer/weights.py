@@ -8,7 +8,7 @@ from keras import ops
 
 from keras_kd._checks import require_count, require_number
 from keras_kd.transfer.layers import difference, find_node, layer_tree, walk
-from keras_kd.transfer.matching import SHARED, Match, Matching
+from keras_kd.transfer.matching import SHARED, Match, match_layers
 from keras_kd.transfer.noise import gaussian_noise, given_arrays
 from keras_kd.transfer.transfer_table import LayerTransfer, Transfer
 
@@ -101,7 +101,7 @@ def transfer_weights(
     transfer = Transfer(rows, bool(freeze))
     unmatched = _unmatched(transfer, last)
     if strict and unmatched:
-        raise ValueError(_strict_message(transfer, unmatched))
+        raise ValueError(_unmatched_message(transfer, unmatched, strict=True))
     matches = [match for match in matches if match.how != SHARED]
     _check_nothing_is_the_teachers(matches, teacher)
     if delta is not None:
@@ -110,7 +110,8 @@ def transfer_weights(
         changes = gaussian_noise(matches, student, noise, seed) if noise else {}
     values = _new_values(matches, changes)
     if unmatched and layers is None and last is None:
-        warnings.warn(_partial_message(transfer, unmatched), stacklevel=2)  # first: it may be turned into an error
+        # before anything is written: it may be turned into an error
+        warnings.warn(_unmatched_message(transfer, unmatched, strict=False), stacklevel=2)
     _assign(values)
     if freeze:
         _freeze(matches, student)
@@ -141,10 +142,9 @@ def _check_options(teacher, student, layers, last, noise, delta, seed):
 
 def _matched(teacher_root, student_root, last):
     """The matches in the student's order, and a function that tells why a node has none."""
-    matching = Matching(student_root, teacher_root, from_back=last is not None)
-    matches = [matching.matches[node] for node in walk(student_root) if node in matching.matches]
+    matches, no_match = match_layers(student_root, teacher_root, from_back=last is not None)
     if last is None:
-        return matches, matching.why_not
+        return matches, no_match
     found = [match for match in matches if match.how != SHARED]
     if len(found) < last:
         paths = [match.student.path for match in found]
@@ -152,7 +152,7 @@ def _matched(teacher_root, student_root, last):
     before = {match.student for match in found[:-last]}
 
     def why_not(node):
-        return f"matches, but stands before the last {last}" if node in before else matching.why_not(node)
+        return f"matches, but stands before the last {last}" if node in before else no_match(node)
 
     return [match for match in matches if match.student not in before], why_not
 
@@ -195,22 +195,17 @@ def _unmatched(transfer, last):
     return [row for row in rows if row.teacher is None]
 
 
-def _strict_message(transfer, unmatched):
-    lines = [f"  {row.student!r} ({row.layer_class}): {row.how}" for row in unmatched]
-    return "\n".join(
-        [
-            f"strict=True: {len(unmatched)} of the student's {len(transfer.rows)} layers with weights get none:",
-            *lines,
-            "Nothing was changed. Name their partners in layers=, or leave strict out to hand over the rest.",
-        ]
-    )
-
-
-def _partial_message(transfer, unmatched):
+def _unmatched_message(transfer, unmatched, *, strict):
+    count = f"{len(unmatched)} of the student's {len(transfer.rows)} layers with weights"
+    if strict:
+        lines = "\n".join(f"  {row.student!r} ({row.layer_class}): {row.how}" for row in unmatched)
+        way_out = "Nothing was changed. Name their partners in layers=, or leave strict out to hand over the rest."
+        return f"strict=True: {count} get none:\n{lines}\n{way_out}"
     keeps = "keeps its own" if len(unmatched) == 1 else "keep their own"
+    paths = [row.student for row in unmatched]
     return (
-        f"{len(unmatched)} of the student's {len(transfer.rows)} layers with weights found no partner in the teacher "
-        f"and {keeps}: {[row.student for row in unmatched]}. The returned table says why; strict=True raises."
+        f"{count} found no partner in the teacher and {keeps}: {paths}. "
+        "The returned table says why; strict=True raises."
     )
 
 
