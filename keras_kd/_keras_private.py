@@ -1,6 +1,6 @@
 """Everything that keras_kd takes from the insides of Keras and TensorFlow: `tests/test_keras_private.py` pins each.
 
-Neither has a public name for these: whether `call` takes `training`, the mask that travels with a tensor, the losses
+They have no public name for these: whether `call` takes `training`, the mask that travels with a tensor, the losses
 in `compile(loss=...)`, the `tf.Variable` of a `keras.Variable`, what one replica gets of a batch. Elsewhere, keras_kd
 only overrides the hooks of `keras.Model` that a subclass has to, as `_maybe_symbolic_build`.
 """
@@ -182,3 +182,8 @@ def set_direction(metric, lower_is_better):
 def sentencepiece_proto(tokenizer):
     """The serialized model that a `tensorflow_text.SentencepieceTokenizer` was made with."""
     return tokenizer._model_resource._model
+
+
+def manual_folder(download_manager):
+    """TensorFlow Datasets' folder for files fetched by hand; its public name raises where the folder is empty."""
+    return download_manager._manual_dir

@@ -6,6 +6,7 @@ import pathlib
 import keras
 import numpy as np
 import tensorflow as tf
+import tensorflow_datasets as tfds
 from conftest import crossentropy, dense_model
 
 import keras_kd
@@ -50,6 +51,11 @@ def test_the_output_of_a_nested_model_is_found_inside_it():
     assert operation is inner
     assert private.producer(private.nested_output(operation, index))[0] is inner.get_layer("logits")
     assert private.nested_output(inner.get_layer("logits"), 0) is None
+
+
+def test_the_folder_for_files_fetched_by_hand(tmp_path):
+    manager = tfds.download.DownloadManager(download_dir=tmp_path, manual_dir=tmp_path / "manual")
+    assert pathlib.Path(private.manual_folder(manager)) == tmp_path / "manual"
 
 
 def test_the_calls_of_a_graph_stand_in_the_order_they_run():

@@ -10,6 +10,7 @@ import urllib.request
 import numpy as np
 import tensorflow_datasets as tfds
 
+from keras_kd._keras_private import manual_folder
 from keras_kd.datasets.rows import File, broken, read_lines, read_table
 
 _GITHUB = "https://raw.githubusercontent.com"
@@ -96,7 +97,7 @@ class TextBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return tuple(language for language in self.LANGUAGES if language in languages)
 
     def _split_generators(self, dl_manager):
-        manual = pathlib.Path(dl_manager._manual_dir) / self.name  # `manual_dir` raises where nothing is in it
+        manual = pathlib.Path(manual_folder(dl_manager)) / self.name
         if self.builder_config and self.builder_config.source:
             files = self._local_files(self.builder_config.source, self.languages)
         elif manual.is_dir():
