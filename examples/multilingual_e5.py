@@ -12,6 +12,7 @@ import itertools
 import os
 import struct
 import sys
+import typing
 
 import keras
 import keras_hub
@@ -35,8 +36,9 @@ def weights_path():
 
 def load_backbone(path=None):
     """Return multilingual-e5-small as `keras_hub.models.BertBackbone` in float32, without dropout."""
-    tensors, sizes = read_file(path or weights_path())[:2]
-    width, layers, heads, feed_forward, vocabulary, positions, segments = sizes
+    file = read_file(path or weights_path())
+    width, layers, heads, feed_forward, vocabulary, positions, segments = file.sizes
+    tensors = read_tensors(file)
     backbone = keras_hub.models.BertBackbone(
         vocabulary,
         layers,
@@ -72,21 +74,32 @@ def sentence_encoder(backbone, name="sentence_encoder"):
 
 def sentencepiece_proto(path=None):
     """Return the tokenizer as a serialized SentencePiece model; its ids are the rows of the token embedding."""
-    pieces, scores, special = read_file(path or weights_path())[2:]
+    file = read_file(path or weights_path())
     proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString(_any_proto())  # the normalization of nmt_nfkc, which XLM-RoBERTa's tokenizer uses
     del proto.pieces[:]
-    kinds = {special["bos"]: 3, special["pad"]: 3, special["eos"]: 3, special["unk"]: 2}  # control, unknown
-    for number, (piece, score) in enumerate(zip(pieces, scores, strict=True)):
+    kinds = {number: 2 if name == "unk" else 3 for name, number in file.special.items()}  # unknown, control
+    for number, (piece, score) in enumerate(zip(file.pieces, file.scores, strict=True)):
         proto.pieces.add(piece=piece, score=score, type=kinds.get(number, 1))
-    for name, number in special.items():
+    for name, number in file.special.items():
         setattr(proto.trainer_spec, f"{name}_id", number)
-    proto.trainer_spec.vocab_size = len(pieces)
+    proto.trainer_spec.vocab_size = len(file.pieces)
     return proto.SerializeToString()
 
 
+class File(typing.NamedTuple):
+    """An `E5S1` file: its bytes, the seven sizes of the model, its pieces, and where the tensors begin."""
+
+    data: bytes
+    sizes: tuple
+    pieces: list
+    scores: list
+    special: dict  # {"bos": id, ...}
+    tensors_start: int
+
+
 def read_file(path):
-    """Return {name: float32 array}, the seven sizes, the pieces, their scores and the special ids of an `E5S1` file."""
+    """Return the `File` at a path; its tensors, which are large, are left for `read_tensors`."""
     with open(path, "rb") as file:
         data = file.read()
     if data[:4] != b"E5S1":
@@ -101,11 +114,13 @@ def read_file(path):
     pieces = [data[start + a : start + b].decode() for a, b in itertools.pairwise(ends)]
     start += piece_bytes
     _, map_bytes = struct.unpack_from("<iI", data, start)  # the same normalization, in the engine's own form
-    tensors = _read_tensors(data, start + 8 + map_bytes)
-    return tensors, sizes, pieces, scores.tolist(), dict(zip(["bos", "eos", "pad", "unk"], special, strict=True))
+    special = dict(zip(["bos", "eos", "pad", "unk"], special, strict=True))
+    return File(data, sizes, pieces, scores.tolist(), special, start + 8 + map_bytes)
 
 
-def _read_tensors(data, start):
+def read_tensors(file):
+    """Return {name: float32 array}."""
+    data, start = file.data, file.tensors_start
     (count,) = struct.unpack_from("<i", data, start)
     start += 4
     tensors = {}

@@ -1,6 +1,7 @@
 """The pieces of a SentencePiece or WordPiece tokenizer, and the tokenizer of the same kind that has some of them."""
 
 import os
+import pathlib
 import sys
 
 import numpy as np
@@ -24,7 +25,8 @@ def pieces_of(tokenizer):
         ValueError: a SentencePiece model that loses words with its pieces (BPE, words), or a file that is none.
     """
     if isinstance(tokenizer, (bytes, str, os.PathLike)):
-        return SentencePieces(tokenizer if isinstance(tokenizer, bytes) else _read(tokenizer), lambda proto: proto)
+        proto = tokenizer if isinstance(tokenizer, bytes) else pathlib.Path(tokenizer).read_bytes()
+        return SentencePieces(proto, lambda proto: proto)
     if _is(tokenizer, "tensorflow_text", "SentencepieceTokenizer"):
         options = {name: getattr(tokenizer, name) for name in _TF_TEXT_OPTIONS}
         remake = lambda proto: type(tokenizer)(proto, **options)  # noqa: E731
@@ -46,11 +48,6 @@ def _is(value, module, name):
     """Whether a value is an instance of a class of a package, which need not be installed."""
     kind = getattr(sys.modules.get(module), name, None)
     return kind is not None and isinstance(value, kind)
-
-
-def _read(path):
-    with open(path, "rb") as file:
-        return file.read()
 
 
 class SentencePieces:

@@ -2,6 +2,7 @@
 
 import base64
 import os
+import pathlib
 
 import keras
 import tensorflow as tf
@@ -111,8 +112,7 @@ def _proto_bytes(proto):
         return proto
     if not isinstance(proto, str | os.PathLike):
         raise TypeError(f"proto must be the bytes of a SentencePiece model or its path, got {type(proto).__name__}.")
-    with open(proto, "rb") as file:
-        return file.read()
+    return pathlib.Path(proto).read_bytes()
 
 
 def _tokenizer(proto):
