@@ -2,6 +2,7 @@
 
 from keras_kd.students.depth import fewer_layers, layer_importance
 from keras_kd.students.embedding import FactorizedEmbedding, factorize_embedding
+from keras_kd.students.static import WeightedMean, static_student
 from keras_kd.students.vocabulary import (
     LanguageCost,
     MapIds,
@@ -16,10 +17,12 @@ __all__ = [
     "LanguageCost",
     "MapIds",
     "TrimmedVocabulary",
+    "WeightedMean",
     "count_pieces",
     "factorize_embedding",
     "fewer_layers",
     "layer_importance",
     "on_student_ids",
+    "static_student",
     "trim_vocabulary",
 ]

@@ -1,5 +1,7 @@
 """A thinner embedding: a narrow table and one projection, that start as the teacher's table."""
 
+import typing
+
 import keras
 import numpy as np
 from keras import ops
@@ -112,7 +114,7 @@ def factorize_embedding(teacher, rank, *, counts=None, embedding=None):
     rank = require_count(rank, "rank", at_least=1)
     if rank > layer.output_dim:
         raise ValueError(f"rank must be <= {layer.output_dim}, the width of the embedding {layer.name!r}, got {rank}.")
-    weights = _weights(counts, layer)
+    weights = checked_counts(counts, layer.input_dim, f"rows of {layer.name!r}")
     options = {"mask_zero": layer.mask_zero, "dtype": layer.dtype_policy, "name": layer.name}
     thin = FactorizedEmbedding(layer.input_dim, layer.output_dim, rank, **options)
     rebuilding = Rebuilding(lambda other: thin if other is holder else None, call=_call_of(thin, layer, holder))
@@ -164,18 +166,35 @@ def factorized(table, weights, rank):
     return table.astype("float32") @ projection.T, projection, float(kept)
 
 
-def _weights(counts, layer):
+class CenteredFactors(typing.NamedTuple):
+    """The nearest `center + table @ projection` of a rank to a table of vectors, and the share of variance it keeps."""
+
+    table: np.ndarray  # (rows, rank)
+    projection: np.ndarray  # (rank, width)
+    center: np.ndarray  # (width,)
+    kept: float
+
+
+def centered_factors(vectors, weights, rank):
+    """Return the `CenteredFactors` of `(rows, width)` vectors: their principal components, each row weighted."""
+    center = np.average(vectors.astype("float64"), axis=0, weights=weights).astype("float32")
+    table, projection, kept = factorized(vectors - center, weights, rank)
+    return CenteredFactors(table, projection, center, kept)
+
+
+def checked_counts(counts, rows, what):
+    """`(rows,)` weights, one more than the count of each; `what` names the rows in an error."""
     if counts is None:
-        return np.ones(layer.input_dim)
+        return np.ones(rows)
     counts = np.asarray(counts)
-    if counts.ndim != 1 or len(counts) > layer.input_dim or counts.dtype.kind not in "iuf":
+    if counts.ndim != 1 or len(counts) > rows or counts.dtype.kind not in "iuf":
         raise ValueError(
-            f"counts must be one number for each of the {layer.input_dim} rows of {layer.name!r}, got {counts.dtype} "
-            f"of the shape {counts.shape}. keras_kd.students.count_pieces counts with the teacher's tokenizer."
+            f"counts must be one number for each of the {rows} {what}, got {counts.dtype} of the shape {counts.shape}. "
+            "keras_kd.students.count_pieces counts with the model's tokenizer."
         )
     if not np.isfinite(counts).all() or counts.min() < 0:
         raise ValueError("counts must be finite and >= 0.")
-    return 1.0 + np.pad(counts.astype("float64"), (0, layer.input_dim - len(counts)))
+    return 1.0 + np.pad(counts.astype("float64"), (0, rows - len(counts)))
 
 
 def _call_of(thin, layer, holder):
