@@ -9,6 +9,7 @@ from keras_kd.outputs.model_inputs import input_names
 from keras_kd.students.embedding import centered_factors, checked_counts
 from keras_kd.students.rebuilding import require_functional
 from keras_kd.students.tokenizers import pieces_of
+from keras_kd.students.vocabulary import embedding_of_pieces
 from keras_kd.transfer import LayerTransfer, Transfer
 
 _RARE = 1e-3  # "a" of Arora et al.: pieces that make up more than this share of the text weigh less than half
@@ -86,8 +87,8 @@ def static_student(teacher, tokenizer, width, *, counts=None, prefix="", batch_s
 
     Raises:
         TypeError: an argument of another type.
-        ValueError: a teacher with other inputs or another output, or with fewer ids than the tokenizer has; `width`
-            larger than `units`; counts of another vocabulary.
+        ValueError: a teacher with other inputs or another output; a tokenizer that does not belong to it; `width` larger
+            than `units`; counts of another vocabulary.
 
     Example:
 
@@ -107,6 +108,7 @@ def static_student(teacher, tokenizer, width, *, counts=None, prefix="", batch_s
     if require_count(width, "width", at_least=1) > units:
         raise ValueError(f"width must be <= {units}, the units of the teacher's vector, got {width}.")
     size = len(pieces.vocabulary)
+    embedding_of_pieces(teacher, size)  # raises where the tokenizer is another model's
     counts = checked_counts(counts, size, "pieces of the tokenizer")
     vectors = _piece_vectors(teacher, pieces, prefix, require_count(batch_size, "batch_size", at_least=1))
     factors = centered_factors(vectors, counts, width)

@@ -67,7 +67,7 @@ def trim_vocabulary(teacher, tokenizer, texts, *, languages=None, keep=None, emb
     https://arxiv.org/abs/2010.05609.
     """
     pieces = pieces_of(tokenizer)
-    layer = _embedding_layer(require_functional(teacher), len(pieces.vocabulary), embedding)
+    layer = embedding_of_pieces(require_functional(teacher), len(pieces.vocabulary), embedding)
     texts = _by_language(texts, languages)
     counts = {language: _counts(pieces, language, given) for language, given in texts.items()}
     texts = {language: given for language, given in texts.items() if not isinstance(given, np.ndarray)}
@@ -330,7 +330,7 @@ def _chosen(frequency, required, keep):
 # Model --------------------------------------------------------------------------------------------------------------
 
 
-def _embedding_layer(teacher, size, name):
+def embedding_of_pieces(teacher, size, name=None):
     """The layer that embeds the pieces of a tokenizer of this size."""
     found = {}
     for path, layer in walk(teacher, inside=True):
