@@ -22,7 +22,7 @@ class HashedNGrams(keras.layers.Layer):
 
     Args:
         buckets: number of ids, from 1 to 8,388,593.
-        orders: lengths of the n-grams in bytes ≥ 1. A Latin letter has 1 byte, a Greek or Cyrillic one 2, most others 3.
+        orders: lengths of the n-grams in bytes ≥ 1. A Latin letter has 1, a Greek or Cyrillic one 2, most others 3.
         **kwargs: see `keras.layers.Layer`.
 
     Call arguments:

@@ -74,6 +74,6 @@ def _no_student(family, size_mb, units, bits):
     largest = {"ngrams": _ngram_parameters(units, 1_000_000, 64), "cnn": _cnn_parameters(units, 1024)}[family]
     low, high = (parameters * bits / 8e6 for parameters in (smallest, largest))
     return (
-        f"size_mb must be from {low:.3f} to {high:.0f} for the family {family!r} with {units} units in {bits} bits, got "
-        f"{size_mb}. Choose another family, or make a student from the teacher: keras_kd.students.fewer_layers."
+        f"size_mb must be from {low:.3f} to {high:.0f} for the family {family!r} with {units} units in {bits} bits, "
+        f"got {size_mb}. Choose another family, or make a student from the teacher: keras_kd.students.fewer_layers."
     )

@@ -87,8 +87,8 @@ def static_student(teacher, tokenizer, width, *, counts=None, prefix="", batch_s
 
     Raises:
         TypeError: an argument of another type.
-        ValueError: a teacher with other inputs or another output; a tokenizer that does not belong to it; `width` larger
-            than `units`; counts of another vocabulary.
+        ValueError: a teacher with other inputs or another output; a tokenizer that does not belong to it; `width` above
+            `units`; counts of another vocabulary.
 
     Example:
 
