@@ -89,9 +89,10 @@ def make_student(train, options):
     encoder, _ = students.fewer_layers(sentence_encoder(load_backbone()), options.layers)
     trimmed = students.trim_vocabulary(encoder, sentencepiece_proto(), texts, keep=options.pieces)
     print(trimmed)
-    encoder = trimmed.student
-    if options.rank:
-        counts = sum(students.count_pieces(trimmed.tokenizer, texts).values())
+    encoder, counts = trimmed.student, sum(students.count_pieces(trimmed.tokenizer, texts).values())
+    if options.codes:
+        encoder, _ = students.quantize_embedding(encoder, options.codes, counts=counts, seed=options.seed)
+    elif options.rank:
         encoder, _ = students.factorize_embedding(encoder, options.rank, counts=counts)
     tokenizer = keras_kd.text.SentencePieceEncoder(trimmed.tokenizer, options.length, prefix=PREFIX, segment_ids=True)
     return encoder, tokenizer
@@ -166,6 +167,7 @@ def arguments():
     parser.add_argument("--layers", type=int, default=3, help="of the teacher's 12")
     parser.add_argument("--pieces", type=int, help="of the teacher's 250,002; all that the texts use")
     parser.add_argument("--rank", type=int, help="of the embedding; 384, as in the teacher")
+    parser.add_argument("--codes", type=int, help="bytes per piece of the embedding, in place of 384 numbers")
     parser.add_argument("--freeze-embedding", action="store_true", help="train the layers above it only")
     parser.add_argument("--precision", default="float32", help="mixed_bfloat16 where the processor has it")
     parser.add_argument("--length", type=int, default=64, help="pieces per sentence")

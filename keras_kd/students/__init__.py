@@ -2,7 +2,12 @@
 
 from keras_kd.students.byte_models import HashedNGrams, byte_cnn, ngram_student
 from keras_kd.students.depth import fewer_layers, layer_importance
-from keras_kd.students.embedding import FactorizedEmbedding, factorize_embedding
+from keras_kd.students.embedding import (
+    FactorizedEmbedding,
+    ProductQuantizedEmbedding,
+    factorize_embedding,
+    quantize_embedding,
+)
 from keras_kd.students.sizes import student_for
 from keras_kd.students.static import WeightedMean, static_student
 from keras_kd.students.vocabulary import (
@@ -19,6 +24,7 @@ __all__ = [
     "HashedNGrams",
     "LanguageCost",
     "MapIds",
+    "ProductQuantizedEmbedding",
     "TrimmedVocabulary",
     "WeightedMean",
     "byte_cnn",
@@ -28,6 +34,7 @@ __all__ = [
     "layer_importance",
     "ngram_student",
     "on_student_ids",
+    "quantize_embedding",
     "static_student",
     "student_for",
     "trim_vocabulary",
