@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_kd._checks import require_count
 from keras_kd.outputs.top_classes import TINY, TopClasses, replaced
 
 INT8 = "int8"
@@ -210,39 +209,40 @@ def systematic_draws(p, starts, draws):
 # Choosing a coding -------------------------------------------------------------------------------------------------
 
 
-def sparse_options(top_k, sampled):
-    """Return these arguments of `cache_teacher_outputs` as a dict, or raise."""
-    if top_k is not None and sampled is not None:
-        raise ValueError(f"top_k and sampled are two ways to store a part, got {top_k} and {sampled}. Give one.")
-    options = {"top_k": top_k, "sampled": sampled}
-    return {name: value if value is None else require_count(value, name, at_least=1) for name, value in options.items()}
-
-
-def coding_of_output(output, shape, name, *, top_k, sampled, dtype):
-    """The coding of a teacher's output; `top_k`, `sampled` and `dtype` are those of `cache_teacher_outputs`.
+def coding_of_output(name, shape, given_k, *, top_k, sampled, dtype):
+    """The coding of a teacher's output of this shape; `top_k`, `sampled`, `dtype` are those of `cache_teacher_outputs`.
 
     Args:
-        output: A `TopLogProbs`; anything else stands for one number per class.
-        shape: Of one example.
-        name: The output's name, for messages.
+        given_k: The number of classes that `TopLogProbs` hold; None of logits.
     """
     dtype = "float16" if dtype == INT8 else dtype
-    if isinstance(output, TopLogProbs):
+    if given_k is not None:
         if sampled is not None:
             raise ValueError(f"sampled needs all logits, but {name!r} is a TopLogProbs. Leave sampled= out.")
-        top_k = tuple(output.log_p.shape)[-1]
+        if top_k not in (None, given_k):
+            raise ValueError(f"top_k={top_k} is for logits, but {name!r} is a TopLogProbs of k = {given_k}.")
+        top_k = given_k
+    classes = shape[-1] if shape and shape[-1] is not None else 0
     if sampled is not None:
-        if not shape or shape[-1] is None or shape[-1] < 2:
+        if classes < 2:
             raise ValueError(f"sampled needs distributions over at least 2 classes, got {name!r} of shape {shape}.")
         return Sampled(shape, sampled)
     if top_k is None:
         return Full(shape, dtype)
-    if not shape or shape[-1] is None or top_k >= shape[-1]:
+    if top_k >= classes:
         raise ValueError(f"top_k must be less than the number of classes, got {top_k} for {name!r} of shape {shape}.")
     return TopK(shape, top_k, dtype)
 
 
-def coding_of_layer(shape, *, dtype):
+def unequal_k(name, found):
+    """The ValueError for `TopLogProbs` that cannot be stored together."""
+    return ValueError(
+        f"TopLogProbs must have the same k in all rows and batches, got {found} of {name!r}. Cut each row to its k "
+        "likeliest classes, k being that of the shortest: the others share the rest of the mass."
+    )
+
+
+def coding_of_layer(shape, dtype):
     """The coding of a layer's output of this shape; numbers without an axis of features are not stored as int8."""
     if dtype != INT8:
         return Full(shape, dtype)
