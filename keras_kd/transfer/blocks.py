@@ -3,7 +3,7 @@
 import re
 
 from keras_kd._checks import require_count
-from keras_kd.transfer.layers import layer_tree, walk
+from keras_kd.transfer.layers import has_automatic_name, layer_tree, walk
 
 _BARE = -1  # the number of "transformer_block", which Keras makes before "transformer_block_1"
 
@@ -17,9 +17,8 @@ def every_kth_block(teacher, student, k=2, *, offset=0, pattern=None):
 
     A block is one layer with a number in its name ("block_3": a composite layer or a nested model), or all layers that
     have the same number there ("block_3_attention", "block_3_ffn", "encoder/block_3/norm"); these are paired by what
-    follows the number. The map holds the blocks only. Embeddings and heads are added by hand:
-    `layers={**every_kth_block(teacher, student), "embedding": "embedding"}`. A block whose parts do not all fit can be
-    handed over in part, by taking the others out of the map.
+    follows the number. The map holds the blocks only; add embeddings and heads by hand:
+    `layers={**every_kth_block(teacher, student), "embedding": "embedding"}`.
 
     Args:
         teacher: a built `keras.Model` with at least k·(n - 1) + offset + 1 blocks, for n blocks in the student. Blocks
@@ -66,20 +65,17 @@ def every_kth_block(teacher, student, k=2, *, offset=0, pattern=None):
             f"the teacher has {len(teacher_blocks)} blocks {teacher_pattern!r}, but {len(student_blocks)} student "
             f"blocks with k={k} and offset={offset} need {needed}. Choose a smaller k, or write the map by hand."
         )
-    return _block_map(student_blocks, teacher_blocks[offset::k])
-
-
-def _block_map(student_blocks, teacher_blocks):
-    found = {}
-    for mine, taken in zip(student_blocks, teacher_blocks, strict=False):
-        for suffix, node in mine.items():
-            if suffix not in taken:
+    layers = {}
+    for student_block, teacher_block in zip(student_blocks, teacher_blocks[offset::k], strict=False):
+        for suffix, node in student_block.items():
+            if suffix not in teacher_block:
                 raise ValueError(
                     f"the teacher's block has no part that ends in {suffix!r} as the student's {node.path!r} does; its "
-                    f"parts are {[part.path for part in taken.values()]}. Give pattern=, or write the map by hand."
+                    f"parts are {[part.path for part in teacher_block.values()]}. Give pattern=, or write the map by "
+                    "hand."
                 )
-            found[node.path] = taken[suffix].path
-    return found
+            layers[node.path] = teacher_block[suffix].path
+    return layers
 
 
 def _patterns(pattern, teacher_root, student_root):
@@ -119,7 +115,7 @@ def _blocks(root, pattern):
     def visit(node):
         if fit := numbered.fullmatch(node.path):
             place, number, suffix = fit[1], int(fit[2]), fit[3]
-        elif node.has_automatic_name and not node.is_keras_layer and (fit := bare.fullmatch(node.path)):
+        elif has_automatic_name(node.layer) and not node.is_keras_layer and (fit := bare.fullmatch(node.path)):
             place, number, suffix = fit[1], _BARE, ""
         else:
             for child in node.children:
@@ -137,10 +133,8 @@ def _common_pattern(teacher_root, student_root):
     for pattern in _numbered_names(student_root):
         student_blocks, teacher_blocks = _blocks(student_root, pattern), _blocks(teacher_root, pattern)
         if any(len(numbered) > 1 for numbered in teacher_blocks.values()):
-            nodes = [
-                node for numbered in student_blocks.values() for parts in numbered.values() for node in parts.values()
-            ]
-            covered[pattern] = {id(weight) for node in nodes for weight in node.weights}
+            parts = [part for numbered in student_blocks.values() for part in numbered.values()]
+            covered[pattern] = {id(weight) for part in parts for node in part.values() for weight in node.weights}
     largest = []
     for pattern in sorted(covered, key=lambda name: (-len(covered[name]), len(name))):
         if not any(covered[pattern] <= covered[other] for other in largest):
@@ -164,10 +158,10 @@ def _numbered_names(root):
     found = {}
     for node in walk(root):
         name = node.layer.name
-        if node is root or (node.has_automatic_name and node.is_keras_layer):
+        if node is root or (has_automatic_name(node.layer) and node.is_keras_layer):
             continue
         for number in re.finditer(r"\d+(?![^\W_])", name):
             found[f"{name[: number.start()]}{{}}"] = None
-        if node.has_automatic_name:
+        if has_automatic_name(node.layer):
             found[f"{name}_{{}}"] = None
     return list(found)

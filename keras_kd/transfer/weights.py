@@ -1,6 +1,7 @@
 """`transfer_weights`: check everything, then write the teacher's weights, plus Δw, into the student."""
 
 import dataclasses
+import math
 import random
 import warnings
 
@@ -95,15 +96,13 @@ def transfer_weights(
 ):
     """Hand the teacher's weights straight to the student, layer by layer: w_S = w_T + Δw.
 
-    Layers of any kind match if they have the same class and their weights the same names and shapes: first those with
-    the same name (names that Keras makes itself, such as "dense_1", are no names), then, among the rest, the longest
-    sequence of layers that stand in the same order in both models, at the earliest teacher layers. Nested models are
-    walked into. A composite layer is handed over whole, or else in those parts that match; Keras's own layers, such as
-    MultiHeadAttention, only whole. All weights of a layer go along, also the mean and variance of BatchNormalization;
-    the random state of Dropout does not. Values are cast to the student's dtype. Layers with LoRA or quantized weights
-    are not matched.
-
-    The teacher stays as it is. If anything raises, the student does, too.
+    Layers match if they have the same class and their weights the same names and shapes: first those with the same name
+    (names that Keras makes itself, such as "dense_1", are no names), then, among the rest, the longest sequence of
+    layers that stand in the same order in both models, at the earliest teacher layers. Nested models are walked into. A
+    composite layer is handed over whole, or else in those parts that match; Keras's own layers, such as
+    MultiHeadAttention, only whole. All weights of a layer go along, also the mean and variance of BatchNormalization,
+    but not the random state of Dropout, cast to the student's dtype. Layers with LoRA or quantized weights do not
+    match. The teacher stays as it is. If anything raises, the student does, too.
 
     Args:
         teacher: a built `keras.Model`.
@@ -114,12 +113,12 @@ def transfer_weights(
             a map.
         last: hand over only the last `last` ≥ 1 matching layers, in the student's order. The longest common sequence
             then ends at the latest teacher layers. Not together with `layers`.
-        noise: Δw is drawn from N(0, noise²), one draw a number. An absolute standard deviation ≥ 0, in the unit of the
-            weights: for comparison, Keras's default kernel of 128 inputs and 128 outputs starts with 0.088. The
-            statistics of BatchNormalization get no noise, since a variance must not be negative.
-        delta: Δw as arrays, {student layer: [one array a weight, in the order and shape of `layer.weights`]}. The
-            layers named must be among those that get weights. Not together with `noise`.
-        seed: a whole number ≥ 0 for `noise`; the same seed draws the same. None takes it from Python's `random`, which
+        noise: Δw is drawn from N(0, noise²), one draw a number. A standard deviation ≥ 0 in the unit of the weights;
+            Keras's default kernel of 128 inputs and 128 outputs starts with 0.088. The statistics of
+            BatchNormalization get no noise, since a variance must not be negative.
+        delta: Δw as arrays, {student layer: [one array a weight, in the order and shape of `layer.weights`]}, of layers
+            that get weights. Not together with `noise`.
+        seed: a whole number ≥ 0 for `noise`. None takes it from Python's `random`, which
             `keras.utils.set_random_seed` sets. Several workers must share one seed.
         freeze: set `trainable` to False on the layers that got weights, so that training leaves them as they are.
             Compile the student, or the distiller it is in, afterwards. In Keras, a frozen BatchNormalization also
@@ -246,7 +245,8 @@ def _rows(node, matches, why_not):
             yield from _rows(child, matches, why_not)
     else:
         teacher, how = (match.teacher.path, match.how) if match else (None, why_not(node))
-        yield LayerTransfer(node.path, node.class_name, node.parameters, teacher, how)
+        parameters = sum(math.prod(weight.shape) for weight in node.weights)
+        yield LayerTransfer(node.path, node.class_name, parameters, teacher, how)
 
 
 def _unmatched(rows, last):
@@ -274,10 +274,7 @@ def _unmatched_message(transfer, unmatched, *, strict):
 
 
 def _gaussian_noise(matches, student, scale, seed):
-    """`{id of a student weight: array}`, draws from N(0, scale²) for each weight that training changes.
-
-    Statistics, such as the mean and variance of BatchNormalization, get none: a variance must not become negative.
-    """
+    """`{id of a student weight: array}`, draws from N(0, scale²) for each weight that training changes."""
     generator = np.random.default_rng(random.getrandbits(64) if seed is None else seed)
     learnable = {id(variable) for variable in learnable_variables(student)}
     return {
