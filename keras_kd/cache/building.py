@@ -62,8 +62,8 @@ def cache_teacher_outputs(
         dataset: A batched, finite `tf.data.Dataset` of `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`. Or, with a str
             as the teacher, an iterable of batches of NumPy arrays `(x, prediction)` or `(x, prediction, layers)`:
             logits `(examples, ..., classes)` (log-probabilities are logits), a list or dict of them, or a
-            `keras_kd.cache.TopLogProbs`; layers `{name: array}`. With `key`, `x` may be an array of ids. Outputs with
-            another number of tokens in each example are a `tf.RaggedTensor`.
+            `keras_kd.cache.TopLogProbs`; layers `{name: array}`. With `key`, `x` may be an array of ids. What has
+            another number of tokens in each example is a `tf.RaggedTensor`.
         path: The folder: new, empty, or of this cache.
         outputs: What is stored: the losses that will learn from it, names of outputs, names of layers ("block_6",
             "block_6:query"; the name of an output stands for the output), or a list of these; None: all outputs.
@@ -72,11 +72,10 @@ def cache_teacher_outputs(
         key: The entry of a dict `x` with each example's id, integers or strings; None: a 64-bit hash of its content,
             under which examples of equal content are one.
         padding: The number that fills up short sequences in integer entries `(batch, length)` of `x`, or
-            `{entry: number}`, or None: there is no padding. At the end of a sequence it is no content, so keys do
-            not depend on how far a batch was padded: give None where it is a token like any other. It also
-            determines the length of an output without a Keras mask.
-        preprocessing: How the data was preprocessed, as JSON: a tokenizer's name and the hash of its vocabulary, for
-            instance. With another one, the cache is refused.
+            `{entry: number}`; None where it is a token like any other. At the end of a sequence it is no content, so
+            keys do not depend on how far a batch was padded, and outputs without a Keras mask end before it.
+        preprocessing: How the data was preprocessed, as JSON, such as a tokenizer's name and the hash of its
+            vocabulary. With another one, the cache is refused.
         top_k: How many of the likeliest classes are stored, 1 ≤ k < classes, with the mass of the others, which is
             spread equally over them; None: all. For distributions over classes only.
         sampled: Instead of `top_k`, how many classes are drawn from each distribution: an unbiased estimate of it in
@@ -198,10 +197,8 @@ class Writer:
 
     A shard is what is written at once: a run of examples, its part of each file with a checksum of its own.
 
-    Args:
-        folder: New, empty, or with a cache of this setting that was begun; else ValueError.
-        setting: The teacher, the preprocessing and the layout, as JSON holds them.
-        shard_bytes: A shard is closed after the batch that makes it as large as this.
+    The folder is new, empty, or of a cache of this setting that was begun; else ValueError. A shard is closed after the
+    batch that makes it as large as `shard_bytes`.
     """
 
     def __init__(self, folder, setting, shard_bytes):
@@ -230,9 +227,8 @@ class Writer:
     def add(self, rows, sequences):
         """Take a batch, `{column: array}`; close the shard if it is large enough.
 
-        Args:
-            sequences: `{output by token: names of the entries of x that are padded as far as it}`; None instead of the
-                names where `x` has no sequences.
+        `sequences` are `{output by token: names of the entries of x that are padded as far as it}`, None instead of the
+        names where `x` has no sequences.
         """
         for column, values in rows.items():
             if values.dtype.kind == "f" and not np.isfinite(values).all():
@@ -344,11 +340,10 @@ def _store(writer, source, verbose):
     bar, number = keras.utils.Progbar(batches, unit_name="batch of teacher outputs"), 0
     with concurrent.futures.ThreadPoolExecutor(1) as beside:  # hashes and writes while the teacher runs on
         writing = beside.submit(bool)
-        for number, element in enumerate(source, start=1):
-            keys, content = source.keys(element)
+        for number, (batch, keys, content) in enumerate(source, start=1):
             new = known.new(keys, content)
             if new.any():
-                rows, sequences = source.encoded(element, keys, content, new)
+                rows, sequences = source.encoded(batch, keys, content, new)
                 writing.result()
                 writing = beside.submit(writer.add, rows, sequences)
             if verbose:

@@ -29,16 +29,14 @@ class Column(NamedTuple):
 class Layout:
     """The outputs of an example, and the files that hold them.
 
-    Args:
+    Attributes:
         key: The `Key` of the examples.
         codings: `{output name: coding}`; where the first axis of its shape is None, it is the axis of tokens, of which
             examples may have any number.
         masked: Names of the outputs by token that come with a mask.
         prediction: Names of outputs in the structure of the teacher's outputs: a name, a list of them, or a dict.
-        layers: `"layer"` or `"layer:part"` of each layer whose output is stored.
+        layers: "layer" or "layer:part" of each layer whose output is stored.
         endings: `{output name: Ending}` of the outputs in `prediction`, where they are known.
-
-    Attributes:
         by_token: Names of the outputs by token.
         columns: `{(output name, field): Column}`: the same in all folders, whatever their files are called.
     """
@@ -70,10 +68,9 @@ class Layout:
             options: `dtype`, `top_k` and `sampled` of `cache_teacher_outputs`.
         """
         structure, outputs = named_outputs(prediction)
-        layers = {layer: layers[layer] for layer in sorted(layers)}  # runs may give them in another order
-        shapes = {
-            name: _shape(output, name, name in masks) for name, output in named_tensors(prediction, layers).items()
-        }
+        layers = dict(sorted(layers.items()))  # runs may give them in another order
+        named = outputs | {layer_name(layer): tensor for layer, tensor in layers.items()}
+        shapes = {name: _shape(output, name, name in masks) for name, output in named.items()}
         if not shapes:
             raise ValueError("outputs must name at least one output or layer, got none.")
         given_k = {name: one.log_p.shape[-1] if isinstance(one, TopLogProbs) else None for name, one in outputs.items()}
@@ -121,13 +118,7 @@ class Layout:
         return layout
 
     def encode(self, x, keys, content, chosen, prediction, layers, masks):
-        """The chosen examples of a batch as the files hold them.
-
-        Args:
-            x: What the models read.
-            keys, content: int64 `(batch,)`.
-            chosen: bool `(batch,)`.
-            prediction, layers, masks: The teacher's outputs with all their tokens, masks by output name.
+        """The chosen examples of a batch, whose keys, content and bool `chosen` are `(batch,)`, as the files hold them.
 
         Returns:
             `{column: tensor}`, with numbers of tokens in the place of ends; and of each output by token, which of
@@ -154,12 +145,9 @@ class Layout:
         return {column: tf.gather_nd(rows[column], kept[column]) for column in self.columns}, alike
 
     def decode(self, x, rows):
-        """A batch as `PrecomputedBatch`.
+        """A batch as `PrecomputedBatch`, of `{column: tensor}` `(batch, ...)`, by token `(batch, length, ...)`.
 
-        Args:
-            x: What the models read.
-            rows: `{column: tensor}` `(batch, ...)`, of outputs by token `(batch, length, ...)`; with numbers of tokens
-                in the place of ends, after which outputs are zero.
+        Numbers of tokens stand in the place of ends; after them, outputs are zero.
         """
         outputs, masks = {}, {}
         for name, coding in self.codings.items():

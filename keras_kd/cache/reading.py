@@ -1,6 +1,6 @@
 """Finished caches: checked when they are opened, and joined with a dataset by key.
 
-Keys are looked up with NumPy inside a dataset's `map`, in files that are mapped into memory. (As TensorFlow constants,
+Rows are read with NumPy inside a dataset's `map`, from files that are mapped into memory. (As TensorFlow constants,
 `tf.data` would fold them when it makes an iterator, and so read the whole files into memory.)
 """
 
@@ -41,13 +41,15 @@ class TeacherCache:
         self.names = list(self.layout.codings)
         self._sequences = storage.common_sequences(sequences)
         # Rows are counted through all folders, of which each has its array of a column.
-        arrays = {column: [one[column] for one in files] for column in self.layout.columns}
-        self._keys, self._first_rows = np.unique(np.concatenate(arrays.pop(KEY)), return_index=True)
-        self.examples = sum(len(one[KEY]) for one in files)
-        lengths = {name: [np.diff(one, prepend=0) for one in arrays.pop((name, END))] for name in self.layout.by_token}
-        self._bounds = {name: np.cumsum(np.concatenate([[0], *each])) for name, each in lengths.items()}
-        arrays.pop(CONTENT, None)
-        self._arrays = arrays
+        self._arrays = {column: [one[column] for one in files] for column in self.layout.columns}
+        self._arrays.pop(CONTENT, None)
+        keys = np.concatenate(self._arrays.pop(KEY))
+        self.examples = len(keys)
+        self._keys, self._first_rows = np.unique(keys, return_index=True)
+        self._bounds = {}
+        for output in self.layout.by_token:
+            lengths = [np.diff(ends, prepend=0) for ends in self._arrays.pop((output, END))]
+            self._bounds[output] = np.cumsum(np.concatenate([[0], *lengths]))
 
     def __repr__(self):
         paths = ", ".join(repr(str(path)) for path in self.paths)
@@ -94,21 +96,16 @@ class TeacherCache:
             rows = self._rows(keys, names, self._padded_lengths(dict(zip(entries, lengths.tolist(), strict=True))))
             return [rows[column] for column in columns]
 
-        arguments = [keys, names, tf.stack(lengths) if lengths else tf.zeros([0], tf.int64)]
         dtypes = [tf.as_dtype(np.dtype(layout.columns[column].dtype)) for column in columns]
-        rows = dict(zip(columns, tf.numpy_function(read, arguments, dtypes), strict=True))
+        tensors = tf.numpy_function(read, [keys, names, tf.cast(lengths, tf.int64)], dtypes)
         padded = self._padded_lengths({name: entry.shape[1] for name, entry in entries.items()})
-        for column, tensor in rows.items():
+        for column, tensor in zip(columns, tensors, strict=True):
             _, _, shape, by_token = layout.columns[column]
             tensor.set_shape((keys.shape[0], *([padded[column[0]]] if by_token else []), *shape))
-        return layout.decode(layout.key.without_strings(x), rows)
+        return layout.decode(layout.key.without_strings(x), dict(zip(columns, tensors, strict=True)))
 
     def _padded_lengths(self, lengths):
-        """`{output by token: its number of tokens in a batch}`, None for as many as the longest example has.
-
-        Args:
-            lengths: `{entry of x: its length}`.
-        """
+        """`{output: its number of tokens in a batch}`, of `{entry of x: its length}`; None for that of the longest."""
         padded = {}
         for output, known in self._sequences.items():
             if known is None:  # stored with ids alone
@@ -218,12 +215,28 @@ def plain(preprocessing):
         raise TypeError(f"preprocessing must be what JSON can hold, got {preprocessing!r}: {error}.") from None
 
 
+_WAYS_TO_A_DATASET = (
+    (tf.RaggedTensor, "Make it dense: tf.data.Dataset.from_tensor_slices((x.to_tensor(), y)).batch(32)."),
+    (tf.SparseTensor, "Make it dense: tf.data.Dataset.from_tensor_slices((tf.sparse.to_dense(x), y)).batch(32)."),
+    (
+        (list, tuple),
+        "Make arrays of lists of numbers or texts: tf.data.Dataset.from_tensor_slices((np.array(x), y)).batch(32); of "
+        "models with several inputs, a dict or tuple of arrays: ((x1, x2), y).",
+    ),
+    (
+        (collections.abc.Iterator, keras.utils.PyDataset),
+        "Make one that gives all batches anew each time: tf.data.Dataset.from_generator(function, "
+        "output_signature=...), of a PyDataset with lambda: (data[i] for i in range(len(data))).",
+    ),
+    (object, "Make one of the arrays: tf.data.Dataset.from_tensor_slices((x, y)).batch(32)."),
+)
+
+
 def require_batches(dataset, argument):
     """Raise TypeError unless `argument` is a dataset of batches that outputs can be stored for or joined with."""
     if not isinstance(dataset, tf.data.Dataset):
-        raise TypeError(
-            f"{argument} must be a batched tf.data.Dataset, got {type(dataset).__name__}. {_dataset_of(dataset)}"
-        )
+        way_out = next(text for kinds, text in _WAYS_TO_A_DATASET if isinstance(dataset, kinds))
+        raise TypeError(f"{argument} must be a batched tf.data.Dataset, got {type(dataset).__name__}. {way_out}")
     spec = dataset.element_spec
     x = spec[0] if isinstance(spec, tuple) else spec
     leaves = tf.nest.flatten(x)
@@ -231,8 +244,7 @@ def require_batches(dataset, argument):
         way_out = "It holds teacher outputs already: train on it as it is, or give the dataset they were added to."
     elif any(isinstance(leaf, (tf.RaggedTensorSpec, tf.SparseTensorSpec)) for leaf in leaves):
         way_out = (
-            "Make its tensors dense first: dataset.map(lambda x, y: (x.to_tensor(), y)), tf.sparse.to_dense for sparse "
-            "ones; or pad texts as they are batched, dataset.padded_batch(32)."
+            "Make it dense first: map x to x.to_tensor() or tf.sparse.to_dense(x), or use dataset.padded_batch(32)."
         )
     elif not leaves or any(not isinstance(leaf, tf.TensorSpec) or leaf.shape.rank == 0 for leaf in leaves):
         way_out = "Batch it first: dataset.batch(32)."
@@ -248,27 +260,8 @@ def require_batches(dataset, argument):
     )
 
 
-def _dataset_of(data):
-    """How to make a dataset of other data."""
-    if isinstance(data, tf.RaggedTensor):
-        return "Make it dense: tf.data.Dataset.from_tensor_slices((x.to_tensor(), y)).batch(32)."
-    if isinstance(data, tf.SparseTensor):
-        return "Make it dense: tf.data.Dataset.from_tensor_slices((tf.sparse.to_dense(x), y)).batch(32)."
-    if isinstance(data, (list, tuple)):
-        return (
-            "Make arrays of lists of numbers or texts: tf.data.Dataset.from_tensor_slices((np.array(x), y)).batch(32); "
-            "of models with several inputs, a dict or tuple of arrays: ((x1, x2), y)."
-        )
-    if isinstance(data, (collections.abc.Iterator, keras.utils.PyDataset)):
-        return (
-            "Make one that gives all batches anew each time: tf.data.Dataset.from_generator(function, "
-            "output_signature=...), of a PyDataset with lambda: (data[i] for i in range(len(data)))."
-        )
-    return "Make one of the arrays: tf.data.Dataset.from_tensor_slices((x, y)).batch(32)."
-
-
 def require_same(stored, requested, folder):
-    """Raise ValueError, with the differences, if the folder holds another cache than the one requested."""
+    """Raise ValueError, with the differences, if the folder holds another cache."""
     differing = list(differences(stored, requested))
     if differing:
         raise ValueError(

@@ -18,7 +18,7 @@ from keras_kd.outputs.reader import OutputReader, output_names
 
 
 class _Source:
-    """Batches of examples: iterate over it, and give what comes to its methods.
+    """Gives `(batch, keys, content)` of each batch, the keys and hashes as int64 arrays `(batch,)`.
 
     Attributes:
         layout: The `Layout` of the outputs.
@@ -27,13 +27,9 @@ class _Source:
 
     batches = tf.data.UNKNOWN_CARDINALITY
 
-    def encoded(self, element, *examples):
-        """Get the outputs of a batch, and return what `Writer.add` takes.
-
-        Args:
-            examples: Arrays `(batch,)`: keys, content, and which of them are to be stored.
-        """
-        rows, alike = self._encode(element, *map(tf.constant, examples))
+    def encoded(self, batch, keys, content, new):
+        """What `Writer.add` takes of a batch: the outputs of its examples that are `new`, bool `(batch,)`."""
+        rows, alike = self._encode(batch, *map(tf.constant, (keys, content, new)))
         sequences = {
             output: [entry for entry, same in flags.items() if same] if flags else None
             for output, flags in alike.items()
@@ -44,10 +40,7 @@ class _Source:
 class TeacherSource(_Source):
     """The outputs of a built `keras.Model` that runs over a batched `tf.data.Dataset`.
 
-    Args:
-        key: The `Key` of the examples.
-        outputs: As in `cache_teacher_outputs`.
-        coded: `dtype`, `top_k` and `sampled` of `cache_teacher_outputs`.
+    `coded` are `dtype`, `top_k` and `sampled` of `cache_teacher_outputs`.
     """
 
     def __init__(self, teacher, dataset, key, outputs, coded):
@@ -69,11 +62,8 @@ class TeacherSource(_Source):
 
     def __iter__(self):
         for element in self._dataset.prefetch(2):
-            yield element[0] if isinstance(element, tuple) else element
-
-    def keys(self, x):
-        """`(keys, content)` of a batch, int64 arrays `(batch,)`."""
-        return [array.numpy() for array in self._keys(x)]
+            x = element[0] if isinstance(element, tuple) else element
+            yield x, *(array.numpy() for array in self._keys(x))
 
 
 class ArraySource(_Source):
@@ -85,21 +75,19 @@ class ArraySource(_Source):
         if first is None:
             raise ValueError("dataset must give at least one batch of outputs, got none.")
         self.layout = Layout.of(*first[1:], key=key, **coded)
-        self._elements = itertools.chain([first], rest)
+        self._batches = itertools.chain([first], rest)
 
     def __iter__(self):
-        return self._elements
+        for batch in self._batches:
+            x, prediction, layers, _ = batch
+            if isinstance(x, dict) and set(x) == {self._key.entry}:  # ids alone: the outputs stand for the content
+                content = fingerprint([_tensors(prediction), layers])
+            else:
+                content = self._key.content(x)
+            yield batch, self._key.of(x)[0].numpy(), content.numpy()
 
-    def keys(self, element):
-        """`(keys, content)` of a batch, int64 arrays `(batch,)`."""
-        x, prediction, layers, _ = element
-        keys = self._key.of(x)[0].numpy()
-        if isinstance(x, dict) and set(x) == {self._key.entry}:  # ids alone: the outputs stand for the content
-            return keys, fingerprint([_tensors(prediction), layers]).numpy()
-        return keys, self._key.content(x).numpy()
-
-    def _encode(self, element, *examples):
-        x, *outputs = element
+    def _encode(self, batch, *examples):
+        x, *outputs = batch
         return self.layout.encode(x, *examples, *outputs)
 
     def _in_tensors(self, element):
