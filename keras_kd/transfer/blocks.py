@@ -93,48 +93,39 @@ def _patterns(pattern, teacher_root, student_root):
 
 def _found_blocks(root, pattern, role):
     """The blocks of one model in their order, each as {what follows the number: node}."""
-    places = _blocks(root, pattern)
-    if not places:
+    parts = _parts(root, pattern)
+    if not parts:
         raise ValueError(f"pattern={pattern!r} fits no layer of the {role}; they are {_paths(root)}.")
+    places = sorted({place for place, *_ in parts})
     if len(places) > 1:
         raise ValueError(
-            f"pattern={pattern!r} is found in several places of the {role}: {sorted(places)}. Name one of them in the "
-            f'pattern, as in pattern="{sorted(places)[-1]}{pattern}".'
+            f"pattern={pattern!r} is found in several places of the {role}: {places}. Name one of them in the pattern, "
+            f'as in pattern="{places[-1]}{pattern}".'
         )
-    (numbered,) = places.values()
-    return [numbered[number] for number in sorted(numbered)]
+    blocks = {}
+    for _, number, suffix, node in parts:
+        blocks.setdefault(number, {})[suffix] = node
+    return [blocks[number] for number in sorted(blocks)]
 
 
-def _blocks(root, pattern):
-    """{what stands before the pattern: {number: {what follows the number: node}}}; the outermost layers that fit."""
+def _parts(node, pattern):
+    """`[(what stands before the pattern, number, what follows, node)]` of the outermost layers that fit."""
     before, after = map(re.escape, pattern.split("{}"))
-    numbered = re.compile(rf"((?:.*?/)?){before}(\d+){after}(?![^\W_])(.*)")
-    bare = re.compile(rf"((?:.*/)?){before.removesuffix('_')}{after}")
-    places = {}
-
-    def visit(node):
-        if fit := numbered.fullmatch(node.path):
-            place, number, suffix = fit[1], int(fit[2]), fit[3]
-        elif has_automatic_name(node.layer) and not node.is_keras_layer and (fit := bare.fullmatch(node.path)):
-            place, number, suffix = fit[1], _BARE, ""
-        else:
-            for child in node.children:
-                visit(child)
-            return
-        places.setdefault(place, {}).setdefault(number, {})[suffix] = node
-
-    visit(root)
-    return places
+    if fit := re.fullmatch(rf"((?:.*?/)?){before}(\d+){after}(?![^\W_])(.*)", node.path):
+        return [(fit[1], int(fit[2]), fit[3], node)]
+    bare = re.fullmatch(rf"((?:.*/)?){before.removesuffix('_')}{after}", node.path)
+    if bare and has_automatic_name(node.layer) and not node.is_keras_layer:
+        return [(bare[1], _BARE, "", node)]
+    return [part for child in node.children for part in _parts(child, pattern)]
 
 
 def _common_pattern(teacher_root, student_root):
     """The one pattern that both models have, of which the teacher has at least two blocks, and that holds the most."""
     covered = {}
     for pattern in _numbered_names(student_root):
-        student_blocks, teacher_blocks = _blocks(student_root, pattern), _blocks(teacher_root, pattern)
-        if any(len(numbered) > 1 for numbered in teacher_blocks.values()):
-            parts = [part for numbered in student_blocks.values() for part in numbered.values()]
-            covered[pattern] = {id(weight) for part in parts for node in part.values() for weight in node.weights}
+        teacher_blocks = {(place, number) for place, number, *_ in _parts(teacher_root, pattern)}
+        if len(teacher_blocks) > len({place for place, _ in teacher_blocks}):
+            covered[pattern] = {id(weight) for *_, node in _parts(student_root, pattern) for weight in node.weights}
     largest = []
     for pattern in sorted(covered, key=lambda name: (-len(covered[name]), len(name))):
         if not any(covered[pattern] <= covered[other] for other in largest):

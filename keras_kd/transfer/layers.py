@@ -151,9 +151,7 @@ def _node(layer, path, names, seen_weights):
 
 def has_automatic_name(layer):
     """Whether the name is "dense", "dense_1", "dense_2", … for a Dense."""
-    start = automatic_name(layer)
-    number = layer.name.removeprefix(f"{start}_")
-    return layer.name == start or (number != layer.name and number.isdecimal() and number[0] != "0")
+    return re.fullmatch(rf"{automatic_name(layer)}(_[1-9]\d*)?", layer.name) is not None
 
 
 def _shown(name, shape, kind):

@@ -184,11 +184,10 @@ def transfer_weights(
 def _check_options(teacher, student, layers, last, noise, delta, seed):
     if teacher is student:
         raise ValueError("student must be another model than the teacher. keras.models.clone_model makes a copy.")
-    if layers is not None and not isinstance(layers, dict):
-        raise TypeError(
-            f"layers must be a dict {{student layer: teacher layer}}, got {type(layers).__name__}: {layers!r}."
-        )
-    if layers is not None and not layers:
+    if not isinstance(layers, dict | None):
+        shown = f"{type(layers).__name__}: {layers!r}"
+        raise TypeError(f"layers must be a dict {{student layer: teacher layer}}, got {shown}.")
+    if layers == {}:
         raise ValueError("layers must name at least one layer, got {}. Leave it out to match layers by name and shape.")
     if layers is not None and last is not None:
         raise ValueError("layers and last exclude each other: name in layers= just the layers that shall get weights.")
@@ -264,10 +263,8 @@ def _unmatched_message(transfer, unmatched, *, strict):
         return f"strict=True: {count} get none:\n{lines}\n{way_out}"
     keeps = "keeps its own" if len(unmatched) == 1 else "keep their own"
     paths = [row.student for row in unmatched]
-    return (
-        f"{count} found no partner in the teacher and {keeps}: {paths}. "
-        "The returned table says why; strict=True raises."
-    )
+    table = "The returned table says why; strict=True raises."
+    return f"{count} found no partner in the teacher and {keeps}: {paths}. {table}"
 
 
 # Δw ----------------------------------------------------------------------------------------------------------------
