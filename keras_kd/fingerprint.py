@@ -9,62 +9,49 @@ import numpy as np
 import tensorflow as tf
 
 
-def model_fingerprint(model):
-    """A model's class, size, architecture and weights.
+def fingerprint(value):
+    """What distinguishes a value, as JSON; of dicts and lists, of each part.
 
-    Two models that a function makes one after the other from the same seed have the same fingerprint.
+    Models by class, size, architecture and weights: two that a function makes one after the other from the same seed
+    have the same fingerprint. Arrays by content. Datasets, which may be endless or shuffled, by the spec and number of
+    their elements. Anything else, such as a loss or an optimizer, by class and configuration.
     """
-    weights = hashlib.sha256()
-    for variable in model.weights:
-        weights.update(_bytes(variable.numpy()))
-    return {
-        "class": type(model).__name__,
-        "parameters": model.count_params(),
-        "architecture": _config_hash(model),
-        "weights": weights.hexdigest()[:16],
-    }
-
-
-def object_fingerprint(value):
-    """The class and configuration of a loss, a metric or an optimizer."""
     if value is None or isinstance(value, (str, bool, int, float)):
         return value
     if isinstance(value, dict):
-        return {str(key): object_fingerprint(part) for key, part in value.items()}
+        return {str(key): fingerprint(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [object_fingerprint(part) for part in value]
+        return [fingerprint(part) for part in value]
+    if isinstance(value, (np.ndarray, tf.Tensor)):
+        array = np.asarray(value)
+        return {"shape": list(array.shape), "dtype": str(array.dtype), "content": _content_hash([array])}
+    if isinstance(value, tf.data.Dataset):
+        return {"elements": str(value.element_spec), "batches": int(value.cardinality())}
+    if isinstance(value, keras.Model):
+        return {
+            "class": type(value).__name__,
+            "parameters": value.count_params(),
+            "architecture": _config_hash(value),
+            "weights": _content_hash(variable.numpy() for variable in value.weights),
+        }
     return {"class": getattr(value, "__name__", type(value).__name__), "config": _config_hash(value)}
 
 
-def data_fingerprint(data):
-    """Arrays by content; datasets, which may be endless or shuffled, by the spec and number of their elements."""
-    if data is None or isinstance(data, (str, bool, int, float)):
-        return data
-    if isinstance(data, dict):
-        return {str(key): data_fingerprint(part) for key, part in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [data_fingerprint(part) for part in data]
-    if isinstance(data, (np.ndarray, tf.Tensor)):
-        array = np.asarray(data)
-        content = hashlib.sha256(_bytes(array)).hexdigest()[:16]
-        return {"shape": list(array.shape), "dtype": str(array.dtype), "content": content}
-    if isinstance(data, tf.data.Dataset):
-        return {"elements": str(data.element_spec), "batches": int(data.cardinality())}
-    return {"class": type(data).__name__}
-
-
-def differences(there, asked, name=""):
+def differences(found, expected, name=""):
     """A line for each leaf of two nested dicts of settings that differs."""
-    if isinstance(there, dict) and isinstance(asked, dict):
-        for key in dict.fromkeys([*asked, *there]):
-            yield from differences(there.get(key), asked.get(key), f"{name} {key}")
-    elif there != asked:
-        texts = (json.dumps(value, ensure_ascii=False)[:200] for value in (there, asked))
+    if isinstance(found, dict) and isinstance(expected, dict):
+        for key in dict.fromkeys([*expected, *found]):
+            yield from differences(found.get(key), expected.get(key), f"{name} {key}")
+    elif found != expected:
+        texts = (json.dumps(value, ensure_ascii=False)[:200] for value in (found, expected))
         yield " {}: there it is {}, here {}".format(name, *texts)
 
 
-def _bytes(array):
-    return array.astype(str).tobytes() if array.dtype == object else np.ascontiguousarray(array).tobytes()
+def _content_hash(arrays):
+    content = hashlib.sha256()
+    for array in arrays:
+        content.update(array.astype(str).tobytes() if array.dtype == object else np.ascontiguousarray(array).tobytes())
+    return content.hexdigest()[:16]
 
 
 def _config_hash(value):

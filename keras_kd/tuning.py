@@ -14,12 +14,12 @@ import warnings
 import keras
 import tensorflow as tf
 
-from keras_kd import fingerprint
 from keras_kd._checks import require_choice, require_count, require_number, require_teacher
 from keras_kd._extras import needs_extra
 from keras_kd._files import written_whole
 from keras_kd._quiet import quiet
 from keras_kd.distiller import Distiller
+from keras_kd.fingerprint import differences, fingerprint
 
 LEARNING_RATE = "learning_rate"
 _FORMAT = "keras_kd.tune/3"
@@ -368,18 +368,19 @@ class _Recipe:
     def fingerprint(self, values):
         """What makes a search with this recipe what it is; `values` are any that may be tried."""
         distiller = self.new_distiller(values)
-        return {
+        setting = {
             "seed": self.seed,
-            "teacher": fingerprint.model_fingerprint(self.teacher),
-            "student": fingerprint.model_fingerprint(distiller.student),
-            "distillation_losses": fingerprint.object_fingerprint(distiller.distillation_losses),
+            "teacher": self.teacher,
+            "student": distiller.student,
+            "distillation_losses": distiller.distillation_losses,
             **self.weights,
-            "optimizer": fingerprint.object_fingerprint(distiller.optimizer),
-            "loss": fingerprint.object_fingerprint(self.loss),
-            "compile_options": fingerprint.object_fingerprint(self.compile_options),
-            "callbacks": fingerprint.data_fingerprint(_called(self.callbacks)),
-            **fingerprint.data_fingerprint(self._new_fit_options()),
+            "optimizer": distiller.optimizer,
+            "loss": self.loss,
+            "compile_options": self.compile_options,
+            "callbacks": _called(self.callbacks),
+            **self._new_fit_options(),
         }
+        return fingerprint(setting)
 
     def _uncompiled(self):
         return Distiller(self.teacher, self.make_student(), _called(self.distillation_losses), **self.weights)
@@ -507,7 +508,7 @@ class _Record:
             content = json.loads(self._file.read_text(encoding="utf-8"))
         if not isinstance(content, dict) or content.get("format") != _FORMAT:
             raise ValueError(f"directory holds {self._file}, which keras_kd.tune did not write ({_FORMAT}).")
-        differing = list(fingerprint.differences(content["setting"], self._setting))
+        differing = list(differences(content["setting"], self._setting))
         if differing:
             raise ValueError(
                 f"directory {str(self._folder)!r} holds another search, whose trials must not be mixed with these. It "

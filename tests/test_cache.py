@@ -438,56 +438,99 @@ def test_layers_of_other_programs_come_along(data, tmp_path):
         keras_kd.cache_teacher_outputs("arrays", [(x, x[:3])], tmp_path / "other", verbose=0)
 
 
+def write_by_hand(folder, arrays, outputs, *, layers=("block",), sequences=None):
+    """Write a cache with NumPy, json and hashlib alone, as another program would."""
+    folder.mkdir(exist_ok=True)
+    parts = {}
+    for name, array in arrays.items():
+        array.tofile(folder / name)
+        content = (folder / name).read_bytes()
+        parts[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    layout = {
+        "format": "keras_kd.teacher_outputs/4",
+        "key": {"of": {"entry": "id"}, "padding": 0},
+        "outputs": outputs,
+        "masked": [],
+        "prediction": "output",
+        "layers": list(layers),
+        "endings": {},
+    }
+    sequences, examples = sequences or {}, len(arrays["key.bin"])
+    manifest = {
+        "setting": {"teacher": "by hand", "preprocessing": None, "outputs": layout},
+        "examples": examples,
+        "sequences": sequences,
+        "shards": [{"examples": examples, "sequences": sequences, "files": parts}],
+    }
+    signed(folder, manifest)
+
+
 def test_a_folder_written_by_hand_in_the_documented_layout_is_read(tmp_path):
-    """With NumPy, json and hashlib alone, as another program would."""
     arrays = {
         "key.bin": np.array([30, -10, 20], "<i8"),
         "content.bin": np.zeros(3, "<i8"),
         "output_0.bin": np.array([[3, 1], [1, 2], [2, 3]], "<f4"),
         "output_1.end.bin": np.array([2, 2, 3], "<i8"),  # two tokens, none, one
         "output_1.bin": np.array([[1, 2, 3], [4, 5, 6], [7, 8, 9]], "<f2"),
-        "index.key.bin": np.array([-10, 20, 30], "<i8"),
-        "index.position.bin": np.array([1, 2, 0], "<i8"),
     }
-    parts = {}
-    for name, array in arrays.items():
-        array.tofile(tmp_path / name)
-        content = (tmp_path / name).read_bytes()
-        parts[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    files = {
-        name: {"dtype": array.dtype.str, "shape": list(array.shape[1:]), "per": "example"}
-        for name, array in list(arrays.items())[:5]
+    outputs = {
+        "output": {"coding": "Full", "shape": [2], "dtype": "float32"},
+        "layer block": {"coding": "Full", "shape": [None, 3], "dtype": "float16"},
     }
-    files["output_1.bin"]["per"] = "token"
-    layout = {
-        "format": "keras_kd.teacher_outputs/3",
-        "key": {"of": {"entry": "id"}, "padding": 0},
-        "outputs": {
-            "output": {"coding": "Full", "shape": [2], "dtype": "float32"},
-            "layer block": {"coding": "Full", "shape": [None, 3], "dtype": "float16"},
-        },
-        "masked": [],
-        "prediction": "output",
-        "layers": {"block": "layer block"},
-        "endings": {},
-        "files": files,
-    }
-    manifest = {
-        "setting": {"teacher": "by hand", "preprocessing": None, "outputs": layout},
-        "examples": 3,
-        "sequences": {"layer block": None},
-        "shards": [{"examples": 3, "sequences": {"layer block": None}, "files": {name: parts[name] for name in files}}],
-        "index": {name: parts[name] for name in ("index.key.bin", "index.position.bin")},
-    }
-    text = json.dumps(manifest, sort_keys=True)
-    manifest["sha256"] = hashlib.sha256(text.encode()).hexdigest()
-    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    write_by_hand(tmp_path, arrays, outputs, sequences={"layer block": None})
     batch = {"id": np.array([20, 30, -10]), "tokens": np.ones((3, 3))}
     (precomputed,) = next(iter(keras_kd.open_teacher_cache(tmp_path).attach(batches_of(batch))))
     np.testing.assert_array_equal(precomputed.prediction, [[2, 3], [3, 1], [1, 2]])
     expected = np.zeros((3, 3, 3))
     expected[0, 0], expected[1, :2] = [7, 8, 9], [[1, 2, 3], [4, 5, 6]]
     np.testing.assert_array_equal(precomputed.layers["block"], expected)
+
+
+@pytest.mark.parametrize("tokens", [False, True])
+def test_folders_that_name_their_outputs_in_another_order_are_read_by_name(tmp_path, tokens):
+    """Their files look alike and are numbered by the order in which each manifest names the outputs."""
+    shape = [None, 2] if tokens else [2]
+    names = ["output", "layer a", "layer b"]
+    coded = {name: {"coding": "Full", "shape": shape, "dtype": "float32"} for name in names}
+    expected = {name: np.arange(12, dtype="<f4").reshape(6, 2) + 100 * i for i, name in enumerate(names)}
+    orders = [names, names[::-1], [*names[1:], names[0]]]
+    for part, order in enumerate(orders):
+        rows = slice(2 * part, 2 * part + 2)
+        arrays = {"key.bin": np.arange(6)[rows].astype("<i8"), "content.bin": np.zeros(2, "<i8")}
+        for i, name in enumerate(order):
+            arrays[f"output_{i}.bin"] = expected[name][rows]
+            if tokens:
+                arrays[f"output_{i}.end.bin"] = np.array([1, 2], "<i8")
+        sequences = dict.fromkeys(order) if tokens else {}
+        outputs = {name: coded[name] for name in order}
+        write_by_hand(tmp_path / str(part), arrays, outputs, layers=["a", "b"], sequences=sequences)
+    cache = keras_kd.open_teacher_cache([tmp_path / str(part) for part in range(3)])
+    (precomputed,) = next(iter(cache.attach(batches_of({"id": np.arange(6)}, batch=6))))
+    found = {"output": precomputed.prediction, **{f"layer {name}": precomputed.layers[name] for name in "ab"}}
+    for name, output in found.items():
+        np.testing.assert_array_equal(np.reshape(output, (6, 2)), expected[name], err_msg=name)
+
+
+def test_a_begun_build_that_names_its_outputs_in_another_order_resumes_by_name(data, tmp_path):
+    x, folder = data[0], tmp_path / "cache"
+    teacher = dense_model(4, 4, 3)
+    interrupted(teacher, batches_of(x, batch=4), folder, 6, outputs=["hidden_0", "hidden_1"])
+    begun = json.loads((folder / "building.json").read_text())
+    outputs = begun["setting"]["outputs"]
+    outputs["outputs"] = dict(reversed(outputs["outputs"].items()))
+    for shard in begun["shards"]:
+        files = shard["files"]
+        files["output_0.bin"], files["output_1.bin"] = files["output_1.bin"], files["output_0.bin"]
+    signed(folder, begun, "building.json")
+    one, two = (folder / f"output_{i}.bin" for i in range(2))
+    content = one.read_bytes()
+    one.write_bytes(two.read_bytes())
+    two.write_bytes(content)
+    resumed = stored(teacher, batches_of(x, batch=4), folder, outputs=["hidden_0", "hidden_1"])
+    both = keras.Model(teacher.inputs, {name: teacher.get_layer(name).output for name in ("hidden_0", "hidden_1")})
+    for (precomputed,) in resumed:
+        for name, expected in both(precomputed.x).items():
+            np.testing.assert_allclose(precomputed.layers[name], expected, rtol=2e-3, atol=1e-3)
 
 
 # What is refused ---------------------------------------------------------------------------------------------------
@@ -499,7 +542,7 @@ def cache(data, tmp_path):
     return tmp_path / "cache"
 
 
-FILES = ["manifest.json", "index.key.bin", "index.position.bin", "key.bin", "output_0.bin", "output_1.bin"]
+FILES = ["manifest.json", "key.bin", "output_0.bin", "output_1.bin"]
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -539,11 +582,7 @@ def test_shards_and_files_that_changed_places_are_noticed(cache):
     with pytest.raises(ValueError, match=r"output_1.bin.*checksum of its part 0 is not that of the manifest"):
         keras_kd.open_teacher_cache(cache)
     file.write_bytes(content)
-    keys, positions = (cache / "index.key.bin").read_bytes(), (cache / "index.position.bin").read_bytes()
-    (cache / "index.key.bin").write_bytes(positions)
-    (cache / "index.position.bin").write_bytes(keys)
-    with pytest.raises(ValueError, match=r"index.key.bin.*checksum of its part 0"):
-        keras_kd.open_teacher_cache(cache)
+    keras_kd.open_teacher_cache(cache)
 
 
 def signed(folder, manifest, name="manifest.json"):
@@ -558,7 +597,7 @@ def test_a_cache_of_another_version_is_refused(cache):
     manifest = json.loads((cache / "manifest.json").read_text())
     manifest["setting"]["outputs"]["format"] = "keras_kd.teacher_outputs/9"
     signed(cache, manifest)
-    with pytest.raises(ValueError, match=r"format is 'keras_kd.teacher_outputs/9'; this version reads '.*/3'"):
+    with pytest.raises(ValueError, match=r"format is 'keras_kd.teacher_outputs/9'; this version reads '.*/4'"):
         keras_kd.open_teacher_cache(cache)
 
 

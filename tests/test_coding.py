@@ -136,6 +136,44 @@ def test_classes_out_of_range_are_refused(tmp_path, wrong):
         keras_kd.cache_teacher_outputs("api", [(np.arange(1), answers)], tmp_path, key="id", verbose=0)
 
 
+def answers(*ks, of=9):
+    """A batch of `TopLogProbs` whose rows have so many classes: arrays, or lists where the rows differ."""
+    classes, log_p = [list(range(k)) for k in ks], [[-2.5] * k for k in ks]
+    return TopLogProbs(*(map(np.array, (classes, log_p)) if len({*ks}) == 1 else (classes, log_p)), of=of)
+
+
+@pytest.mark.parametrize(
+    "batches",
+    [
+        [answers(2, 2), answers(3, 3)],
+        [answers(3, 3), answers(2, 2)],
+        [answers(2, 3)],
+        [answers(2, 2), answers(2, 1)],
+        [TopLogProbs(*map(tf.ragged.constant, answers(2, 3)[:2]), of=9)],
+        [answers(2, 2)._replace(log_p=np.full((2, 3), -2.5))],
+        [np.zeros((2, 9)), answers(3, 3)],
+        [{"a": np.zeros((2, 9)), "b": answers(3, 3)}, {"a": answers(3, 3), "b": answers(3, 3)}],
+        [{"a": np.zeros((2, 9)), "b": answers(3, 3)}, {"a": np.zeros((2, 9)), "b": answers(4, 4)}],
+    ],
+)
+def test_answers_of_several_k_are_refused(tmp_path, batches):
+    numbered = [(np.arange(2) + 2 * i, batch) for i, batch in enumerate(batches)]
+    with pytest.raises(ValueError, match=r"TopLogProbs must have the same k in all rows.* got .*'output\b.*Cut"):
+        keras_kd.cache_teacher_outputs("api", numbered, tmp_path / "cache", key="id", verbose=0)
+
+
+def test_top_k_is_not_given_with_answers_of_another_k(tmp_path):
+    with pytest.raises(ValueError, match="top_k=2 is for logits, but 'output' is a TopLogProbs of k = 3"):
+        keras_kd.cache_teacher_outputs("api", [(np.arange(2), answers(3, 3))], tmp_path, key="id", top_k=2, verbose=0)
+
+
+def test_rows_of_several_lengths_are_refused_or_ragged(tmp_path):
+    uneven = [[0.0, 1.0], [0.0]]
+    for outputs in ([np.array(uneven, dtype=object)], [np.zeros((2, 3)), {"block": uneven}]):
+        with pytest.raises(ValueError, match=r"rows of one length, .*tf\.RaggedTensor"):
+            keras_kd.cache_teacher_outputs("arrays", [([1, 2], *outputs)], tmp_path, key="id", verbose=0)
+
+
 # Samples -----------------------------------------------------------------------------------------------------------
 
 

@@ -250,6 +250,8 @@ def test_other_data_than_a_dataset_is_named_with_a_way_out(tmp_path, x, kind, wa
         (tf.data.Dataset.from_tensors(tf.sparse.from_dense(FEW)), "tf.sparse.to_dense"),
         (tf.data.Dataset.range(3), r"dataset.batch\(32\)"),
         (tf.data.Dataset.from_tensors(FEW).map(lambda x: tf.numpy_function(abs, [x], tf.float32)), "tf.ensure_shape"),
+        (tf.data.Dataset.from_tensors((FEW, FEW, FEW, FEW)), r"x: dataset.map\(lambda x1, x2, y, weight: \(\(x1, x2\)"),
+        (tf.data.Dataset.from_tensors(FEW).window(2), r"dataset.batch\(32\)"),
         (tf.data.Dataset.from_tensors((keras_kd.PrecomputedBatch(FEW, FEW, {}),)), "holds teacher outputs already"),
     ],
 )

@@ -1,13 +1,5 @@
 """Teacher outputs on disk: the teacher runs once, and students learn from its outputs as often as they like.
 
-cache_teacher_outputs, fit(cache=): building.py
-    sources.py     a teacher that runs over a dataset, or arrays that another program made; which outputs
-    keys.py        the key of an example: its id, or a hash of its content
-    layout.py      the files that hold the outputs
-    codings.py     full, int8, top-k, sampled
-    storage.py     files and their checksums
-open_teacher_cache: reading.py, joins one folder or several with a dataset by key
-
 The folder, which any program may write:
 
 manifest.json         written last: without it, the folder is no cache
@@ -15,9 +7,7 @@ key.bin               int64 (examples,): the integer id; FarmHash64 of the strin
                       `keras_kd.cache.keys.fingerprint` takes it
 content.bin           only with ids: int64 (examples,), a hash of the rest of the example, by which two examples of one
                       id are told apart; may be 0
-output_0.bin, …       the numbers of the outputs, in the order of the manifest: one row per example
-index.key.bin         int64 (distinct examples,): the keys in ascending order
-index.position.bin    int64 (distinct examples,): the row of each; of several rows of one key, the first
+output_0.bin, …       the numbers of the outputs, in the order of the manifest's `outputs`: one row per example
 
 Each file is the numbers of an array in C order, little-endian, without a header: `array.tofile`, `np.memmap`.
 
@@ -45,14 +35,13 @@ The manifest is JSON in ASCII:
 setting.teacher             the fingerprint of a model, or a name
 setting.preprocessing       that of `cache_teacher_outputs`, or null
 setting.outputs             format; key {of: "content" or {"entry": name}, padding}; outputs {name: coding and shape of
-                            an example}; masked, names; prediction (a name, list or dict of names) and layers {layer:
-                            name}, where the outputs go; endings {name: {activation: the output's last, undone:
-                            "softmax" or "sigmoid" if it is stored as logits without it, else null}}, {} if not known;
-                            files {file: dtype, shape of a row, per: "example" or "token"}
+                            an example}: "output", or "output a", "output 0" of several, and "layer b"; masked, names;
+                            prediction, the names as a str, list or dict; layers, a list; endings {name: {activation:
+                            the output's last, undone: "softmax" or "sigmoid" if it is stored as logits without it,
+                            else null, output_name: of an output in a list, else null}}, {} if not known
 examples                    how many
 sequences                   {output by token: names of the entries of x as long as it, or null if x was not known}
 shards                      what was written at once: examples; sequences; files {file: bytes, sha256 of this part}
-index                       {file: bytes, sha256}
 sha256                      of `json.dumps(all the other entries, sort_keys=True)`
 """
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from keras_kd._checks import require_choice, require_count, require_teacher, require_tensorflow
 from keras_kd.cache import codings, storage
 from keras_kd.cache.keys import Key
-from keras_kd.cache.layout import CONTENT, KEY
+from keras_kd.cache.layout import CONTENT, END, KEY, Layout
 from keras_kd.cache.reading import (
     TeacherCache,
     open_teacher_cache,
@@ -50,14 +50,11 @@ def cache_teacher_outputs(
     randomly augmented need ids (`key=`), or are augmented after this: see `TeacherCache.attach`.
 
     If `path` holds these outputs already, the teacher is not run. A build that was stopped (killed, or by a full disk)
-    resumes when it is called again: the teacher runs only on batches with examples that are not stored yet, in
-    whatever order they come; what was stored of examples that do not come again stays. In the order of the first run
-    it ends with the same bytes. Until it is finished, the folder cannot be opened. Its layout: `help(keras_kd.cache)`.
+    resumes when it is called again: the teacher runs only on batches with examples that are not stored yet, in any
+    order; in that of the first run it ends with the same bytes. The folder's layout: `help(keras_kd.cache)`.
 
-    Outputs of sequences may have any number of tokens, `(batch, None, ...)`; padding is not stored. Batches of texts of
-    about one length, `dataset.bucket_by_sequence_length`, are padded less, so the teacher takes less time.
-
-    Several workers store a part each, `cache_teacher_outputs(teacher, dataset.shard(workers, i), f"outputs/{i}")`, and
+    Outputs of sequences may have any number of tokens, `(batch, None, ...)`; padding is not stored. Several workers
+    store a part each, `cache_teacher_outputs(teacher, dataset.shard(workers, i), f"outputs/{i}")`, and
     `open_teacher_cache([...])` reads all of them.
 
     Args:
@@ -65,8 +62,8 @@ def cache_teacher_outputs(
         dataset: A batched, finite `tf.data.Dataset` of `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`. Or, with a str
             as the teacher, an iterable of batches of NumPy arrays `(x, prediction)` or `(x, prediction, layers)`:
             logits `(examples, ..., classes)` (log-probabilities are logits), a list or dict of them, or a
-            `keras_kd.cache.TopLogProbs`; layers `{name: array}`. With `key`, `x` may be an array of ids. Outputs with
-            another number of tokens in each example are a `tf.RaggedTensor`.
+            `keras_kd.cache.TopLogProbs`; layers `{name: array}`. With `key`, `x` may be an array of ids. What has
+            another number of tokens in each example is a `tf.RaggedTensor`.
         path: The folder: new, empty, or of this cache.
         outputs: What is stored: the losses that will learn from it, names of outputs, names of layers ("block_6",
             "block_6:query"; the name of an output stands for the output), or a list of these; None: all outputs.
@@ -75,11 +72,10 @@ def cache_teacher_outputs(
         key: The entry of a dict `x` with each example's id, integers or strings; None: a 64-bit hash of its content,
             under which examples of equal content are one.
         padding: The number that fills up short sequences in integer entries `(batch, length)` of `x`, or
-            `{entry: number}`, or None: there is no padding. At the end of a sequence it is no content, so keys do
-            not depend on how far a batch was padded: give None where it is a token like any other. It also
-            determines the length of an output without a Keras mask.
-        preprocessing: How the data was preprocessed, as JSON: a tokenizer's name and the hash of its vocabulary, for
-            instance. With another one, the cache is refused.
+            `{entry: number}`; None where it is a token like any other. At the end of a sequence it is no content, so
+            keys do not depend on how far a batch was padded, and outputs without a Keras mask end before it.
+        preprocessing: How the data was preprocessed, as JSON, such as a tokenizer's name and the hash of its
+            vocabulary. With another one, the cache is refused.
         top_k: How many of the likeliest classes are stored, 1 ≤ k < classes, with the mass of the others, which is
             spread equally over them; None: all. For distributions over classes only.
         sampled: Instead of `top_k`, how many classes are drawn from each distribution: an unbiased estimate of it in
@@ -127,23 +123,11 @@ def cache_teacher_outputs(
         source = TeacherSource(teacher, dataset, key, outputs, coded)
     setting = {"teacher": teacher_setting(teacher), "preprocessing": preprocessing, "outputs": source.layout.config()}
     folder = pathlib.Path(path)
-    if (folder / storage.MANIFEST).exists():
-        cache = TeacherCache([folder], verify=True)
-        cache.require(setting)
-    else:
-        _require_finite(dataset)
-        try:
-            _build(Writer(folder, setting, source.layout, shard_bytes), source, verbose)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise OSError(
-                error.errno,
-                "the disk is full. The shards that were finished are good: free some space and make the same call "
-                "again, which resumes after them",
-                str(folder),
-            ) from error
-        cache = TeacherCache([folder], verify=False)
+    built_before = (folder / storage.MANIFEST).exists()
+    if not built_before:
+        _build(folder, setting, source, shard_bytes, verbose)
+    cache = TeacherCache([folder], verify=built_before)
+    cache.require(setting)
     return cache if isinstance(teacher, str) else cache.attach(dataset)
 
 
@@ -186,7 +170,13 @@ def cached(dataset, cache, distiller, verbose):
 def _checked_options(key=None, padding=0, preprocessing=None, top_k=None, sampled=None, dtype="float16"):
     """The `Key`, the coding and the preprocessing of these arguments of `cache_teacher_outputs`."""
     require_choice(dtype, "dtype", codings.DTYPES)
-    return Key(key, padding), {"dtype": dtype, **codings.sparse_options(top_k, sampled)}, plain(preprocessing)
+    if top_k is not None and sampled is not None:
+        raise ValueError(f"top_k and sampled are two ways to store a part, got {top_k} and {sampled}. Give one.")
+    coded = {"dtype": dtype, "top_k": top_k, "sampled": sampled}
+    for name in ("top_k", "sampled"):
+        if coded[name] is not None:
+            coded[name] = require_count(coded[name], name, at_least=1)
+    return Key(key, padding), coded, plain(preprocessing)
 
 
 def _require_temperature_one(outputs):
@@ -199,14 +189,6 @@ def _require_temperature_one(outputs):
         )
 
 
-def _require_finite(dataset):
-    if isinstance(dataset, tf.data.Dataset) and int(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
-        raise ValueError(
-            "dataset must end, got an endless one. Give cache_teacher_outputs the dataset before .repeat(), and repeat "
-            "what it returns: outputs go by key."
-        )
-
-
 # Building ----------------------------------------------------------------------------------------------------------
 
 
@@ -215,119 +197,102 @@ class Writer:
 
     A shard is what is written at once: a run of examples, its part of each file with a checksum of its own.
 
-    Args:
-        folder: A `pathlib.Path`.
-        setting: The teacher, the preprocessing and the layout, as JSON holds them.
-        layout: The `Layout` of the files.
-        shard_bytes: A shard is closed after the batch that makes it as large as this.
-
-    Raises:
-        ValueError: The folder holds another cache that was begun, a damaged one, or other files.
+    The folder is new, empty, or of a cache of this setting that was begun; else ValueError. A shard is closed after the
+    batch that makes it as large as `shard_bytes`.
     """
 
-    def __init__(self, folder, setting, layout, shard_bytes):
-        self._folder, self._setting, self.layout, self._shard_bytes = folder, setting, layout, shard_bytes
+    def __init__(self, folder, setting, shard_bytes):
+        self._folder, self._setting, self._shard_bytes = folder, setting, shard_bytes
+        self._batches, self._buffered, self._shards = [], 0, []
         for half in (*folder.glob(".building.*.json"), *folder.glob(".manifest.*.json")):
             half.unlink(missing_ok=True)  # what killed runs left half written
-        self._shards = self._begun()
-        with storage.fields_of(folder / storage.BEGUN):
-            storage.require_shards(folder, self._shards, layout, verify=True, longer=True)
+        begun = folder / storage.BEGUN
+        if begun.exists():
+            content = storage.read_json(begun)
+            require_same(content.get("setting"), setting, folder)
+            self._setting, self._shards = content["setting"], content.get("shards")
+        elif folder.exists() and any(folder.iterdir()):
+            raise ValueError(f"path must be a new or empty folder, or a cache, got {str(folder)!r} with files.")
+        else:
+            self._note()
+        with storage.fields_of(begun):
+            self.layout = Layout.from_config(self._setting["outputs"])
+            storage.require_shards(folder, self._shards, self.layout, verify=True, longer=True)
         self._cut()
-        self._batches, self._buffered = [], 0
 
-    def stored(self, name):
+    def stored(self, column):
         """A file of the finished shards, mapped into memory."""
-        return storage.opened(self._folder, name, self.layout.columns[name])
+        return storage.opened(self._folder, self.layout.columns[column])
 
     def add(self, rows, sequences):
-        """Take a batch, `{file: array}`; close the shard if it is large enough.
+        """Take a batch, `{column: array}`; close the shard if it is large enough.
 
-        Args:
-            sequences: `{output by token: names of the entries of x that are padded as far as it}`; None instead of the
-                names where `x` has no sequences.
+        `sequences` are `{output by token: names of the entries of x that are padded as far as it}`, None instead of the
+        names where `x` has no sequences.
         """
-        for name, values in rows.items():
+        for column, values in rows.items():
             if values.dtype.kind == "f" and not np.isfinite(values).all():
-                raise ValueError(self._not_finite(name, rows))
+                raise ValueError(self._not_finite(column, rows))
         self._batches.append((rows, sequences))
         self._buffered += sum(values.nbytes for values in rows.values())
         if self._buffered >= self._shard_bytes:
             self._close_shard()
 
     def finish(self):
-        """Write the index and, last, the manifest, which makes the folder a cache."""
+        """Write the manifest, which makes the folder a cache."""
         if self._batches:
             self._close_shard()
         if not self._shards:
             raise ValueError("dataset must hold at least one example, got none.")
-        keys = np.asarray(self.stored(KEY))
-        positions = np.argsort(keys, kind="stable")
-        index = dict(zip(storage.INDEX, (keys[positions], positions.astype("<i8")), strict=True))
-        for name in index:
-            storage.cut(self._folder, name, 0)
         manifest = {
             "setting": self._setting,
-            "examples": len(keys),
+            "examples": sum(shard["examples"] for shard in self._shards),
             "sequences": storage.common_sequences(shard["sequences"] for shard in self._shards),
             "shards": self._shards,
-            "index": {name: storage.append(self._folder, name, array, at=0) for name, array in index.items()},
         }
-        storage.write_json(self._folder, storage.MANIFEST, manifest)
+        storage.write_json(self._folder / storage.MANIFEST, manifest)
         (self._folder / storage.BEGUN).unlink()
 
-    def _begun(self):
-        """The finished shards of an earlier run."""
-        if (self._folder / storage.BEGUN).exists():
-            begun = storage.read_json(self._folder, storage.BEGUN)
-            require_same(begun.get("setting"), self._setting, self._folder)
-            return begun.get("shards")
-        if self._folder.exists() and any(self._folder.iterdir()):
-            raise ValueError(f"path must be a new or empty folder, or a cache, got {str(self._folder)!r} with files.")
-        return self._noted([])
-
-    def _noted(self, shards):
-        storage.write_json(self._folder, storage.BEGUN, {"setting": self._setting, "shards": shards})
-        return shards
+    def _note(self):
+        storage.write_json(self._folder / storage.BEGUN, {"setting": self._setting, "shards": self._shards})
 
     def _close_shard(self):
-        rows = {name: np.concatenate([one[name] for one, _ in self._batches]) for name in self.layout.columns}
-        for name in map(self.layout.end_of, self.layout.by_token):
-            rows[name] = self.stored(name)[-1:].sum() + np.cumsum(rows[name])
+        rows = {column: np.concatenate([one[column] for one, _ in self._batches]) for column in self.layout.columns}
+        for name in self.layout.by_token:
+            rows[name, END] = self.stored((name, END))[-1:].sum() + np.cumsum(rows[name, END])
+        files = {}
         try:
-            files = {name: storage.append(self._folder, name, rows[name], self._size(name)) for name in rows}
+            for name, column in self.layout.columns.items():
+                files[column.file] = storage.append(self._folder / column.file, rows[name], self._size(column))
         except OSError:
             self._cut()
             raise
         sequences = storage.common_sequences(one for _, one in self._batches)
-        shard = {"examples": len(rows[KEY]), "sequences": sequences, "files": files}
-        self._shards = self._noted([*self._shards, shard])
+        self._shards.append({"examples": len(rows[KEY]), "sequences": sequences, "files": files})
+        self._note()
         self._batches, self._buffered = [], 0
 
-    def _size(self, name):
-        return sum(shard["files"][name]["bytes"] for shard in self._shards)
+    def _size(self, column):
+        return sum(shard["files"][column.file]["bytes"] for shard in self._shards)
 
     def _cut(self):
         """Remove what was written after the last finished shard."""
-        for name in self.layout.columns:
-            storage.cut(self._folder, name, self._size(name))
+        for column in self.layout.columns.values():
+            storage.cut(self._folder / column.file, self._size(column))
 
-    def _not_finite(self, file, rows):
-        column, keys, values = self.layout.columns[file], rows[KEY], rows[file]
-        keys = np.repeat(keys, rows[self.layout.end_of(column.output)]) if column.by_token else keys
+    def _not_finite(self, column, rows):
+        output, keys, values = column[0], rows[KEY], rows[column]
+        keys = np.repeat(keys, rows[output, END]) if self.layout.columns[column].by_token else keys
         sound = np.isfinite(values).reshape(len(values), -1).all(axis=1)
         return (
-            f"output {column.output!r} of the example with the key {keys[~sound][0]} holds NaN or infinite values, "
+            f"output {output!r} of the example with the key {keys[~sound][0]} holds NaN or infinite values, "
             f"or such as {values.dtype} cannot hold. Check the teacher on it; dtype='float32' holds numbers beyond "
             "65,504."
         )
 
 
 class _KnownKeys:
-    """The keys that are stored or about to be, each with the hash of its example's content.
-
-    Args:
-        keys, content: int64 `(examples,)`, what an earlier run stored.
-    """
+    """The keys that are stored or about to be, each with the hash of its example's content, int64 `(examples,)`."""
 
     def __init__(self, keys, content):
         self._content = tf.lookup.experimental.MutableHashTable(tf.int64, tf.int64, default_value=0)
@@ -349,24 +314,41 @@ class _KnownKeys:
         return new
 
 
-def _build(writer, source, verbose):
+def _build(folder, setting, source, shard_bytes, verbose):
     """Store the examples of a source that are not stored yet."""
-    layout = writer.layout
-    known = _KnownKeys(writer.stored(KEY), writer.stored(CONTENT if CONTENT in layout.columns else KEY))
-    bar = keras.utils.Progbar(source.batches, unit_name="batch of teacher outputs")
-    number = 0
+    if source.batches == tf.data.INFINITE_CARDINALITY:
+        raise ValueError(
+            "dataset must end, got an endless one. Give cache_teacher_outputs the dataset before .repeat(), and repeat "
+            "what it returns: outputs go by key."
+        )
+    try:
+        _store(Writer(folder, setting, shard_bytes), source, verbose)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(
+            error.errno,
+            "the disk is full. The shards that were finished are good: free some space and make the same call again, "
+            "which resumes after them",
+            str(folder),
+        ) from error
+
+
+def _store(writer, source, verbose):
+    known = _KnownKeys(writer.stored(KEY), writer.stored(CONTENT if CONTENT in writer.layout.columns else KEY))
+    batches = source.batches if source.batches != tf.data.UNKNOWN_CARDINALITY else None
+    bar, number = keras.utils.Progbar(batches, unit_name="batch of teacher outputs"), 0
     with concurrent.futures.ThreadPoolExecutor(1) as beside:  # hashes and writes while the teacher runs on
         writing = beside.submit(bool)
-        for number, element in enumerate(source, start=1):
-            keys, content = source.keys(element)
+        for number, (batch, keys, content) in enumerate(source, start=1):
             new = known.new(keys, content)
             if new.any():
-                rows, sequences = source.encoded(element, keys, content, new)
+                rows, sequences = source.encoded(batch, keys, content, new)
                 writing.result()
                 writing = beside.submit(writer.add, rows, sequences)
             if verbose:
                 bar.update(number)
         writing.result()
-    if verbose and source.batches is None:
+    if verbose and batches is None:
         bar.update(number, finalize=True)
     writer.finish()

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_kd._checks import require_count
 from keras_kd.outputs.top_classes import TINY, TopClasses, replaced
 
 INT8 = "int8"
@@ -36,12 +35,7 @@ class TopLogProbs(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Full:
-    """Every number, in float16 (relative error 2⁻¹¹ up to 65,504) or float32.
-
-    Attributes:
-        shape: Of the output of one example.
-        dtype: "float16" or "float32".
-    """
+    """Every number of an output whose examples have this `shape`, in float16 (relative error 2⁻¹¹) or float32."""
 
     shape: tuple[int, ...]
     dtype: str
@@ -84,14 +78,8 @@ class TopK:
     """The k likeliest classes with their log-probabilities, and the log of the mass of all others.
 
     Decoded, the others share their mass equally, log (mass / (classes − k)) each. That loses
-    KL(teacher ‖ stored) = Σ over the others of p · log (p · (classes − k) / mass).
-
-    Bytes: 304 for k = 50 of 250,002 classes in float16, 204 of up to 65,536 classes.
-
-    Attributes:
-        shape: `(..., classes)`, of one example.
-        k: 1 ≤ k < classes.
-        dtype: Of the log-probabilities: "float16" or "float32".
+    KL(teacher ‖ stored) = Σ over the others of p · log (p · (classes − k) / mass). With log-probabilities in float16,
+    50 of 250,002 classes take 304 bytes, 50 of up to 65,536 take 204.
     """
 
     shape: tuple[int, ...]
@@ -99,21 +87,19 @@ class TopK:
     dtype: str
 
     def fields(self):
-        kept = (*self.shape[:-1], self.k)
+        *outer, classes = self.shape
+        kept = (*outer, self.k)
         return {
-            ".classes": (_index_dtype(self.shape[-1]), kept),
+            ".classes": (_index_dtype(classes), kept),
             ".log_p": (_FLOATS[self.dtype], kept),
-            ".log_rest": ("<f4", self.shape[:-1]),
+            ".log_rest": ("<f4", tuple(outer)),
         }
 
     def encode(self, output, keys=None):
         # (batch, ..., classes) logits -> (batch, ..., k) x2, (batch, ...) nats
         classes, log_p, log_rest = _likeliest(output, self.k)
-        return {
-            ".classes": tf.cast(classes, np.dtype(_index_dtype(self.shape[-1]))),
-            ".log_p": tf.cast(log_p, self.dtype),
-            ".log_rest": log_rest,
-        }
+        classes = tf.cast(classes, np.dtype(_index_dtype(self.shape[-1])))
+        return {".classes": classes, ".log_p": tf.cast(log_p, self.dtype), ".log_rest": log_rest}
 
     def decode(self, parts):
         # (batch, ..., k) x2, (batch, ...) -> `TopClasses`
@@ -125,29 +111,21 @@ class TopK:
 class Sampled:
     """Classes drawn from the teacher's distribution: an unbiased estimate of it at temperature 1.
 
-    Of N draws, n_c are class c, p̂_c = n_c / N. Since E p̂ = p, the gradient softmax(s) − p̂ of KL(p̂ ‖ softmax(s)) with
-    respect to the student's logits s is unbiased. That of `TopK` is not: it spreads the mass it cuts off evenly. A
-    class that was not drawn gets the smallest normal float32.
-
-    Only for temperature 1: softmax(log p̂ / T) is not linear in p̂, so its mean is not softmax(log p / T).
+    Of N = `draws`, n_c are class c, p̂_c = n_c / N. Since E p̂ = p, the gradient softmax(s) − p̂ of KL(p̂ ‖ softmax(s))
+    with respect to the student's logits s is unbiased. That of `TopK` is not: it spreads the mass it cuts off evenly.
+    A class that was not drawn gets the smallest normal float32. Only for temperature 1: softmax(log p̂ / T) is not
+    linear in p̂, so its mean is not softmax(log p / T).
 
     The draws are those of systematic sampling: the classes into which (i + u) / N, i = 0 … N − 1, fall on the axis of
     cumulative probabilities, with one u in [0, 1) per distribution. n_c is N p_c rounded up or down, so its variance
     is f (1 − f), f the fraction of N p_c: never more than the N p_c (1 − p_c) of independent draws, as in the paper.
-    (Sums over several classes may vary more, since their draws depend on each other.) u is the upper half of FarmHash64
-    of the example's key and the position of the distribution in it (int64 each), over 2³²: an example always gets the
-    same draws.
-
-    The N draws are stored in ascending order, a class as often as it was drawn: 2 bytes per draw for up to 65,536
-    classes, else 4; 48 bytes for N = 12 of 250,002 classes.
+    u is the upper half of FarmHash64 of the example's key and the position of the distribution in it (int64 each),
+    over 2³²: an example always gets the same draws. They are stored in ascending order, a class as often as it was
+    drawn: 2 bytes per draw for up to 65,536 classes, else 4; 48 bytes for N = 12 of 250,002 classes.
 
     Reference: Anshumann et al., "Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs", ACL 2025,
     https://arxiv.org/abs/2503.16870 (with p as the proposal). Systematic sampling: Douc, Cappé and Moulines,
     "Comparison of resampling schemes for particle filtering", 2005, https://hal.science/hal-00005883.
-
-    Attributes:
-        shape: `(..., classes)`, of one example.
-        draws: N ≥ 1.
     """
 
     shape: tuple[int, ...]
@@ -190,15 +168,8 @@ class Sampled:
 
 
 def systematic_draws(p, starts, draws):
-    """The classes into which (i + start) / draws, i = 0 … draws − 1, fall on the axis of cumulative probabilities.
-
-    Args:
-        p: Probabilities of any sum `(rows, classes)`.
-        starts: In (0, 1), `(rows,)`.
-
-    Returns:
-        int64 `(rows, draws)`, ascending.
-    """
+    """The classes into which (i + start) / draws, i = 0 … draws − 1, fall on the axis of cumulative probabilities."""
+    # (rows, classes) of any sum, (rows,) in (0, 1) -> int64 (rows, draws), ascending
     cumulative = np.cumsum(p, axis=-1, dtype=np.float64)
     cumulative /= cumulative[:, -1:]
     rows = np.arange(len(p))[:, None]  # all rows lie on one axis, so that one search finds all draws
@@ -207,49 +178,40 @@ def systematic_draws(p, starts, draws):
     return found.reshape(positions.shape) - rows * p.shape[-1]
 
 
-# Choosing a coding -------------------------------------------------------------------------------------------------
-
-
-def sparse_options(top_k, sampled):
-    """Return these arguments of `cache_teacher_outputs` as a dict, or raise."""
-    if top_k is not None and sampled is not None:
-        raise ValueError(f"top_k and sampled are two ways to store a part, got {top_k} and {sampled}. Give one.")
-    options = {"top_k": top_k, "sampled": sampled}
-    return {name: value if value is None else require_count(value, name, at_least=1) for name, value in options.items()}
-
-
-def coding_of_output(output, shape, name, *, top_k, sampled, dtype):
-    """The coding of a teacher's output; `top_k`, `sampled` and `dtype` are those of `cache_teacher_outputs`.
-
-    Args:
-        output: A `TopLogProbs`; anything else stands for one number per class.
-        shape: Of one example.
-        name: The output's name, for messages.
-    """
+def coding_of_output(name, shape, given_k, *, top_k, sampled, dtype):
+    """The coding of a teacher's output, of logits or, if `given_k` is not None, `TopLogProbs` of k classes."""
     dtype = "float16" if dtype == INT8 else dtype
-    if isinstance(output, TopLogProbs):
+    if given_k is not None:
         if sampled is not None:
             raise ValueError(f"sampled needs all logits, but {name!r} is a TopLogProbs. Leave sampled= out.")
-        top_k = tuple(output.log_p.shape)[-1]
+        if top_k not in (None, given_k):
+            raise ValueError(f"top_k={top_k} is for logits, but {name!r} is a TopLogProbs of k = {given_k}.")
+        top_k = given_k
+    classes = shape[-1] if shape and shape[-1] is not None else 0
     if sampled is not None:
-        if not shape or shape[-1] is None or shape[-1] < 2:
+        if classes < 2:
             raise ValueError(f"sampled needs distributions over at least 2 classes, got {name!r} of shape {shape}.")
         return Sampled(shape, sampled)
     if top_k is None:
         return Full(shape, dtype)
-    if not shape or shape[-1] is None or top_k >= shape[-1]:
+    if top_k >= classes:
         raise ValueError(f"top_k must be less than the number of classes, got {top_k} for {name!r} of shape {shape}.")
     return TopK(shape, top_k, dtype)
 
 
-def coding_of_layer(shape, *, dtype):
+def unequal_k(name, found):
+    """The ValueError for `TopLogProbs` that cannot be stored together."""
+    return ValueError(
+        f"TopLogProbs must have the same k in all rows and batches, got {found} of {name!r}. Cut each row to its k "
+        "likeliest classes, k being that of the shortest: the others share the rest of the mass."
+    )
+
+
+def coding_of_layer(shape, dtype):
     """The coding of a layer's output of this shape; numbers without an axis of features are not stored as int8."""
     if dtype != INT8:
         return Full(shape, dtype)
     return Int8(shape) if shape and shape != (None,) else Full(shape, "float32")
-
-
-CODINGS = {kind.__name__: kind for kind in (Full, Int8, TopK, Sampled)}
 
 
 def config_of(coding):
@@ -259,9 +221,9 @@ def config_of(coding):
 
 def coding_from(config):
     """The coding that a manifest names."""
-    config = dict(config)
-    kind = CODINGS[config.pop("coding")]
-    return kind(**{**config, "shape": tuple(config["shape"])})
+    kinds = {kind.__name__: kind for kind in (Full, Int8, TopK, Sampled)}
+    options = {name: value for name, value in config.items() if name != "coding"}
+    return kinds[config["coding"]](**{**options, "shape": tuple(options["shape"])})
 
 
 def _index_dtype(classes):

@@ -10,14 +10,7 @@ _BLOCK = 16  # tokens that are hashed at once
 
 
 class Key:
-    """The key of each example of a batch, an int64.
-
-    Args:
-        entry: The entry of a dict `x` that holds each example's id, integers or strings `(batch,)` or `(batch, 1)`;
-            None: the key is the fingerprint of all of `x`.
-        padding: The number that fills up short integer sequences `(batch, length)`, or `{entry of x: number}`; None:
-            there is no padding. See `fingerprint`.
-    """
+    """The key of each example of a batch, an int64: `key` and `padding` of `cache_teacher_outputs`."""
 
     def __init__(self, entry=None, padding=0):
         if entry is not None and not (isinstance(entry, str) and entry):
@@ -29,7 +22,6 @@ class Key:
         self.padding = tf.nest.map_structure(lambda value: None if value is None else int(value), padding)
 
     def config(self):
-        """The key as the manifest holds it."""
         return {"of": "content" if self.entry is None else {"entry": self.entry}, "padding": self.padding}
 
     @classmethod
@@ -38,7 +30,6 @@ class Key:
 
     def of(self, x):
         """`(keys, names)` of a batch: int64 `(batch,)`, and the names of the examples in messages."""
-        # (batch, ...) -> (batch,) x2
         if self.entry is None:
             keys = fingerprint(x, self.padding)
             return keys, keys
@@ -78,7 +69,6 @@ class Key:
         return {name: value for name, value in x.items() if name != self.entry}
 
     def called(self, name):
-        """An example's name in a message."""
         if self.entry is None:
             return f"content {int(name) & _UNSIGNED:016x}"
         return f"{self.entry} {name.decode(errors='replace') if isinstance(name, bytes) else name}"
@@ -114,11 +104,8 @@ def fingerprint(x, padding=None):
     parts = []
     for name, leaf in named_leaves(x).items():
         number = _padding_of(padding, name, leaf)
-        if number is None:
-            parts.append(tf.bitcast(tf.fingerprint(leaf), tf.int64))
-        else:
-            parts.append(_block_hash(leaf, number))
-    return parts[0] if len(parts) == 1 else tf.bitcast(tf.fingerprint(tf.stack(parts, axis=-1)), tf.int64)
+        parts.append(_hash(leaf) if number is None else _block_hash(leaf, number))
+    return parts[0] if len(parts) == 1 else _hash(tf.stack(parts, axis=-1))
 
 
 def named_leaves(x):
@@ -131,6 +118,10 @@ def named_leaves(x):
     return leaves
 
 
+def _hash(rows):
+    return tf.bitcast(tf.fingerprint(rows), tf.int64)
+
+
 def _block_hash(tokens, padding):
     # (batch, length) -> (batch,) int64
     count = tokens.shape[1] if tokens.shape[1] is not None else tf.shape(tokens)[1]
@@ -138,15 +129,13 @@ def _block_hash(tokens, padding):
     tokens = tf.cast(tokens, tf.int64)
     if not isinstance(count, int) or count % _BLOCK:
         tokens = tf.pad(tokens, [[0, 0], [0, -count % _BLOCK]], constant_values=padding)
-    hashes = tf.bitcast(tf.fingerprint(tf.reshape(tokens, [-1, _BLOCK])), tf.int64)
     with tf.init_scope():
-        padding_hash = tf.bitcast(tf.fingerprint(tf.fill([1, _BLOCK], tf.constant(padding, tf.int64))), tf.int64)
-    hashes = tf.reshape(hashes - padding_hash, [tf.shape(tokens)[0], blocks])
+        padding_hash = _hash(tf.fill([1, _BLOCK], tf.constant(padding, tf.int64)))
+    hashes = tf.reshape(_hash(tf.reshape(tokens, [-1, _BLOCK])) - padding_hash, [tf.shape(tokens)[0], blocks])
     return tf.reduce_sum(hashes * (2 * tf.range(tf.cast(blocks, tf.int64)) + 1), axis=1)
 
 
 def _padding_of(padding, name, leaf):
-    """The number that pads an entry; None if it has no padding."""
     if leaf.shape.rank != 2 or not (leaf.dtype.is_integer or leaf.dtype == tf.bool):
         return None
     value = padding.get(name) if isinstance(padding, dict) else padding

@@ -1,6 +1,6 @@
 """Finished caches: checked when they are opened, and joined with a dataset by key.
 
-Keys are looked up with NumPy inside a dataset's `map`, in files that are mapped into memory. (As TensorFlow constants,
+Rows are read with NumPy inside a dataset's `map`, from files that are mapped into memory. (As TensorFlow constants,
 `tf.data` would fold them when it makes an iterator, and so read the whole files into memory.)
 """
 
@@ -12,11 +12,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_kd import fingerprint
 from keras_kd._assertions import marked
 from keras_kd._checks import require_teacher
 from keras_kd.cache import storage
-from keras_kd.cache.layout import CONTENT, KEY, Column, Layout
+from keras_kd.cache.layout import CONTENT, END, KEY, Layout
+from keras_kd.fingerprint import differences, fingerprint
 from keras_kd.outputs.precomputed import PrecomputedBatch
 
 
@@ -33,15 +33,23 @@ class TeacherCache:
 
     def __init__(self, paths, *, verify):
         self.paths = [pathlib.Path(path) for path in paths]
-        self._folders = [_Folder(path, verify) for path in self.paths]
-        first = self._folders[0]
-        for folder, path in zip(self._folders, self.paths, strict=True):
-            require_same(first.setting, folder.setting, path)
-        self._setting, self.layout, self.teacher = first.setting, first.layout, first.setting["teacher"]
-        self.examples = sum(len(folder.files[KEY]) for folder in self._folders)
+        settings, sequences, files = zip(*(_opened(path, verify) for path in self.paths), strict=True)
+        for setting, path in zip(settings, self.paths, strict=True):
+            require_same(settings[0], setting, path)
+        self._setting, self.teacher = settings[0], settings[0]["teacher"]
+        self.layout = Layout.from_config(settings[0]["outputs"])
         self.names = list(self.layout.codings)
-        self._sequences = storage.common_sequences(folder.sequences for folder in self._folders)
-        self._columns = {file: one for file, one in self.layout.columns.items() if file not in (KEY, CONTENT)}
+        self._sequences = storage.common_sequences(sequences)
+        # Rows are counted through all folders, of which each has its array of a column.
+        self._arrays = {column: [one[column] for one in files] for column in self.layout.columns}
+        self._arrays.pop(CONTENT, None)
+        keys = np.concatenate(self._arrays.pop(KEY))
+        self.examples = len(keys)
+        self._keys, self._first_rows = np.unique(keys, return_index=True)
+        self._bounds = {}
+        for output in self.layout.by_token:
+            lengths = [np.diff(ends, prepend=0) for ends in self._arrays.pop((output, END))]
+            self._bounds[output] = np.cumsum(np.concatenate([[0], *lengths]))
 
     def __repr__(self):
         paths = ", ".join(repr(str(path)) for path in self.paths)
@@ -53,18 +61,15 @@ class TeacherCache:
         Augment the result, `cache.attach(dataset).map(lambda batch, y: (batch._replace(x=augment(batch.x)), y))`, or
         have ids.
 
-        Outputs by token come as long as the batch is padded: those of padding are zero, and where the teacher's output
-        had a Keras mask, it comes back in `PrecomputedBatch.masks`.
-
         Args:
             dataset: A batched `tf.data.Dataset` of `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`, whose `x` is what
-                it was when the outputs were stored, or has the same ids. It may be a part of the data, as
-                `dataset.shard(workers, index)` gives it: any number of processes read one cache.
+                it was when the outputs were stored, or has the same ids. It may be a part of the data: any number of
+                processes read one cache.
 
         Returns:
-            A `tf.data.Dataset` of the same batches, with a `keras_kd.PrecomputedBatch` in the place of `x`, which
-            `distiller.fit` takes. Outputs are float32, or `TopClasses`. Ids that are strings are left out, as XLA takes
-            none.
+            A `tf.data.Dataset` of the same batches, with a `keras_kd.PrecomputedBatch` in the place of `x`. Outputs are
+            float32, or `TopClasses`; by token they are as long as the batch is padded, zero at padding, and have their
+            Keras mask in `masks`. Ids that are strings are left out, as XLA takes none.
 
         Raises:
             TypeError: No `tf.data.Dataset`, or not of such elements.
@@ -74,10 +79,6 @@ class TeacherCache:
         require_batches(dataset, "dataset")
         # One after the other: a look-up takes less time than handing it to other threads would.
         return dataset.map(lambda *element: (self._joined(element[0]), *element[1:])).prefetch(2)
-
-    def require_teacher(self, teacher):
-        """Raise ValueError if the outputs are not those of this model, as it is now."""
-        self.require({"teacher": teacher_setting(teacher)})
 
     def require(self, setting):
         """Raise ValueError if the cache was made with another teacher, preprocessing, other outputs or codings."""
@@ -89,25 +90,22 @@ class TeacherCache:
         keys, names = layout.key.of(x)
         entries = layout.key.sequences(x) if layout.by_token else {}
         lengths = [tf.shape(entry, tf.int64)[1] for entry in entries.values()]
+        columns = [*((name, END) for name in layout.by_token), *self._arrays]
 
         def read(keys, names, lengths):
             rows = self._rows(keys, names, self._padded_lengths(dict(zip(entries, lengths.tolist(), strict=True))))
-            return [rows[file] for file in self._columns]
+            return [rows[column] for column in columns]
 
-        arguments = [keys, names, tf.stack(lengths) if lengths else tf.zeros([0], tf.int64)]
-        dtypes = [tf.as_dtype(np.dtype(column.dtype)) for column in self._columns.values()]
-        rows = dict(zip(self._columns, tf.numpy_function(read, arguments, dtypes), strict=True))
+        dtypes = [tf.as_dtype(np.dtype(layout.columns[column].dtype)) for column in columns]
+        tensors = tf.numpy_function(read, [keys, names, tf.cast(lengths, tf.int64)], dtypes)
         padded = self._padded_lengths({name: entry.shape[1] for name, entry in entries.items()})
-        for file, column in self._columns.items():
-            rows[file].set_shape((keys.shape[0], *([padded[column.output]] if column.by_token else []), *column.shape))
-        return layout.decode(layout.key.without_strings(x), rows)
+        for column, tensor in zip(columns, tensors, strict=True):
+            _, _, shape, by_token = layout.columns[column]
+            tensor.set_shape((keys.shape[0], *([padded[column[0]]] if by_token else []), *shape))
+        return layout.decode(layout.key.without_strings(x), dict(zip(columns, tensors, strict=True)))
 
     def _padded_lengths(self, lengths):
-        """`{output by token: its number of tokens in a batch}`, None for as many as the longest example has.
-
-        Args:
-            lengths: `{entry of x: its length}`.
-        """
+        """`{output: its number of tokens in a batch}`, of `{entry of x: its length}`; None for that of the longest."""
         padded = {}
         for output, known in self._sequences.items():
             if known is None:  # stored with ids alone
@@ -116,15 +114,16 @@ class TeacherCache:
         return padded
 
     def _rows(self, keys, names, padded):
-        """`{file: (batch, ...)}` with numbers of tokens in the place of ends; by token `(batch, length, ...)`."""
-        parts, at = self._found(keys, names)
+        """`{column: (batch, ...)}` with numbers of tokens in the place of ends; by token `(batch, length, ...)`."""
+        nearest = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        missing = self._keys[nearest] != keys
+        if missing.any():
+            raise ValueError(self._missing(missing, names))
+        at = self._first_rows[nearest]
         rows, tokens = {}, {}
-        for output in self.layout.by_token:
-            file = self.layout.end_of(output)
-            end = _gathered(parts, file, at)
-            start = np.where(at > 0, _gathered(parts, file, at - 1), 0)
-            rows[file], count = end - start, padded[output]
-            longest = rows[file].max(initial=0)
+        for output, bounds in self._bounds.items():
+            start, lengths = bounds[at], bounds[at + 1] - bounds[at]
+            longest, count = lengths.max(initial=0), padded[output]
             if count is None:
                 count = longest
             elif longest > count:
@@ -132,36 +131,28 @@ class TeacherCache:
                     f"the cache {self._name()} holds {longest} tokens of the output {output!r}, but the batch is only "
                     f"{count} long, of the example"
                 )
-                raise ValueError(marked(message, self.layout.key.called(names[rows[file].argmax()])))
-            within = np.arange(count) < rows[file][:, None]
-            tokens[output] = np.where(within, start[:, None] + np.arange(count), 0)  # (batch, length); decode hides 0
-        for file in self._columns.keys() - rows.keys():
-            column = self._columns[file]
-            rows[file] = _gathered(parts, file, tokens[column.output] if column.by_token else at)
+                raise ValueError(marked(message, self.layout.key.called(names[lengths.argmax()])))
+            place = np.arange(count)
+            tokens[output] = np.where(place < lengths[:, None], start[:, None] + place, 0)  # decode hides these 0
+            rows[output, END] = lengths
+        for (output, field), arrays in self._arrays.items():
+            by_token = self.layout.columns[output, field].by_token
+            rows[output, field] = _taken(arrays, tokens[output] if by_token else at)
         return rows
 
-    def _found(self, keys, names):
-        """Where examples are stored; of one in several folders, the first.
-
-        Returns:
-            `[({file: array} of a folder, which examples of the batch are in it)]`; the row of each example there.
-        """
-        parts, at, missing = [], np.zeros(keys.shape, np.int64), np.ones(keys.shape, bool)
-        for folder in self._folders:
-            known, rows = folder.index
-            nearest = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-            here = missing & (known[nearest] == keys)
-            if here.all():  # always so of a single folder
-                return [(folder.files, slice(None))], rows[nearest]
-            at[here], missing = rows[nearest[here]], missing & ~here
-            parts.append((folder.files, here))
-        if missing.any():
-            position = f"{missing.argmax()} of its batch, {missing.sum()} of {len(names)} are missing there"
-            key = self.layout.key
-            hint = "" if key.entry is not None else _HINT_CONTENT + (_HINT_PADDING if self.layout.by_token else "")
-            message = f"the cache {self._name()} holds no outputs of the example"
-            raise ValueError(marked(message, f"{key.called(names[missing][0])} ({position}){hint}"))
-        return parts, at
+    def _missing(self, missing, names):
+        """The message for examples that are not in the cache."""
+        key = self.layout.key
+        position = f"{missing.argmax()} of its batch, {missing.sum()} of {len(names)} are missing there"
+        found = f"{key.called(names[missing][0])} ({position})"
+        if key.entry is None:
+            found += (
+                ". Its examples are known by their content: data that is augmented at random needs ids, `key=` of "
+                "cache_teacher_outputs, or is augmented after the outputs are attached"
+            )
+            if self.layout.by_token:
+                found += ". If batches are padded with another number than when it was stored: see `padding`"
+        return marked(f"the cache {self._name()} holds no outputs of the example", found)
 
     def _name(self):
         return ", ".join(map(str, self.paths))
@@ -171,8 +162,8 @@ def open_teacher_cache(path, *, teacher=None, preprocessing=None, verify=True):
     """Open the outputs that `cache_teacher_outputs` stored, or another program in its layout.
 
     Args:
-        path: The folder; or a list of folders, whose caches have the same settings and are read as one: where several
-            workers each stored their part of the data. An example may be in more than one.
+        path: The folder; or a list of folders, whose caches have the same settings and are read as one. An example may
+            be in more than one.
         teacher: The model whose outputs they must be; None: any.
         preprocessing: What they must have been stored with, as `cache_teacher_outputs` was given it; None: any.
         verify: Whether every byte is compared with the checksums, which reads all files once. Without it, only the
@@ -202,7 +193,7 @@ def open_teacher_cache(path, *, teacher=None, preprocessing=None, verify=True):
         raise ValueError("path must be a folder or a list of at least one, got none.")
     cache = TeacherCache(paths, verify=verify)
     if teacher is not None:
-        cache.require_teacher(teacher)
+        cache.require({"teacher": teacher_setting(teacher)})
     if preprocessing is not None:
         cache.require({"preprocessing": plain(preprocessing)})
     return cache
@@ -213,7 +204,7 @@ def open_teacher_cache(path, *, teacher=None, preprocessing=None, verify=True):
 
 def teacher_setting(teacher):
     """A teacher as the manifest holds it."""
-    return teacher if isinstance(teacher, str) else fingerprint.model_fingerprint(require_teacher(teacher))
+    return teacher if isinstance(teacher, str) else fingerprint(require_teacher(teacher))
 
 
 def plain(preprocessing):
@@ -224,56 +215,54 @@ def plain(preprocessing):
         raise TypeError(f"preprocessing must be what JSON can hold, got {preprocessing!r}: {error}.") from None
 
 
+_WAYS_TO_A_DATASET = (
+    (tf.RaggedTensor, "Make it dense: tf.data.Dataset.from_tensor_slices((x.to_tensor(), y)).batch(32)."),
+    (tf.SparseTensor, "Make it dense: tf.data.Dataset.from_tensor_slices((tf.sparse.to_dense(x), y)).batch(32)."),
+    (
+        (list, tuple),
+        "Make arrays of lists of numbers or texts: tf.data.Dataset.from_tensor_slices((np.array(x), y)).batch(32); of "
+        "models with several inputs, a dict or tuple of arrays: ((x1, x2), y).",
+    ),
+    (
+        (collections.abc.Iterator, keras.utils.PyDataset),
+        "Make one that gives all batches anew each time: tf.data.Dataset.from_generator(function, "
+        "output_signature=...), of a PyDataset with lambda: (data[i] for i in range(len(data))).",
+    ),
+    (object, "Make one of the arrays: tf.data.Dataset.from_tensor_slices((x, y)).batch(32)."),
+)
+
+
 def require_batches(dataset, argument):
     """Raise TypeError unless `argument` is a dataset of batches that outputs can be stored for or joined with."""
     if not isinstance(dataset, tf.data.Dataset):
-        raise TypeError(
-            f"{argument} must be a batched tf.data.Dataset, got {type(dataset).__name__}. {_dataset_of(dataset)}"
-        )
+        way_out = next(text for kinds, text in _WAYS_TO_A_DATASET if isinstance(dataset, kinds))
+        raise TypeError(f"{argument} must be a batched tf.data.Dataset, got {type(dataset).__name__}. {way_out}")
     spec = dataset.element_spec
     x = spec[0] if isinstance(spec, tuple) else spec
     leaves = tf.nest.flatten(x)
-    sound = not isinstance(spec, tuple) or (len(spec) in (1, 2, 3) and not isinstance(x, PrecomputedBatch))
-    if sound and leaves and all(isinstance(leaf, tf.TensorSpec) and leaf.shape.rank for leaf in leaves):
-        return
-    way_out = "Batch it first: dataset.batch(32)."
-    if any(isinstance(leaf, (tf.RaggedTensorSpec, tf.SparseTensorSpec)) for leaf in leaves):
+    if isinstance(x, PrecomputedBatch):
+        way_out = "It holds teacher outputs already: train on it as it is, or give the dataset they were added to."
+    elif any(isinstance(leaf, (tf.RaggedTensorSpec, tf.SparseTensorSpec)) for leaf in leaves):
         way_out = (
-            "Make its tensors dense first: dataset.map(lambda x, y: (x.to_tensor(), y)), tf.sparse.to_dense for sparse "
-            "ones; or pad texts as they are batched, dataset.padded_batch(32)."
+            "Make it dense first: map x to x.to_tensor() or tf.sparse.to_dense(x), or use dataset.padded_batch(32)."
         )
+    elif not leaves or any(not isinstance(leaf, tf.TensorSpec) or leaf.shape.rank == 0 for leaf in leaves):
+        way_out = "Batch it first: dataset.batch(32)."
     elif any(leaf.shape.rank is None for leaf in leaves):
         way_out = "Give its tensors a known rank: dataset.map(lambda x, y: (tf.ensure_shape(x, (None, 8)), y))."
-    elif isinstance(x, PrecomputedBatch):
-        way_out = "It holds teacher outputs already: train on it as it is, or give the dataset they were added to."
+    elif isinstance(spec, tuple) and len(spec) > 3:
+        way_out = "Put several inputs into one x: dataset.map(lambda x1, x2, y, weight: ((x1, x2), y, weight))."
+    else:
+        return
     raise TypeError(
         f"{argument} must give batches of x, (x,), (x, y) or (x, y, sample_weight), x of dense tensors, got {spec}. "
         + way_out
     )
 
 
-def _dataset_of(data):
-    """How to make a dataset of other data."""
-    if isinstance(data, (tf.RaggedTensor, tf.SparseTensor)):
-        dense = "x.to_tensor()" if isinstance(data, tf.RaggedTensor) else "tf.sparse.to_dense(x)"
-        return f"Make it dense: tf.data.Dataset.from_tensor_slices(({dense}, y)).batch(32)."
-    if isinstance(data, (list, tuple)):
-        return (
-            "Make arrays of lists of numbers or texts: tf.data.Dataset.from_tensor_slices((np.array(x), y)).batch(32); "
-            "of models with several inputs, a dict or tuple of arrays: ((x1, x2), y)."
-        )
-    if isinstance(data, (collections.abc.Iterator, keras.utils.PyDataset)):
-        return (
-            "Make one of the generator or keras.utils.PyDataset: tf.data.Dataset.from_generator(function, "
-            "output_signature=...), where function() gives all batches anew each time, such as "
-            "lambda: (data[i] for i in range(len(data)))."
-        )
-    return "Make one of the arrays: tf.data.Dataset.from_tensor_slices((x, y)).batch(32)."
-
-
 def require_same(stored, requested, folder):
-    """Raise ValueError, with the differences, if the folder holds another cache than the one requested."""
-    differing = list(fingerprint.differences(stored, requested))
+    """Raise ValueError, with the differences, if the folder holds another cache."""
+    differing = list(differences(stored, requested))
     if differing:
         raise ValueError(
             f"path {str(folder)!r} holds outputs of another teacher or of other settings. It differs in\n"
@@ -282,74 +271,45 @@ def require_same(stored, requested, folder):
         )
 
 
-class _Folder:
-    """A folder of a cache, checked, and its files mapped into memory.
-
-    Attributes:
-        setting, sequences: As in the manifest.
-        files: `{file: array}`.
-        index: The keys in ascending order, and the row of each.
-
-    Raises:
-        ValueError: The manifest is not sound, or the files are not its own.
-    """
-
-    def __init__(self, path, verify):
-        manifest_path = path / storage.MANIFEST
-        if not manifest_path.is_file():
-            if (path / storage.BEGUN).is_file():
-                raise ValueError(
-                    f"the cache {str(path)!r} is only half built. Call cache_teacher_outputs again with the same "
-                    "arguments, which resumes where it stopped."
-                )
-            raise FileNotFoundError(f"path must be the folder of a cache, but there is no {str(manifest_path)!r}.")
-        manifest = storage.read_json(path, storage.MANIFEST)
-        with storage.fields_of(manifest_path):
-            self.setting, shards = manifest["setting"], manifest["shards"]
-            self.layout = Layout.from_config(self.setting["outputs"])
-            storage.require_shards(path, shards, self.layout, verify=verify)
-            index = {name: manifest["index"][name] for name in storage.INDEX}
-            for name, part in index.items():
-                storage.require_parts(path, name, [part], verify=verify)
-            self.files = {file: storage.opened(path, file, column) for file, column in self.layout.columns.items()}
-            self.index = [storage.opened(path, name, Column()) for name in storage.INDEX]
-            self.sequences = storage.common_sequences(shard["sequences"] for shard in shards)
-            found = {
-                "setting": {name: self.setting[name] for name in ("teacher", "preprocessing", "outputs")},
-                "examples": len(self.files[KEY]),
-                "sequences": self.sequences,
-                "shards": shards,
-                "index": index,
-            }
-            if manifest != found:
-                wrong = [name for name in {**found, **manifest} if manifest.get(name) != found.get(name, manifest)]
-                raise ValueError(f"its fields {wrong} do not fit the others or the files")
-            for file, column in self.layout.columns.items():
-                ends = self.files[self.layout.end_of(column.output)] if column.by_token else None
-                expected = manifest["examples"] if ends is None else int(ends[-1:].sum())
-                if len(self.files[file]) != expected:
-                    raise ValueError(f"{file} has {len(self.files[file])} rows instead of {expected}")
+def _opened(path, verify):
+    """`(setting, sequences, {column: array})` of a folder, checked; its files are mapped into memory."""
+    manifest_path = path / storage.MANIFEST
+    if not manifest_path.is_file():
+        if (path / storage.BEGUN).is_file():
+            raise ValueError(
+                f"the cache {str(path)!r} is only half built. Call cache_teacher_outputs again with the same "
+                "arguments, which resumes where it stopped."
+            )
+        raise FileNotFoundError(f"path must be the folder of a cache, but there is no {str(manifest_path)!r}.")
+    manifest = storage.read_json(manifest_path)
+    with storage.fields_of(manifest_path):
+        setting, shards = manifest["setting"], manifest["shards"]
+        layout = Layout.from_config(setting["outputs"])
+        storage.require_shards(path, shards, layout, verify=verify)
+        files = {name: storage.opened(path, column) for name, column in layout.columns.items()}
+        found = {
+            "setting": {name: setting[name] for name in ("teacher", "preprocessing", "outputs")},
+            "examples": len(files[KEY]),
+            "sequences": storage.common_sequences(shard["sequences"] for shard in shards),
+            "shards": shards,
+        }
+        if manifest != found:
+            wrong = [name for name in {**found, **manifest} if manifest.get(name) != found.get(name, manifest)]
+            raise ValueError(f"its fields {wrong} do not fit the others or the files")
+        for (output, field), column in layout.columns.items():
+            expected = int(files[output, END][-1:].sum()) if column.by_token else manifest["examples"]
+            if len(files[output, field]) != expected:
+                raise ValueError(f"{column.file} has {len(files[output, field])} rows instead of {expected}")
+    return setting, found["sequences"], files
 
 
-_HINT_CONTENT = (
-    ". Its examples are known by their content: data that is augmented at random needs ids, `key=` of "
-    "cache_teacher_outputs, or is augmented after the outputs are attached"
-)
-_HINT_PADDING = ". If batches are padded with another number than when it was stored: see `padding`"
-
-
-def _gathered(parts, file, at):
-    """The rows of a batch, each from the folder that holds its example; `at` is `(batch, ...)`."""
-    if len(parts) == 1:
-        return _taken(parts[0][0][file], at)
-    first = parts[0][0][file]
-    rows = np.empty((*at.shape, *first.shape[1:]), first.dtype)
-    for files, here in parts:
-        rows[here] = _taken(files[file], at[here])
+def _taken(arrays, at):
+    """The rows `at`, counted through all of the arrays; of arrays without any rows, zeros."""
+    if len(arrays) == 1 and len(arrays[0]):
+        return np.take(arrays[0], at, axis=0)
+    rows, first = np.zeros((*at.shape, *arrays[0].shape[1:]), arrays[0].dtype), 0
+    for array in arrays:
+        inside = (first <= at) & (at < first + len(array))
+        rows[inside] = array[at[inside] - first]
+        first += len(array)
     return rows
-
-
-def _taken(values, at):
-    if not len(values):  # no example has a token
-        return np.zeros((*at.shape, *values.shape[1:]), values.dtype)
-    return np.take(values, at, axis=0)

@@ -7,38 +7,52 @@ import numpy as np
 import tensorflow as tf
 
 from keras_kd._keras_private import get_mask
-from keras_kd.cache.codings import TopLogProbs
+from keras_kd.cache.codings import TopLogProbs, unequal_k
 from keras_kd.cache.keys import fingerprint
-from keras_kd.cache.layout import Layout, named_outputs, named_tensors
+from keras_kd.cache.layout import Layout, layer_name, named_outputs, named_tensors
 from keras_kd.losses import DistillationLoss, KerasLoss
 from keras_kd.outputs.hooks import PARTS, Hook
 from keras_kd.outputs.pairing import hooks_of, require_comparable
 from keras_kd.outputs.precomputed import Ending
 from keras_kd.outputs.reader import OutputReader, output_names
 
-_UNDONE = ("softmax", "sigmoid")
+
+class _Source:
+    """Gives `(batch, keys, content)` of each batch, the keys and hashes as int64 arrays `(batch,)`.
+
+    Attributes:
+        layout: The `Layout` of the outputs.
+        batches: The number of batches, as `tf.data.Dataset.cardinality` gives it.
+    """
+
+    batches = tf.data.UNKNOWN_CARDINALITY
+
+    def encoded(self, batch, keys, content, new):
+        """What `Writer.add` takes of a batch: the outputs of its examples that are `new`, bool `(batch,)`."""
+        rows, alike = self._encode(batch, *map(tf.constant, (keys, content, new)))
+        sequences = {
+            output: [entry for entry, same in flags.items() if same] if flags else None
+            for output, flags in alike.items()
+        }
+        return {column: np.asarray(tensor) for column, tensor in rows.items()}, sequences  # tensor.numpy() would copy
 
 
-class TeacherSource:
-    """The outputs of a teacher that runs over a dataset.
+class TeacherSource(_Source):
+    """The outputs of a built `keras.Model` that runs over a batched `tf.data.Dataset`.
 
-    Args:
-        teacher: A built `keras.Model`.
-        dataset: A batched `tf.data.Dataset` of `x`, `(x,)`, `(x, y)` or `(x, y, weight)`.
-        key: The `Key` of the examples.
-        outputs: As in `cache_teacher_outputs`.
-        coded: `dtype`, `top_k` and `sampled` of `cache_teacher_outputs`.
+    `coded` are `dtype`, `top_k` and `sampled` of `cache_teacher_outputs`.
     """
 
     def __init__(self, teacher, dataset, key, outputs, coded):
         spec = dataset.element_spec
         spec = spec[0] if isinstance(spec, tuple) else spec
-        self._dataset = dataset
+        self._dataset, self.batches = dataset, int(dataset.cardinality())
         self._keys = tf.function(lambda x: (key.of(x)[0], key.content(x)), input_signature=[spec], autograph=False)
-        selection = Selection(teacher, outputs)
-        read = tf.function(_reading(selection, teacher.jit_compile), input_signature=[spec], autograph=False)
-        outputs = read.get_concrete_function().structured_outputs
-        self.layout = Layout.of(*outputs, key=key, endings=selection.endings, **coded)
+        selection = _Selection(teacher, outputs)
+        compiled = {"jit_compile": True} if teacher.jit_compile else {}  # as `predict` would be
+        read = tf.function(selection, input_signature=[spec], autograph=False, **compiled)
+        shapes = read.get_concrete_function().structured_outputs
+        self.layout = Layout.of(*shapes, key=key, endings=selection.endings, **coded)
         number, flag = (tf.TensorSpec((None,), dtype) for dtype in (tf.int64, tf.bool))
         self._encode = tf.function(
             lambda x, *examples: self.layout.encode(x, *examples, *read(x)),
@@ -46,58 +60,37 @@ class TeacherSource:
             autograph=False,
         )
 
-    @property
-    def batches(self):
-        """The number of batches; None if it is not known."""
-        count = int(self._dataset.cardinality())
-        return count if count >= 0 else None
-
     def __iter__(self):
         for element in self._dataset.prefetch(2):
-            yield element[0] if isinstance(element, tuple) else element
-
-    def keys(self, x):
-        """`(keys, content)` of a batch, int64 arrays `(batch,)`."""
-        return [array.numpy() for array in self._keys(x)]
-
-    def encoded(self, x, *examples):
-        """Run the teacher on a batch; return what `Writer.add` takes.
-
-        Args:
-            examples: Arrays `(batch,)`: keys, content, and which of them are to be stored.
-        """
-        return _in_numpy(self._encode(x, *map(tf.constant, examples)), self.layout.key.sequences(x))
+            x = element[0] if isinstance(element, tuple) else element
+            yield x, *(array.numpy() for array in self._keys(x))
 
 
-class ArraySource:
+class ArraySource(_Source):
     """Outputs from an iterable of batches of arrays, `(x or ids, prediction)` or with layers as a third."""
 
-    batches = None
-
     def __init__(self, batches, key, coded):
-        self._key, rest = key, map(self._parts, batches)
-        try:
-            first = next(rest)
-        except StopIteration:
-            raise ValueError("dataset must give at least one batch of outputs, got none.") from None
+        self._key, rest = key, map(self._in_tensors, batches)
+        first = next(rest, None)
+        if first is None:
+            raise ValueError("dataset must give at least one batch of outputs, got none.")
         self.layout = Layout.of(*first[1:], key=key, **coded)
-        self._elements = itertools.chain([first], rest)
+        self._batches = itertools.chain([first], rest)
 
     def __iter__(self):
-        return self._elements
+        for batch in self._batches:
+            x, prediction, layers, _ = batch
+            if isinstance(x, dict) and set(x) == {self._key.entry}:  # ids alone: the outputs stand for the content
+                content = fingerprint([_tensors(prediction), layers])
+            else:
+                content = self._key.content(x)
+            yield batch, self._key.of(x)[0].numpy(), content.numpy()
 
-    def keys(self, element):
-        x, prediction, layers, _ = element
-        keys = self._key.of(x)[0].numpy()
-        if isinstance(x, dict) and set(x) == {self._key.entry}:  # ids alone: the outputs stand for the content
-            return keys, fingerprint([_tensors(prediction), layers]).numpy()
-        return keys, self._key.content(x).numpy()
+    def _encode(self, batch, *examples):
+        x, *outputs = batch
+        return self.layout.encode(x, *examples, *outputs)
 
-    def encoded(self, element, *examples):
-        x, *outputs = element
-        return _in_numpy(self.layout.encode(x, *map(tf.constant, examples), *outputs), self._key.sequences(x))
-
-    def _parts(self, element):
+    def _in_tensors(self, element):
         """`(x, prediction, layers, masks)` of a batch, of tensors; what was ragged is dense and has a mask."""
         if not isinstance(element, tuple) or len(element) not in (2, 3):
             raise TypeError(
@@ -105,35 +98,63 @@ class ArraySource:
                 f"{type(element).__name__}."
             )
         x, prediction, layers = (*element, {})[:3]
-        x = _mapped(_tensor, x) if isinstance(x, dict) else _tensor(x)
+        x = keras.tree.map_structure(_tensor, x) if isinstance(x, dict) else _tensor(x)
         if self._key.entry is not None and not isinstance(x, dict):
             x = {self._key.entry: x}
-        prediction, layers = _mapped(_tensor, prediction), _mapped(_tensor, layers)
-        masks = {}
-        for name, one in named_tensors(prediction, layers).items():
-            one = one.log_p if isinstance(one, TopLogProbs) else one
-            if isinstance(one, tf.RaggedTensor):
-                masks[name] = tf.sequence_mask(one.row_lengths())
-        prediction, layers = _mapped(_dense, prediction), _mapped(_dense, layers)
+        structure, _ = named_outputs(prediction)
+        dense, masks = {}, {}
+        for name, output in named_tensors(prediction, layers).items():
+            dense[name], mask = _dense(output, name)
+            if mask is not None:
+                masks[name] = mask
+        prediction = keras.tree.map_structure(dense.get, structure)
+        layers = {layer: dense[layer_name(layer)] for layer in layers}
         counts = {int(leaf.shape[0]) for leaf in _tensors([x, prediction, layers])}
         if len(counts) != 1:
             raise ValueError(f"x and outputs must have as many examples, got {sorted(counts)} in one batch.")
         return x, prediction, layers, masks
 
 
-class Selection:
-    """Reads the chosen outputs of a teacher.
+def _dense(output, name):
+    """An output in dense tensors, and the mask of what was a `tf.RaggedTensor`, else None."""
+    if isinstance(output, TopLogProbs):
+        try:
+            classes, log_p = _tensor(output.classes, name), _tensor(output.log_p, name)
+        except ValueError:
+            raise unequal_k(name, "rows of several lengths") from None
+        if classes.shape.as_list() != log_p.shape.as_list() or log_p.shape[-1] is None:
+            raise unequal_k(name, f"classes {classes.shape} and log_p {log_p.shape}")
+        (classes, _), (log_p, mask) = _dense(classes, name), _dense(log_p, name)
+        return output._replace(classes=classes, log_p=log_p), mask
+    tensor = _tensor(output, name)
+    if isinstance(tensor, tf.RaggedTensor):
+        return tensor.to_tensor(), tf.sequence_mask(tensor.row_lengths())
+    return tensor, None
 
-    Args:
-        teacher: A built `keras.Model`.
-        outputs: Losses, names of outputs, names of layers ("layer" or "layer:part"), or a list of these; None: all
-            outputs.
+
+def _tensor(array, name="x"):
+    if isinstance(array, tf.RaggedTensor):
+        return array
+    try:
+        array = np.asarray(array)
+        return tf.convert_to_tensor(array.astype(object) if array.dtype.kind in "US" else array)
+    except ValueError as error:
+        raise ValueError(f"{name} must have rows of one length, or be a tf.RaggedTensor: {error}") from None
+
+
+def _tensors(structure):
+    """The tensors of a structure, without the number of classes of `TopLogProbs`."""
+    return [leaf for leaf in keras.tree.flatten(structure) if isinstance(leaf, tf.Tensor)]
+
+
+class _Selection:
+    """Reads the chosen outputs of a teacher; `outputs` are those of `cache_teacher_outputs`.
 
     Attributes:
         endings: `{output name: Ending}`, known after the first call.
     """
 
-    def __init__(self, teacher, outputs=None):
+    def __init__(self, teacher, outputs):
         self._names = output_names(teacher)
         self._losses, self._outputs, hooks = [], [], []
         for one in outputs if isinstance(outputs, (list, tuple)) else [outputs]:
@@ -151,33 +172,36 @@ class Selection:
         self.endings = {}
 
     def __call__(self, x):
-        """`(prediction, layers)` of a batch: outputs as logits where that is known, `{"layer:part": tensor}`."""
+        """`(prediction, layers, masks)` of a batch, outputs as logits where that is known: see `Layout.encode`."""
         outputs = self._reader(x, training=False)
-        layers = {hook.name: tensor for hook, tensor in outputs.layers.items()}
-        requested = [*self._outputs, *(loss.output_of("teacher") for loss in self._losses)]
-        if not requested:
-            return (), layers
-        chosen = self._structured(outputs, requested)
+        chosen = self._structured(outputs)
         endings = keras.tree.map_structure(lambda output: self._ending(outputs, output), chosen)
         self.endings = named_outputs(endings)[1]
-        return keras.tree.map_structure(
+        prediction = keras.tree.map_structure(
             lambda output, ending: self._reader.select(outputs, output, undo=ending.undone)[0], chosen, endings
-        ), layers
+        )
+        layers = {hook.name: tensor for hook, tensor in outputs.layers.items()}
+        masks = {name: get_mask(tensor) for name, tensor in named_tensors(prediction, layers).items()}
+        return prediction, layers, {name: mask for name, mask in masks.items() if mask is not None}
 
-    def _structured(self, outputs, requested):
+    def _structured(self, outputs):
         """The names or indices of the outputs to store, in the structure in which losses look for them."""
-        if all(isinstance(output, str) for output in requested):
-            return {output: output for output in sorted(set(requested))}
+        requested = [*self._outputs, *(loss.output_of("teacher") for loss in self._losses)]
+        if not requested:
+            return ()
+        named = [isinstance(output, str) for output in requested]
         prediction = outputs.prediction
+        if all(named):
+            return {output: output for output in sorted(set(requested))}
         if isinstance(prediction, dict):
             return {key: key for key in prediction}
         count = len(keras.tree.flatten(prediction))
-        if any(isinstance(output, str) for output in requested):
-            if count > 1:
-                raise ValueError(
-                    f"outputs name some outputs and not others, {requested}, of a teacher whose outputs {self._names} "
-                    "are in a list. Name each output, or none."
-                )
+        if any(named) and count > 1:
+            raise ValueError(
+                f"outputs name some outputs and not others, {requested}, of a teacher whose outputs {self._names} "
+                "are in a list. Name each output, or none."
+            )
+        if any(named):
             return {self._names[0]: 0}
         return tuple(range(count)) if isinstance(prediction, (list, tuple)) else 0
 
@@ -186,9 +210,8 @@ class Selection:
         (activation,), (position,) = (
             read(outputs, output) for read in (self._reader.activations, self._reader.positions)
         )
-        known = activation if activation in _UNDONE else None
-        named = output in self._outputs or None in self._outputs
-        undone = {known} if named else set()
+        known = activation if activation in ("softmax", "sigmoid") else None
+        undone = {known} if output in self._outputs or None in self._outputs else set()
         for loss in self._losses:
             if position in self._reader.positions(outputs, loss.output_of("teacher")):
                 undone.add(known if loss.undoes == known else None)
@@ -211,51 +234,3 @@ def _hook(name):
     if hook.part not in PARTS:
         raise ValueError(f"outputs: {name!r} names no part of a layer; the parts are {sorted(PARTS)}.")
     return hook
-
-
-def _reading(selection, jit_compile):
-    """`x -> (prediction, layers, masks)`, the masks by output name; compiled where the teacher's `predict` would be."""
-
-    def read(x):
-        prediction, layers = selection(x)
-        masks = {name: get_mask(tensor) for name, tensor in named_tensors(prediction, layers).items()}
-        return prediction, layers, {name: mask for name, mask in masks.items() if mask is not None}
-
-    return tf.function(read, jit_compile=True, autograph=False) if jit_compile else read
-
-
-def _in_numpy(encoded, entries):
-    """What `Writer.add` takes, from what `Layout.encode` gives and `key.sequences(x)`."""
-    rows, alike = encoded
-    sequences = {
-        output: [name for name, same in zip(entries, flags, strict=True) if same] if entries else None
-        for output, flags in alike.items()
-    }
-    return {file: np.asarray(tensor) for file, tensor in rows.items()}, sequences  # tensor.numpy() would copy
-
-
-def _mapped(function, outputs):
-    """A structure of outputs with the function's value in place of each array."""
-
-    def replaced(one):
-        if isinstance(one, TopLogProbs):
-            return one._replace(classes=function(one.classes), log_p=function(one.log_p))
-        return None if keras.tree.is_nested(one) else function(one)  # None: look inside
-
-    return keras.tree.traverse(replaced, outputs)
-
-
-def _tensor(array):
-    if isinstance(array, tf.RaggedTensor):
-        return array
-    array = np.asarray(array)
-    return tf.convert_to_tensor(array.astype(object) if array.dtype.kind in "US" else array)
-
-
-def _dense(tensor):
-    return tensor.to_tensor() if isinstance(tensor, tf.RaggedTensor) else tensor
-
-
-def _tensors(structure):
-    """The tensors of a structure, without the number of classes of `TopLogProbs`."""
-    return [leaf for leaf in keras.tree.flatten(structure) if isinstance(leaf, tf.Tensor)]

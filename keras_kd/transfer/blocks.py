@@ -3,7 +3,7 @@
 import re
 
 from keras_kd._checks import require_count
-from keras_kd.transfer.layers import layer_tree, walk
+from keras_kd.transfer.layers import has_automatic_name, layer_tree, walk
 
 _BARE = -1  # the number of "transformer_block", which Keras makes before "transformer_block_1"
 
@@ -17,9 +17,8 @@ def every_kth_block(teacher, student, k=2, *, offset=0, pattern=None):
 
     A block is one layer with a number in its name ("block_3": a composite layer or a nested model), or all layers that
     have the same number there ("block_3_attention", "block_3_ffn", "encoder/block_3/norm"); these are paired by what
-    follows the number. The map holds the blocks only. Embeddings and heads are added by hand:
-    `layers={**every_kth_block(teacher, student), "embedding": "embedding"}`. A block whose parts do not all fit can be
-    handed over in part, by taking the others out of the map.
+    follows the number. The map holds the blocks only; add embeddings and heads by hand:
+    `layers={**every_kth_block(teacher, student), "embedding": "embedding"}`.
 
     Args:
         teacher: a built `keras.Model` with at least k·(n - 1) + offset + 1 blocks, for n blocks in the student. Blocks
@@ -66,20 +65,17 @@ def every_kth_block(teacher, student, k=2, *, offset=0, pattern=None):
             f"the teacher has {len(teacher_blocks)} blocks {teacher_pattern!r}, but {len(student_blocks)} student "
             f"blocks with k={k} and offset={offset} need {needed}. Choose a smaller k, or write the map by hand."
         )
-    return _block_map(student_blocks, teacher_blocks[offset::k])
-
-
-def _block_map(student_blocks, teacher_blocks):
-    found = {}
-    for mine, taken in zip(student_blocks, teacher_blocks, strict=False):
-        for suffix, node in mine.items():
-            if suffix not in taken:
+    layers = {}
+    for student_block, teacher_block in zip(student_blocks, teacher_blocks[offset::k], strict=False):
+        for suffix, node in student_block.items():
+            if suffix not in teacher_block:
                 raise ValueError(
                     f"the teacher's block has no part that ends in {suffix!r} as the student's {node.path!r} does; its "
-                    f"parts are {[part.path for part in taken.values()]}. Give pattern=, or write the map by hand."
+                    f"parts are {[part.path for part in teacher_block.values()]}. Give pattern=, or write the map by "
+                    "hand."
                 )
-            found[node.path] = taken[suffix].path
-    return found
+            layers[node.path] = teacher_block[suffix].path
+    return layers
 
 
 def _patterns(pattern, teacher_root, student_root):
@@ -97,50 +93,39 @@ def _patterns(pattern, teacher_root, student_root):
 
 def _found_blocks(root, pattern, role):
     """The blocks of one model in their order, each as {what follows the number: node}."""
-    places = _blocks(root, pattern)
-    if not places:
+    parts = _parts(root, pattern)
+    if not parts:
         raise ValueError(f"pattern={pattern!r} fits no layer of the {role}; they are {_paths(root)}.")
+    places = sorted({place for place, *_ in parts})
     if len(places) > 1:
         raise ValueError(
-            f"pattern={pattern!r} is found in several places of the {role}: {sorted(places)}. Name one of them in the "
-            f'pattern, as in pattern="{sorted(places)[-1]}{pattern}".'
+            f"pattern={pattern!r} is found in several places of the {role}: {places}. Name one of them in the pattern, "
+            f'as in pattern="{places[-1]}{pattern}".'
         )
-    (numbered,) = places.values()
-    return [numbered[number] for number in sorted(numbered)]
+    blocks = {}
+    for _, number, suffix, node in parts:
+        blocks.setdefault(number, {})[suffix] = node
+    return [blocks[number] for number in sorted(blocks)]
 
 
-def _blocks(root, pattern):
-    """{what stands before the pattern: {number: {what follows the number: node}}}; the outermost layers that fit."""
+def _parts(node, pattern):
+    """`[(what stands before the pattern, number, what follows, node)]` of the outermost layers that fit."""
     before, after = map(re.escape, pattern.split("{}"))
-    numbered = re.compile(rf"((?:.*?/)?){before}(\d+){after}(?![^\W_])(.*)")
-    bare = re.compile(rf"((?:.*/)?){before.removesuffix('_')}{after}")
-    places = {}
-
-    def visit(node):
-        if fit := numbered.fullmatch(node.path):
-            place, number, suffix = fit[1], int(fit[2]), fit[3]
-        elif node.has_automatic_name and not node.is_keras_layer and (fit := bare.fullmatch(node.path)):
-            place, number, suffix = fit[1], _BARE, ""
-        else:
-            for child in node.children:
-                visit(child)
-            return
-        places.setdefault(place, {}).setdefault(number, {})[suffix] = node
-
-    visit(root)
-    return places
+    if fit := re.fullmatch(rf"((?:.*?/)?){before}(\d+){after}(?![^\W_])(.*)", node.path):
+        return [(fit[1], int(fit[2]), fit[3], node)]
+    bare = re.fullmatch(rf"((?:.*/)?){before.removesuffix('_')}{after}", node.path)
+    if bare and has_automatic_name(node.layer) and not node.is_keras_layer:
+        return [(bare[1], _BARE, "", node)]
+    return [part for child in node.children for part in _parts(child, pattern)]
 
 
 def _common_pattern(teacher_root, student_root):
     """The one pattern that both models have, of which the teacher has at least two blocks, and that holds the most."""
     covered = {}
     for pattern in _numbered_names(student_root):
-        student_blocks, teacher_blocks = _blocks(student_root, pattern), _blocks(teacher_root, pattern)
-        if any(len(numbered) > 1 for numbered in teacher_blocks.values()):
-            nodes = [
-                node for numbered in student_blocks.values() for parts in numbered.values() for node in parts.values()
-            ]
-            covered[pattern] = {id(weight) for node in nodes for weight in node.weights}
+        teacher_blocks = {(place, number) for place, number, *_ in _parts(teacher_root, pattern)}
+        if len(teacher_blocks) > len({place for place, _ in teacher_blocks}):
+            covered[pattern] = {id(weight) for *_, node in _parts(student_root, pattern) for weight in node.weights}
     largest = []
     for pattern in sorted(covered, key=lambda name: (-len(covered[name]), len(name))):
         if not any(covered[pattern] <= covered[other] for other in largest):
@@ -164,10 +149,10 @@ def _numbered_names(root):
     found = {}
     for node in walk(root):
         name = node.layer.name
-        if node is root or (node.has_automatic_name and node.is_keras_layer):
+        if node is root or (has_automatic_name(node.layer) and node.is_keras_layer):
             continue
         for number in re.finditer(r"\d+(?![^\W_])", name):
             found[f"{name[: number.start()]}{{}}"] = None
-        if node.has_automatic_name:
+        if has_automatic_name(node.layer):
             found[f"{name}_{{}}"] = None
     return list(found)

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-import math
+import itertools
+import re
 
 import keras
 
@@ -40,22 +41,17 @@ class Node:
         return type(self.layer).__name__
 
     @property
-    def parameters(self):
-        return sum(math.prod(weight.shape) for weight in self.weights)
-
-    @property
     def is_keras_layer(self):
         """Whether it is one of Keras's own layers, or of a class derived from one."""
         return isinstance(self.layer, _KERAS_LAYERS)
 
-    @property
-    def has_automatic_name(self):
-        return _is_automatic(self.layer)
-
     @functools.cached_property
     def spec(self):
         """For each weight its name, shape and kind: "float" of any precision, else the dtype."""
-        return tuple((_name(weight), tuple(weight.shape), _kind(weight)) for weight in self.weights)
+        names = [re.sub(r"^variable_?\d+$", "variable", weight.name) for weight in self.weights]  # Keras's own
+        dtypes = [keras.backend.standardize_dtype(weight.dtype) for weight in self.weights]
+        kinds = ["float" if "float" in dtype else dtype for dtype in dtypes]
+        return tuple(zip(names, (tuple(weight.shape) for weight in self.weights), kinds, strict=True))
 
     @functools.cached_property
     def unfit(self):
@@ -106,19 +102,17 @@ def find_node(root, layer, argument, role):
         found = [node for node in nodes if node.layer is layer][:1]  # the node of its own weights comes second
         shown = f"the given {type(layer).__name__} {layer.name!r}"
     elif isinstance(layer, str):
+        named = [node for node in nodes if node.path.split("/")[-1] == layer]
+        found = [node for node in nodes if node.path == layer] or named
         shown = repr(layer)
-        found = [node for node in nodes if node.path == layer]
-        found = found or [node for node in nodes if node.path.split("/")[-1] == layer]
     else:
         raise TypeError(f"{argument} must name layers by str or be layers, got {type(layer).__name__}: {layer!r}.")
     if len(found) == 1:
         return found[0]
+    paths = [node.path for node in found or nodes]
     if found:
-        paths = [node.path for node in found]
         raise ValueError(f"{argument}: {shown} is the name of several layers of the {role}, {paths}. Give the path.")
-    raise ValueError(
-        f"{argument}: {shown} is not a layer of the {role} with weights; those are {[node.path for node in nodes]}."
-    )
+    raise ValueError(f"{argument}: {shown} is not a layer of the {role} with weights; those are {paths}.")
 
 
 def difference(student, teacher):
@@ -129,12 +123,12 @@ def difference(student, teacher):
     if student.spec == teacher.spec:
         return ""
     same_class = type(student.layer) is type(teacher.layer)
-    for i in range(max(len(student.spec), len(teacher.spec))):
-        student_spec, teacher_spec = (node.spec[i] if i < len(node.spec) else None for node in (student, teacher))
-        if student_spec is None or teacher_spec is None or student_spec[1] != teacher_spec[1]:
-            return f"shapes differ: student {_shown(student_spec)}, teacher {_shown(teacher_spec)}"
-        if student_spec[2] != teacher_spec[2] or (same_class and student_spec[0] != teacher_spec[0]):
-            return f"weights differ: student {_shown(student_spec)}, teacher {_shown(teacher_spec)}"
+    for one, other in itertools.zip_longest(student.spec, teacher.spec, fillvalue=("no further weight", None, None)):
+        shown = f"differ: student {_shown(*one)}, teacher {_shown(*other)}"
+        if one[1] != other[1]:
+            return f"shapes {shown}"
+        if one[2] != other[2] or (same_class and one[0] != other[0]):
+            return f"weights {shown}"
     return ""
 
 
@@ -142,12 +136,12 @@ def _node(layer, path, names, seen_weights):
     weights = tuple(weight for weight in layer.weights if id(weight) not in seen_weights)
     children = []
     for child in sublayers(layer):
-        chosen = () if _is_automatic(child) else (child.name,)
+        chosen = () if has_automatic_name(child) else (child.name,)
         children.append(_node(child, (*path, child.name), (*names, *chosen), seen_weights))
     children = [child for child in children if child.weights]  # none: it has no weights, or it came up before
     own = tuple(weight for weight in weights if id(weight) not in seen_weights)
     seen_weights.update(map(id, own))
-    names = () if path and _is_automatic(layer) else names
+    names = () if path and has_automatic_name(layer) else names
     joined = "/".join(path)
     if own and children:
         own_names = (*names[:-1], f"{names[-1]} (own weights)") if names else ()
@@ -155,25 +149,10 @@ def _node(layer, path, names, seen_weights):
     return Node(layer, joined, names, weights, tuple(children))
 
 
-def _is_automatic(layer):
+def has_automatic_name(layer):
     """Whether the name is "dense", "dense_1", "dense_2", … for a Dense."""
-    start = automatic_name(layer)
-    number = layer.name.removeprefix(f"{start}_")
-    return layer.name == start or (number != layer.name and number.isdecimal() and number[0] != "0")
+    return re.fullmatch(rf"{automatic_name(layer)}(_[1-9]\d*)?", layer.name) is not None
 
 
-def _name(weight):
-    """A weight's name; "variable" for one that Keras named itself: "variable_12"."""
-    return "variable" if weight.name.removeprefix("variable").removeprefix("_").isdecimal() else weight.name
-
-
-def _kind(weight):
-    dtype = keras.backend.standardize_dtype(weight.dtype)
-    return "float" if "float" in dtype else dtype
-
-
-def _shown(weight):
-    if weight is None:
-        return "no further weight"
-    name, shape, kind = weight
-    return f"{name} {shape}" if kind == "float" else f"{name} {shape} {kind}"
+def _shown(name, shape, kind):
+    return " ".join(str(part) for part in (name, shape, kind) if part not in (None, "float"))

@@ -1,5 +1,6 @@
 """Which student layer gets the weights of which teacher layer, where no map says so."""
 
+import collections
 import functools
 import typing
 
@@ -25,8 +26,8 @@ def match_layers(student_root, teacher_root, *, from_back=False):
 
     1. By name: the same name, in both models only once. Of names inside names ("encoder/block_0/ffn") the longest ends
        in common count. Names that Keras makes itself ("dense_1") are no names: they depend on what was made before.
-    2. By shape and order: among the rest, the longest sequence of layers that both models have in the same order. Of
-       several that are equally long, the one with the earliest teacher layers, or with the latest if `from_back`.
+    2. By shape and order: among the rest, the longest sequence of layers that both models have in the same order, at
+       the earliest teacher layers, or at the latest if `from_back`.
 
     Returns:
         The matches in the student's order, and a function that says why a student node has none.
@@ -56,7 +57,7 @@ def match_layers(student_root, teacher_root, *, from_back=False):
 
 
 def _why_not(student, students, teachers, free_teachers):
-    """Why this student node has found no partner, of all nodes that came up and the teachers left over."""
+    """Why this student node has found no partner, of all nodes that came up."""
     if student.unfit:
         return f"{student.unfit}: hand over the weights before that"
     namesake = _namesakes(students, teachers).get(student)
@@ -109,11 +110,9 @@ def _namesakes(students, teachers):
 
 
 def _unique_ends(nodes, length):
-    ends = {}
-    for node in nodes:
-        if len(node.names) >= length:
-            ends.setdefault(node.names[-length:], []).append(node)
-    return {end: found[0] for end, found in ends.items() if len(found) == 1}
+    ends = [(node.names[-length:], node) for node in nodes if len(node.names) >= length]
+    counts = collections.Counter(end for end, _ in ends)
+    return {end: node for end, node in ends if counts[end] == 1}
 
 
 def _longest_common_order(students, teachers, from_back):
