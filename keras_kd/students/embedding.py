@@ -12,6 +12,7 @@ from keras_kd._keras_private import set_mask
 from keras_kd.students.rebuilding import Rebuilding, hand_over, require_functional, walk
 
 CENTROIDS = 256  # as many as a byte tells apart
+_FIRST_ROWS = 8192  # that k-means begins with: of all rows, finding the first centroids takes longer than the rest
 _CHUNK = 65_536  # rows of a table in float64 at a time
 
 
@@ -312,12 +313,13 @@ def product_quantized(table, weights, codes, seed):
         squares that they keep.
     """
     with needs_extra("students"):
-        from sklearn.cluster import KMeans
+        from sklearn.cluster import KMeans, kmeans_plusplus
+    sample = np.random.default_rng(seed).permutation(len(table))[:_FIRST_ROWS]
     centroids, found, lost = [], [], 0.0
     for part in np.split(table, codes, axis=1):
-        means = KMeans(CENTROIDS, n_init=1, max_iter=25, random_state=seed)
-        means.fit(part, sample_weight=np.sqrt(weights))
-        code = means.predict(part)
+        first, _ = kmeans_plusplus(part[sample], CENTROIDS, sample_weight=np.sqrt(weights[sample]), random_state=seed)
+        means = KMeans(CENTROIDS, init=first, n_init=1, max_iter=25).fit(part, sample_weight=np.sqrt(weights))
+        code = means.predict(part)  # labels_ are those before the last step
         lost += float(weights @ np.square(part - means.cluster_centers_[code]).sum(axis=1))
         centroids.append(means.cluster_centers_)
         found.append(code)
