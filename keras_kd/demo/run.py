@@ -14,6 +14,7 @@ import time
 
 import keras
 import numpy as np
+import rich.console
 import tensorflow as tf
 
 from keras_kd import datasets
@@ -126,8 +127,6 @@ class Demo:
     """
 
     def __init__(self, setting, seed, console=None):
-        import rich.console
-
         self.setting, self.seed, self.seconds = setting, seed, {}
         self.console = console or rich.console.Console()
         with self.stage("data"):

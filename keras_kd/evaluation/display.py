@@ -1,5 +1,10 @@
 """The tables of an `Evaluation`, drawn with rich, and its figure, drawn with Matplotlib."""
 
+import rich.filesize
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
 from keras_kd._extras import needs_extra
 from keras_kd.evaluation.scores import (
     LOWER_IS_BETTER,
@@ -95,20 +100,13 @@ def _tables(evaluation, metric, intervals):
     return tables
 
 
-def _table(title, left, right, rows, intervals, caption=None):
+def _table(title, left, right, rows, intervals, caption=""):
     """A table of columns aligned to the left and to the right; [brackets] in a cell are text, not markup."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     padding = (0, 1) if intervals else (0, 0, 0, 1)  # without intervals, room is what is short
     look = {"title_justify": "left", "caption_justify": "left", "title_style": "bold", "caption_style": "dim"}
-    caption = None if caption is None else Text(caption)
-    table = Table(title=f"\n{title}", caption=caption, box=box.SIMPLE_HEAD, padding=padding, **look)
-    for heading in left:
-        table.add_column(Text(heading), overflow="fold")
-    for heading in right:
-        table.add_column(Text(heading), justify="right", overflow="fold")
+    table = Table(title=f"\n{title}", caption=Text(caption), box=SIMPLE_HEAD, padding=padding, **look)
+    for heading in (*left, *right):
+        table.add_column(Text(heading), justify="left" if heading in left else "right", overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     return table
@@ -128,11 +126,9 @@ def _caption(evaluation, intervals):
 
 
 def _costs(facts):
-    from rich.filesize import decimal
-
     parameters = _NOTHING if facts.parameters is None else f"{facts.parameters:,}"
     milliseconds = _NOTHING if facts.latency_ms is None else f"{facts.latency_ms:.3g} ms"
-    return [parameters, decimal(facts.size_bytes), milliseconds]
+    return [parameters, rich.filesize.decimal(facts.size_bytes), milliseconds]
 
 
 def _cell(evaluation, model, metric, row, intervals):

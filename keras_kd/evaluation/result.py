@@ -5,12 +5,15 @@ import dataclasses
 import json
 import pathlib
 
+import rich.console
+
 from keras_kd._files import written_whole
 from keras_kd._tables import plain_text
 from keras_kd.evaluation.display import Report, draw
 from keras_kd.evaluation.scores import OVERALL, TEACHER_METRICS, Estimate, result_rows
 
 _FORMAT = "keras_kd.evaluation.Evaluation/1"
+_KEYS = {"scores": ["model", "language", "metric"], "differences": ["model", "other", "language", "metric"]}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +62,7 @@ class Evaluation:
 
     @property
     def rows(self):
-        """The rows that have scores: languages first, then means, "overall" last."""
+        """The rows that have scores, "overall" last."""
         return result_rows(self.languages, self.groups)
 
     def score(self, model, metric="macro_f1", *, language=OVERALL):
@@ -103,9 +106,7 @@ class Evaluation:
             raise ValueError(f"language must be one of {self.rows}, got {language!r}.")
         known = [m for name, row, m in self.scores if name == next(iter(self.models)) and row == language]
         if metric not in known:
-            why = ""
-            if metric in TEACHER_METRICS:
-                why = " There was no teacher to compare with: evaluate again with teacher=<its name among the models>."
+            why = " There was no teacher to compare with: give teacher=." if metric in TEACHER_METRICS else ""
             raise ValueError(f"metric must be one of {known}, got {metric!r}.{why}")
 
     def __repr__(self):
@@ -127,8 +128,6 @@ class Evaluation:
             metric: one of `metrics` that every language has: not the F1 of a class.
             console: a `rich.console.Console`; None for standard output.
         """
-        import rich.console
-
         self._check_names(metric, self.rows[0])
         (console or rich.console.Console()).print(Report(self, metric))
 
@@ -154,11 +153,10 @@ class Evaluation:
 
     def to_json(self, path):
         """Write everything as JSON; `Evaluation.from_json` reads it back, equal to this one."""
-        names = ["models", "teacher", "metrics", "languages", "groups", "bootstrap", "seed"]
-        content = {"format": _FORMAT, **{name: getattr(self, name) for name in names}}
+        content = {"format": _FORMAT, **vars(self)}
         content["models"] = {name: dataclasses.asdict(facts) for name, facts in self.models.items()}
-        content["scores"] = _records(self.scores, ["model", "language", "metric"])
-        content["differences"] = _records(self.differences, ["model", "other", "language", "metric"])
+        for name, keys in _KEYS.items():
+            content[name] = _records(content[name], keys)
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
         with written_whole(path) as partial:
             partial.write_text(text, encoding="utf-8")
@@ -173,8 +171,8 @@ class Evaluation:
         content["models"] = {name: ModelFacts(**facts) for name, facts in content["models"].items()}
         content["metrics"], content["languages"] = tuple(content["metrics"]), tuple(content["languages"])
         content["groups"] = {group: tuple(members) for group, members in content["groups"].items()}
-        content["scores"] = _estimates(content["scores"], ["model", "language", "metric"])
-        content["differences"] = _estimates(content["differences"], ["model", "other", "language", "metric"])
+        for name, keys in _KEYS.items():
+            content[name] = _estimates(content[name], keys)
         return cls(**content)
 
 
@@ -183,5 +181,4 @@ def _records(estimates, names):
 
 
 def _estimates(records, names):
-    fields = Estimate._fields
-    return {tuple(r[name] for name in names): Estimate(*(r[field] for field in fields)) for r in records}
+    return {tuple(r.pop(name) for name in names): Estimate(**r) for r in records}

@@ -42,12 +42,10 @@ class Estimate(typing.NamedTuple):
 
 
 def class_metric(class_name):
-    """The name of the metric "F1 of one class"."""
     return f"f1:{class_name}"
 
 
 def group_mean(group):
-    """The name of the row that averages over a group's languages."""
     return f"mean of {group}"
 
 
@@ -60,13 +58,7 @@ def bootstrap_scores(labels, predictions, rows_by_language, classes, *, resample
     """Return {row name: {metric: (models, resamples)}}: scores on resampled examples, the same ones for every model.
 
     Each language is resampled to its own number of examples, with replacement; the overall row is the languages'
-    resamples put together (with no languages, all examples are resampled).
-
-    Args:
-        labels: (examples,) integers.
-        predictions: a list of `Predictions`, one per model.
-        rows_by_language: {language: row numbers}; {} for the overall row alone.
-        class_names: where given, the overall row holds the F1 of each class as well.
+    resamples put together. `predictions` is a list of `Predictions`, `rows_by_language` {language: row numbers} or {}.
     """
     generator = np.random.default_rng(seed)
     block_size = max(1, _DRAWS_AT_A_TIME // max(len(labels), _sums(classes)))
@@ -88,15 +80,14 @@ def resampling_weights(examples, resamples, generator):
 
 
 def _sums(classes):
-    """The number of sums over examples that determine the scores of a model."""
+    """The number of a model's sums."""
     return 2 * classes + CALIBRATION_BINS + 2
 
 
 def _entries(labels, predictions, classes):
     """What each example adds to the sums of all models, (examples, entries): the positions of the sums, the numbers.
 
-    The sums of a model: hits of each class; predictions and labels of each class; the gap, right - confidence, in each
-    bin; agreements; divergences.
+    A model's sums: hits by class; predictions and labels by class; right - confidence by bin; agreements; divergences.
     """
     positions, numbers, width = [], [], _sums(classes)
     zeros, ones = np.zeros(len(labels), int), np.ones(len(labels), int)
@@ -156,10 +147,7 @@ def add_means(table, means):
 
 
 def summarize(predictions, labels, rows_by_language, groups, *, classes, class_names, bootstrap, seed):
-    """Return `Evaluation.scores` and `Evaluation.differences`.
-
-    `predictions` is {model name: Predictions}, `groups` {group: languages}; all else as in `bootstrap_scores`.
-    """
+    """Return `Evaluation.scores` and `Evaluation.differences`; `predictions` is {model name: Predictions}."""
     means = {group_mean(group): members for group, members in groups.items()}
     if rows_by_language:
         means[MEAN_OVER_LANGUAGES] = tuple(rows_by_language)
