@@ -56,9 +56,6 @@ class DecoupledKD(TemperatureLoss, LabelledDistillationLoss):
         others_kl = kl_divergence(*(_among_others(logits, true_class) for logits in (teacher, student)))
         return ops.square(temperature) * (self.alpha * target_kl + self.beta * others_kl)
 
-    def get_config(self):
-        return {**super().get_config(), "alpha": self.alpha, "beta": self.beta}
-
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class NormalizedKD(TemperatureLoss, LabelledDistillationLoss):
@@ -101,9 +98,6 @@ class NormalizedKD(TemperatureLoss, LabelledDistillationLoss):
         log_probs = (_among_others(logits / temperature, true_class) for logits in (teacher, student))
         others = ops.sum(_cross_entropies(*log_probs), axis=-1)
         return target + self.gamma * ops.square(temperature) * others
-
-    def get_config(self):
-        return {**super().get_config(), "gamma": self.gamma}
 
 
 _FAR = -1e9  # a logit that gets no probability, and no NaN in the gradient either

@@ -75,9 +75,6 @@ class DIST(TemperatureLoss):
         between_examples = 1.0 - ops.mean(correlation(teacher, student, axis=0))
         return ops.square(temperature) * (self.beta * between_classes + self.gamma * between_examples)
 
-    def get_config(self):
-        return {**super().get_config(), "beta": self.beta, "gamma": self.gamma}
-
 
 def correlation(teacher, student, axis):
     """Pearson's correlation of positive values along an axis; 0 where one side is constant.
@@ -172,9 +169,6 @@ class RelationalKD(RelationLoss):
         if self.angle == 0.0:
             return values
         return values + self.angle * ops.mean(_huber(_angles(teacher) - _angles(student)), axis=(-2, -1))
-
-    def get_config(self):
-        return {**super().get_config(), "distance": self.distance, "angle": self.angle}
 
 
 def _vectors(output):
@@ -296,9 +290,6 @@ class CorrelationCongruence(RelationLoss):
             kernel = kernel + term
         return math.exp(-2.0 * self.gamma) * kernel
 
-    def get_config(self):
-        return {**super().get_config(), "gamma": self.gamma, "order": self.order}
-
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class ContrastiveKD(ProjectedFeatureLoss):
@@ -345,15 +336,9 @@ class ContrastiveKD(ProjectedFeatureLoss):
         self.temperature = temperature
         self.symmetric = require_flag(symmetric, "symmetric")
 
-    def hyperparameters(self):
-        return {**super().hyperparameters(), "temperature": self.temperature}
-
     def call(self, teacher, student):
         # (batch, features) x2 -> (batch,) nats
         cosines = ops.matmul(unit(student), ops.transpose(unit(teacher)))
         logits = cosines / ops.cast(self.temperature, cosines.dtype)
         axes = (-1, 0) if self.symmetric else (-1,)
         return -sum(ops.diagonal(ops.log_softmax(logits, axis=axis)) for axis in axes) / len(axes)
-
-    def get_config(self):
-        return {**super().get_config(), "symmetric": self.symmetric}
