@@ -35,7 +35,7 @@ INT8 = "int8"
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """The size of a character CNN: see `character_cnn`."""
+    """The size of a `character_cnn`."""
 
     filters: int
     windows: tuple[int, ...]
@@ -82,12 +82,7 @@ QUICK = Setting(
 def character_cnn(name, vocabulary_size, length, classes, size):
     """A text classifier: embedded characters, convolutions over windows of them, the maximum of each, two layers.
 
-    Args:
-        name: Name of the model.
-        vocabulary_size: Number of ids; 0 is padding.
-        length: Ids per text.
-        classes: Number of logits.
-        size: A `Size`.
+    It takes ids `(batch, length)`, of which 0 is padding, and gives logits `(batch, classes)`.
     """
     inputs = keras.Input((length,), dtype="int32", name="ids")
     characters = keras.layers.Embedding(vocabulary_size, size.embedding, name="embedding")(inputs)
@@ -298,7 +293,7 @@ def _write(folder, demo, evaluation, exports, transfer):
         },
         "accuracy": {name: evaluation.score(name, "accuracy").value for name in evaluation.models},
         "gains": {name: gain._asdict() for name, gain in gains(evaluation).items()},
-        "exports": {name: report.to_dict() for name, report in exports.items()},
+        "exports": {name: dataclasses.asdict(report) for name, report in exports.items()},
         "seconds": {name: round(seconds, 1) for name, seconds in demo.seconds.items()},
     }
     with written_whole(folder / "report.json") as partial:

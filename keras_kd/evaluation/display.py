@@ -149,14 +149,14 @@ def draw(evaluation, metric):
     # The teacher agrees with itself: its score is fixed.
     shown = [m for m in evaluation.models if not (m == evaluation.teacher and metric in TEACHER_METRICS)]
     shown = shown or list(evaluation.models)
-    rows, places, headings, height = [], [], [], 0
+    rows, places, headings, height = [], [], {}, 0
     for heading, names in _sections(evaluation, metric, shown):
         if heading:
-            headings.append((heading, height))
-        start = height + bool(heading)
+            headings[heading] = height
+            height += 1
         rows += names
-        places += range(start, start + len(names))
-        height = start + len(names)
+        places += range(height, height + len(names))
+        height += len(names)
     # Rows grow with the number of models, so that their dots do not cover each other.
     row_inches = _ROW_INCHES + 0.035 * max(0, len(shown) - 3)
     figure = Figure(figsize=(8.5, height * row_inches + 1.3), layout="constrained")
@@ -172,7 +172,7 @@ def draw(evaluation, metric):
             axes.hlines(heights, low, high, color=color, linewidth=1.4, alpha=0.55)
         values = [in_display_units(metric, score.value) for score in scores]
         axes.scatter(values, heights, label=model, marker=shape, s=26, color=color, edgecolors="white", linewidths=0.5)
-    for heading, place in headings:
+    for heading, place in headings.items():
         axes.text(0.01, place, heading, transform=axes.get_yaxis_transform(), va="center", weight="bold")
     axes.set_yticks(places, rows)
     for label in axes.get_yticklabels():

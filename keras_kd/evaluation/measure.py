@@ -86,7 +86,9 @@ def evaluate(
         >>> evaluation.difference("distilled", "student alone", "macro_f1")
     """
     require_tensorflow("evaluate")
-    _check_arguments(models, teacher, {"bootstrap": (bootstrap, 0), "seed": (seed, 0), "batch_size": (batch_size, 1)})
+    _check_models(models, teacher)
+    for argument, count, least in (("bootstrap", bootstrap, 0), ("seed", seed, 0), ("batch_size", batch_size, 1)):
+        require_count(count, argument, at_least=least)
     teacher = teacher if teacher in models else None
     runtimes = {}
     for name, model in models.items():
@@ -136,18 +138,18 @@ def _own_inputs(runtime, x):
 def _predict(runtimes, x, y, labels, teacher, batch_size):
     """Return {model name: Predictions} and the number of classes. The teacher is first: others are compared with it."""
     order = sorted(runtimes, key=lambda name: name != teacher)
-    first, classes, teacher_outputs, predictions = order[0], None, None, {}
+    classes, teacher_outputs, predictions = None, None, {}
     for name in order:
         with _errors_naming(name):
             outputs = runtimes[name].predict(_own_inputs(runtimes[name], x), batch_size=batch_size)
-        outputs = checked_outputs(outputs, name, len(y))
+        checked_outputs(outputs, name, len(y))
         if classes is None:
             classes = outputs.shape[1]
             check_classes(y, labels, classes)
             teacher_outputs = outputs if teacher is not None else None
         elif outputs.shape[1] != classes:
             raise ValueError(
-                f"models must have the same classes, but models[{first!r}] gives {classes} "
+                f"models must have the same classes, but models[{order[0]!r}] gives {classes} "
                 f"and models[{name!r}] gives {outputs.shape[1]}."
             )
         predictions[name] = predictions_from(outputs, teacher_outputs)
@@ -164,18 +166,15 @@ def _errors_naming(name):
         raise
 
 
-def _check_arguments(models, teacher, counts):
+def _check_models(models, teacher):
     if not isinstance(models, dict):
         raise TypeError(f"models must be a dict of name to model or path, got {type(models).__name__}.")
     if not models:
         raise ValueError("models must hold at least one model, got an empty dict.")
-    for name in models:
-        if not isinstance(name, str):
-            raise TypeError(f"models must have strings for names, got {name!r}.")
+    if wrong := [name for name in models if not isinstance(name, str)]:
+        raise TypeError(f"models must have strings for names, got {wrong[0]!r}.")
     if teacher is not None and teacher != _DEFAULT_TEACHER and teacher not in models:
         raise ValueError(f"teacher must be one of the models, {list(models)}, or None, got {teacher!r}.")
-    for argument, (count, least) in counts.items():
-        require_count(count, argument, at_least=least)
 
 
 def _checked_groups(groups, rows_by_language):

@@ -12,25 +12,18 @@ from keras_kd._tables import plain_text
 from keras_kd.evaluation.display import Report, draw
 from keras_kd.evaluation.scores import OVERALL, TEACHER_METRICS, Estimate, result_rows
 
-_FORMAT = "keras_kd.evaluation.Evaluation/1"
+_FORMAT = "keras_kd.evaluation.Evaluation/2"
 _KEYS = {"scores": ["model", "language", "metric"], "differences": ["model", "other", "language", "metric"]}
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """Size and latency of a model, and the kind of its outputs.
+    """Size and latency of a model, and the kind of its outputs."""
 
-    Attributes:
-        parameters: the number of weights; None where the file does not hold it.
-        size_bytes: bytes on disk; of the weights, for a live `keras.Model`.
-        latency_ms: median milliseconds for one example; None if not timed.
-        outputs: "logits" or "probabilities".
-    """
-
-    parameters: int | None
-    size_bytes: int
-    latency_ms: float | None
-    outputs: str
+    parameters: int | None  # the number of weights; None where the file does not hold it
+    size_bytes: int  # on disk; of the weights, for a live `keras.Model`
+    latency_ms: float | None  # median for one example; None if not timed
+    outputs: str  # "logits" or "probabilities"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -38,27 +31,17 @@ class Evaluation:
     """Scores of several models on the same examples; made by `keras_kd.evaluate`. `print(evaluation)` shows the tables.
 
     Rows (the argument `language` below) are "overall", each language, "mean over languages" and "mean of <group>".
-
-    Attributes:
-        models: {model name: ModelFacts}, in the order given.
-        teacher: the teacher's name among them, or None.
-        metrics: the metric names; "kl" is in nats, the others are shares from 0 to 1.
-        languages: sorted names; () if none were given.
-        groups: {group: tuple of languages}.
-        bootstrap, seed: the number of resamples and the seed of the intervals.
-        scores: {(model, row, metric): Estimate}.
-        differences: {(model, other model, row, metric): Estimate}; each pair once, see `difference`.
     """
 
-    models: dict[str, ModelFacts]
-    teacher: str | None
-    metrics: tuple[str, ...]
-    languages: tuple[str, ...]
-    groups: dict[str, tuple[str, ...]]
-    bootstrap: int
-    seed: int
-    scores: dict[tuple[str, str, str], Estimate]
-    differences: dict[tuple[str, str, str, str], Estimate]
+    models: dict[str, ModelFacts]  # in the order given
+    teacher: str | None  # its name among the models
+    metrics: tuple[str, ...]  # "kl" is in nats, the others are shares from 0 to 1
+    languages: tuple[str, ...]  # sorted; () if none were given
+    groups: dict[str, tuple[str, ...]]  # languages by group
+    bootstrap: int  # resamples
+    seed: int  # of the intervals
+    scores: dict[tuple[str, str, str], Estimate]  # by model, row, metric
+    differences: dict[tuple[str, str, str, str], Estimate]  # by model, other model, row, metric
 
     @property
     def rows(self):
@@ -89,14 +72,7 @@ class Evaluation:
             0.0820 [0.0713, 0.0931]
         """
         self._check_names(metric, language, model=model, other=other)
-        if (model, other, language, metric) in self.differences:
-            return self.differences[model, other, language, metric]
-        if model == other:
-            examples = self.scores[model, language, metric].examples
-            return Estimate(0.0, *((0.0, 0.0) if self.bootstrap else (None, None)), examples)
-        value, low, high, examples = self.differences[other, model, language, metric]
-        bounds = (None, None) if low is None else (0.0 - high, 0.0 - low)  # 0.0 - x, for -x would make -0.0 of 0.0
-        return Estimate(0.0 - value, *bounds, examples)
+        return self.differences[model, other, language, metric]
 
     def _check_names(self, metric, language, **models):
         for argument, model in models.items():

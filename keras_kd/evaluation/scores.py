@@ -165,7 +165,7 @@ def summarize(predictions, labels, rows_by_language, groups, *, classes, class_n
             moved = resampled[row][metric] if bootstrap else np.zeros((len(names), 0))
             for i, name in enumerate(names):
                 scores[name, row, metric] = _estimate(values[i], moved[i], counts[row], metric, least=0.0, most=1.0)
-            for i, j in itertools.combinations(range(len(names)), 2):
+            for i, j in itertools.product(range(len(names)), repeat=2):
                 gap = _estimate(values[i] - values[j], moved[i] - moved[j], counts[row], metric)
                 differences[names[i], names[j], row, metric] = gap
     return scores, differences

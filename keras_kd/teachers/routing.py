@@ -80,14 +80,8 @@ def route_by_language(teachers, *, language_key="language", default=None):
 class Router(keras.layers.Layer):
     """Sends each example to the member of its language, and gives a list of the logits of each output, float32.
 
-    Args:
-        members: `Member`s.
-        choices: `[language, index of its member]` for every language, all str or all int.
-        default: Index of the member for all other languages, or None.
-        shapes: Shape of each output; None where a size is unknown.
-
-    Call arguments:
-        batch: `{"languages": (batch,) or (batch, 1), "inputs": {input name: (batch, ...)}}`.
+    `choices` are `[language, index of its member]`, `default` is the index for all other languages or None, `shapes`
+    those of the outputs. A batch is `{"languages": (batch,) or (batch, 1), "inputs": {input name: (batch, ...)}}`.
     """
 
     def __init__(self, members, choices, default, shapes, *, name="router"):
