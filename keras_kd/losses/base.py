@@ -323,7 +323,9 @@ def snake_case(name):
 
 
 class TemperatureLoss(DistillationLoss):
-    """Base class of the losses over outputs that soften both sides with a temperature T > 0.
+    """Base class of the losses with a temperature T > 0: `T² · compare(teacher / T, student / T)`.
+
+    A subclass implements `compare`, or `call` where its value is another one.
 
     Attributes:
         least_classes: The fewest units of an output that can be compared.
@@ -332,11 +334,15 @@ class TemperatureLoss(DistillationLoss):
 
     temperature = Hyperparameter(above=0.0, hint="2 to 8 is usual.")
     least_classes = 2
-    scales_with_temperature = False
+    scales_with_temperature = True
 
     def __init__(self, temperature=1.0, **kwargs):
         super().__init__(**kwargs)
         self.temperature = temperature
+
+    def call(self, teacher, student, **labels):
+        temperature = ops.cast(self.temperature, teacher.dtype)
+        return ops.square(temperature) * self.compare(teacher / temperature, student / temperature, **labels)
 
     def check_shapes(self, teacher_shape, student_shape):
         require_same_classes(self.name, teacher_shape, student_shape, at_least=self.least_classes)

@@ -29,7 +29,6 @@ class Divergence(TemperatureLoss):
 
     undoes = "softmax"
     tokenwise = True
-    scales_with_temperature = True
 
     def divergence(self, teacher_log_probs, student_log_probs):
         """One value per sample: the divergence D of log probabilities `(..., classes)`, `(...)` nats."""
@@ -37,12 +36,9 @@ class Divergence(TemperatureLoss):
             f"{type(self).__name__} must implement divergence(teacher_log_probs, student_log_probs)."
         )
 
-    def call(self, teacher, student):
+    def compare(self, teacher, student):
         # (..., classes) x2 -> (...) nats
-        temperature = ops.cast(self.temperature, teacher.dtype)
-        teacher_log_probs = ops.log_softmax(teacher / temperature, axis=-1)
-        student_log_probs = ops.log_softmax(student / temperature, axis=-1)
-        return ops.square(temperature) * self.divergence(teacher_log_probs, student_log_probs)
+        return self.divergence(ops.log_softmax(teacher, axis=-1), ops.log_softmax(student, axis=-1))
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -283,14 +279,11 @@ class BinarySoftLabels(TemperatureLoss):
 
     undoes = "sigmoid"
     tokenwise = True
-    scales_with_temperature = True
     least_classes = 1
 
-    def call(self, teacher, student):
+    def compare(self, teacher, student):
         # (..., units) x2 -> (...) nats
-        temperature = ops.cast(self.temperature, teacher.dtype)
         teacher_log_probs, student_log_probs = (  # of each unit being on and off, (..., units, 2)
-            ops.stack([ops.log_sigmoid(logits / temperature), ops.log_sigmoid(-logits / temperature)], axis=-1)
-            for logits in (teacher, student)
+            ops.stack([ops.log_sigmoid(logits), ops.log_sigmoid(-logits)], axis=-1) for logits in (teacher, student)
         )
-        return ops.square(temperature) * ops.mean(kl_divergence(teacher_log_probs, student_log_probs), axis=-1)
+        return ops.mean(kl_divergence(teacher_log_probs, student_log_probs), axis=-1)

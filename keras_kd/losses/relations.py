@@ -51,7 +51,6 @@ class DIST(TemperatureLoss):
     """
 
     undoes = "softmax"
-    scales_with_temperature = True
     relates_examples = True
 
     def __init__(self, beta=1.0, gamma=1.0, *, temperature=1.0, **kwargs):
@@ -67,13 +66,12 @@ class DIST(TemperatureLoss):
                 f"teacher {teacher_shape}."
             )
 
-    def call(self, teacher, student):
+    def compare(self, teacher, student):
         # (batch, classes) x2 -> (batch,)
-        temperature = ops.cast(self.temperature, teacher.dtype)
-        teacher, student = (ops.softmax(logits / temperature, axis=-1) for logits in (teacher, student))
+        teacher, student = (ops.softmax(logits, axis=-1) for logits in (teacher, student))
         between_classes = 1.0 - correlation(teacher, student, axis=-1)
         between_examples = 1.0 - ops.mean(correlation(teacher, student, axis=0))
-        return ops.square(temperature) * (self.beta * between_classes + self.gamma * between_examples)
+        return self.beta * between_classes + self.gamma * between_examples
 
 
 def correlation(teacher, student, axis):

@@ -53,6 +53,7 @@ class UniversalLogitDistillation(TemperatureLoss):
     """
 
     undoes = "softmax"
+    scales_with_temperature = False
 
     def __init__(self, temperature=1.0, *, top_k=None, **kwargs):
         super().__init__(temperature, **kwargs)
