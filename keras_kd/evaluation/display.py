@@ -39,18 +39,12 @@ def in_display_units(metric, value):
     return value if metric == "kl" else 100 * value
 
 
-class Report:
-    """The tables as one rich renderable. A table too wide for the console is drawn without intervals and groups."""
-
-    def __init__(self, evaluation, metric="macro_f1"):
-        self.evaluation = evaluation
-        self.metric = metric
-
-    def __rich_console__(self, console, options):
-        whole, short = (_tables(self.evaluation, self.metric, intervals) for intervals in (True, False))
-        for full_table, short_table in zip(whole, short, strict=True):
-            fits = console.measure(full_table, options=options.update(width=10_000)).maximum <= options.max_width
-            yield full_table if fits else short_table
+def fitting_tables(evaluation, metric, console, options):
+    """The tables as rich renderables; one too wide for the console is drawn without intervals and groups."""
+    whole, short = (_tables(evaluation, metric, intervals) for intervals in (True, False))
+    for full_table, short_table in zip(whole, short, strict=True):
+        fits = console.measure(full_table, options=options.update(width=10_000)).maximum <= options.max_width
+        yield full_table if fits else short_table
 
 
 def _tables(evaluation, metric, intervals):
@@ -105,8 +99,9 @@ def _table(title, left, right, rows, intervals, caption=""):
     padding = (0, 1) if intervals else (0, 0, 0, 1)  # without intervals, room is what is short
     look = {"title_justify": "left", "caption_justify": "left", "title_style": "bold", "caption_style": "dim"}
     table = Table(title=f"\n{title}", caption=Text(caption), box=SIMPLE_HEAD, padding=padding, **look)
-    for heading in (*left, *right):
-        table.add_column(Text(heading), justify="left" if heading in left else "right", overflow="fold")
+    for justify, headings in (("left", left), ("right", right)):
+        for heading in headings:
+            table.add_column(Text(heading), justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     return table
@@ -149,10 +144,10 @@ def draw(evaluation, metric):
     # The teacher agrees with itself: its score is fixed.
     shown = [m for m in evaluation.models if not (m == evaluation.teacher and metric in TEACHER_METRICS)]
     shown = shown or list(evaluation.models)
-    rows, places, headings, height = [], [], {}, 0
+    rows, places, headings, height = [], [], [], 0
     for heading, names in _sections(evaluation, metric, shown):
         if heading:
-            headings[heading] = height
+            headings.append((heading, height))
             height += 1
         rows += names
         places += range(height, height + len(names))
@@ -172,7 +167,7 @@ def draw(evaluation, metric):
             axes.hlines(heights, low, high, color=color, linewidth=1.4, alpha=0.55)
         values = [in_display_units(metric, score.value) for score in scores]
         axes.scatter(values, heights, label=model, marker=shape, s=26, color=color, edgecolors="white", linewidths=0.5)
-    for heading, place in headings.items():
+    for heading, place in headings:
         axes.text(0.01, place, heading, transform=axes.get_yaxis_transform(), va="center", weight="bold")
     axes.set_yticks(places, rows)
     for label in axes.get_yticklabels():

@@ -171,8 +171,9 @@ def _check_models(models, teacher):
         raise TypeError(f"models must be a dict of name to model or path, got {type(models).__name__}.")
     if not models:
         raise ValueError("models must hold at least one model, got an empty dict.")
-    if wrong := [name for name in models if not isinstance(name, str)]:
-        raise TypeError(f"models must have strings for names, got {wrong[0]!r}.")
+    for name in models:
+        if not isinstance(name, str):
+            raise TypeError(f"models must have strings for names, got {name!r}.")
     if teacher is not None and teacher != _DEFAULT_TEACHER and teacher not in models:
         raise ValueError(f"teacher must be one of the models, {list(models)}, or None, got {teacher!r}.")
 

@@ -43,9 +43,9 @@ def checked_outputs(outputs, name, examples):
 
 
 def are_probabilities(outputs):
-    """Return whether outputs (examples, classes) are distributions: in [0, 1], and every row's sum within 0.001 of 1.
+    """Return whether outputs (examples, classes) are distributions: in [0, 1], and every row's sum near 1.
 
-    And by half a step of 1/256 per class more, to at most 0.5: so an 8-bit softmax rounds each probability.
+    Near means within 0.001 and half a step of 1/256 per class (at most 0.5): an 8-bit softmax rounds each probability.
     """
     tolerance = 1e-3 + min(outputs.shape[1] / 512, 0.5)
     inside = outputs.min() >= -1e-3 and outputs.max() <= 1 + 1e-3

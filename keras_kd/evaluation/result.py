@@ -9,7 +9,7 @@ import rich.console
 
 from keras_kd._files import written_whole
 from keras_kd._tables import plain_text
-from keras_kd.evaluation.display import Report, draw
+from keras_kd.evaluation.display import draw, fitting_tables
 from keras_kd.evaluation.scores import OVERALL, TEACHER_METRICS, Estimate, result_rows
 
 _FORMAT = "keras_kd.evaluation.Evaluation/2"
@@ -92,8 +92,8 @@ class Evaluation:
     def __str__(self):
         return plain_text(self)
 
-    def __rich__(self):
-        return Report(self)
+    def __rich_console__(self, console, options):
+        yield from fitting_tables(self, "macro_f1", console, options)
 
     def print(self, metric="macro_f1", *, console=None):
         """Print the tables; the one by language shows `metric`.
@@ -105,7 +105,9 @@ class Evaluation:
             console: a `rich.console.Console`; None for standard output.
         """
         self._check_names(metric, self.rows[0])
-        (console or rich.console.Console()).print(Report(self, metric))
+        console = console or rich.console.Console()
+        for table in fitting_tables(self, metric, console, console.options):
+            console.print(table)
 
     def plot(self, path=None, *, metric="macro_f1"):
         """Draw `metric` by language, one dot per model with its interval; return the `matplotlib.figure.Figure`.

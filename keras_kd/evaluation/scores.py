@@ -36,6 +36,10 @@ class Estimate(typing.NamedTuple):
     high: float | None
     examples: int
 
+    def negated(self):
+        bounds = (None, None) if self.low is None else (0.0 - self.high, 0.0 - self.low)  # -x would make -0.0 of 0.0
+        return Estimate(0.0 - self.value, *bounds, self.examples)
+
     def __str__(self):
         interval = "" if self.low is None else f" [{self.low:.4f}, {self.high:.4f}]"
         return f"{self.value:.4f}{interval}"
@@ -165,9 +169,10 @@ def summarize(predictions, labels, rows_by_language, groups, *, classes, class_n
             moved = resampled[row][metric] if bootstrap else np.zeros((len(names), 0))
             for i, name in enumerate(names):
                 scores[name, row, metric] = _estimate(values[i], moved[i], counts[row], metric, least=0.0, most=1.0)
-            for i, j in itertools.product(range(len(names)), repeat=2):
+            for i, j in itertools.combinations_with_replacement(range(len(names)), 2):
                 gap = _estimate(values[i] - values[j], moved[i] - moved[j], counts[row], metric)
                 differences[names[i], names[j], row, metric] = gap
+                differences[names[j], names[i], row, metric] = gap.negated()
     return scores, differences
 
 

@@ -124,7 +124,14 @@ def from_function(function, *, inputs, classes, gives="probabilities"):
     require_count(sizes[-1] if sizes else None, "classes", at_least=1)
     if isinstance(inputs, dict):  # Keras requires input names to equal the keys
         inputs = {key: keras.Input(tuple(i.shape[1:]), dtype=i.dtype, name=key) for key, i in inputs.items()}
-    in_numpy = _of_tensors(function, sizes, gives)
+
+    def in_numpy(inputs):
+        def run(*arrays):
+            given = keras.tree.pack_sequence_as(inputs, [_decoded(array) for array in arrays])
+            return _answer(function, given, sizes, gives)
+
+        return tf.numpy_function(run, keras.tree.flatten(inputs), tf.float32)
+
     layer = ExternalModel(in_numpy, sizes, gives, supports_jit=False, name="numpy_function")
     return keras.Model(inputs, layer(inputs), name="from_function")
 
@@ -143,32 +150,22 @@ class ExternalModel(keras.layers.Layer):
         return logits_of(outputs, "softmax") if self.gives == "probabilities" else outputs
 
 
-def _of_tensors(function, sizes, gives):
-    """A function of NumPy arrays as one of tensors, with its results checked."""
-
-    def answer(inputs):
-        examples = len(keras.tree.flatten(inputs)[0])
-        if not examples:  # of a replica without examples
-            return np.zeros((0, *(size or 1 for size in sizes)), np.float32)
-        result = np.asarray(function(inputs))
-        expected = (examples, *sizes)
-        if result.dtype.kind not in "fiu" or not tf.TensorShape(result.shape).is_compatible_with(expected):
-            raise ValueError(
-                f"{function!r} must return an array of numbers of shape {expected} for {examples} examples, "
-                f"got {result.dtype} of shape {result.shape}."
-            )
-        result = result.astype(np.float32)
-        if gives == "probabilities":
-            _require_probabilities(result, function)
-        return result
-
-    def call(inputs):
-        def run(*arrays):
-            return answer(keras.tree.pack_sequence_as(inputs, [_decoded(array) for array in arrays]))
-
-        return tf.numpy_function(run, keras.tree.flatten(inputs), tf.float32)
-
-    return call
+def _answer(function, inputs, sizes, gives):
+    """The result of a function of NumPy arrays, checked, in float32."""
+    examples = len(keras.tree.flatten(inputs)[0])
+    if not examples:  # of a replica without examples
+        return np.zeros((0, *(size or 1 for size in sizes)), np.float32)
+    result = np.asarray(function(inputs))
+    expected = (examples, *sizes)
+    if result.dtype.kind not in "fiu" or not tf.TensorShape(result.shape).is_compatible_with(expected):
+        raise ValueError(
+            f"{function!r} must return an array of numbers of shape {expected} for {examples} examples, "
+            f"got {result.dtype} of shape {result.shape}."
+        )
+    result = result.astype(np.float32)
+    if gives == "probabilities":
+        _require_probabilities(result, function)
+    return result
 
 
 def _require_probabilities(result, function):
