@@ -134,6 +134,18 @@ def test_a_file_bound_to_a_batch_size(tmp_path, form):
     assert runtime.latency_ms(X[:1], repeats=2) > 0
 
 
+@pytest.mark.parametrize("side", ["inference_input_type", "inference_output_type"])
+def test_a_file_with_integers_outside_is_refused(single, tmp_path, side):
+    converter = tf.lite.TFLiteConverter.from_saved_model(single["saved_model"])
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    (name,) = open_runtime(single["saved_model"]).specs()
+    converter.representative_dataset = lambda: ({name: X[i : i + 1]} for i in range(len(X)))
+    setattr(converter, side, tf.int8)
+    (tmp_path / "int8.tflite").write_bytes(converter.convert())
+    with pytest.raises(ValueError, match=r"must take and give real numbers, but .* are quantized"):
+        open_runtime(tmp_path / "int8.tflite")
+
+
 def test_a_dtype_that_fits_is_cast():
     runtime = open_runtime(two_in_two_out())
     expected = runtime.predict({"features": X, "ids": IDS})

@@ -196,6 +196,13 @@ class LiteRTRuntime(Runtime):
             raise ValueError(f"{path} must have a signature; convert it with TFLiteConverter.from_saved_model.")
         self._runner = self._interpreter.get_signature_runner(_SIGNATURE if _SIGNATURE in keys else keys[0])
         self._inputs = self._runner.get_input_details()
+        tensors = {**self._inputs, **self._runner.get_output_details()}
+        quantized = sorted(name for name in tensors if tensors[name]["quantization_parameters"]["scales"].size)
+        if quantized:
+            raise ValueError(
+                f"{path} must take and give real numbers, but {quantized} are quantized. Convert it with float32 "
+                "inputs and outputs, as keras_kd.export does."
+            )
         sizes = [int(size) for details in self._inputs.values() for size in details["shape_signature"][:1]]
         super().__init__(None, bytes_on_disk(path), max((size for size in sizes if size > 0), default=None))
 

@@ -103,7 +103,7 @@ def fused_loss(
 def _require_tokenwise(loss, labels):
     if not isinstance(loss, DistillationLoss) or not loss.tokenwise:
         raise TypeError(
-            "loss must be a keras_kd.losses.DistillationLoss that is tokenwise, such as SoftLabels, got "
+            "loss must be a keras_kd.losses.DistillationLoss that has a value for each token, such as SoftLabels, got "
             f"{type(loss).__name__}: {loss!r}."
         )
     if loss.needs_labels and labels is None:
