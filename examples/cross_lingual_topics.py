@@ -10,6 +10,7 @@ stopped resumes.
 import argparse
 import json
 import pathlib
+import re
 
 import keras
 import numpy as np
@@ -29,6 +30,7 @@ def main(options):
         split["vector"] = teacher_vectors(split["text"], options.output / f"{name}_vectors")
     labelled = train["language"] == LABELLED
     head = keras_kd.teachers.logistic_head(train["vector"][labelled], train["label"][labelled], name="topic")
+    keras.config.set_dtype_policy(options.precision)
     encoder, tokenizer = make_student(train, options)
     student = distil(encoder, head, tokenizer, train, options)
     report(student, head, tokenizer, test, options)
@@ -60,6 +62,24 @@ def teacher_vectors(texts, folder):
     return np.concatenate([batch.prediction for (batch,) in dataset.as_numpy_iterator()])
 
 
+def recombined(texts, generator):
+    """Return a span of each text, and the beginning of each followed by the end of another: more text to learn from."""
+    spans, mixtures = [], []
+    for text, other in zip(texts, generator.permutation(texts), strict=True):
+        words, others = _units(text), _units(other)
+        length = max(1, round(len(words) * generator.uniform(0.3, 0.8)))
+        start = generator.integers(len(words) - length + 1)
+        spans.append("".join(words[start : start + length]).strip())
+        mixtures.append("".join(words[: len(words) // 2] + others[len(others) // 2 :]).strip())
+    return spans + mixtures
+
+
+def _units(text):
+    """Words, each with the space before it; characters where a script puts no spaces between words."""
+    words = re.findall(r"\s*\S+", text)
+    return words if len(text) < 12 * len(words) else list(text)
+
+
 def make_student(train, options):
     """Return the student's encoder and its tokenizer: fewer layers, fewer pieces, a thinner embedding."""
     texts = {
@@ -69,8 +89,11 @@ def make_student(train, options):
     encoder, _ = students.fewer_layers(sentence_encoder(load_backbone()), options.layers)
     trimmed = students.trim_vocabulary(encoder, sentencepiece_proto(), texts, keep=options.pieces)
     print(trimmed)
-    counts = sum(students.count_pieces(trimmed.tokenizer, texts).values())
-    encoder, _ = students.factorize_embedding(trimmed.student, options.rank, counts=counts)
+    encoder, counts = trimmed.student, sum(students.count_pieces(trimmed.tokenizer, texts).values())
+    if options.codes:
+        encoder, _ = students.quantize_embedding(encoder, options.codes, counts=counts, seed=options.seed)
+    elif options.rank:
+        encoder, _ = students.factorize_embedding(encoder, options.rank, counts=counts)
     tokenizer = keras_kd.text.SentencePieceEncoder(trimmed.tokenizer, options.length, prefix=PREFIX, segment_ids=True)
     return encoder, tokenizer
 
@@ -79,17 +102,17 @@ def distil(encoder, head, tokenizer, train, options):
     """Return the classifier, trained on the teacher's vectors and soft labels of unlabelled sentences."""
     (vector,) = encoder.outputs
     head.trainable = False  # the teacher's own: the student learns to place sentences where the teacher does
+    if options.freeze_embedding:  # so that pieces which the training texts lack keep their place
+        encoder.get_layer("token_embedding").trainable = False
     student = keras.Model(encoder.inputs, {"vector": vector, "topic": head(vector)})
     distillation_losses = [
         losses.CosineFeatures(output="vector", teacher_output="vector", weight=options.vector_weight),
         losses.SoftLabels(1.0, output="topic", teacher_output="topic"),
     ]
-    x = {key: tensor.numpy() for key, tensor in tokenizer(train["text"]).items()}
     outputs = {"vector": train["vector"], "topic": head(train["vector"]).numpy()}
-    dataset = tf.data.Dataset.from_tensor_slices((keras_kd.PrecomputedBatch(x, outputs, {}),))
-    dataset = dataset.shuffle(len(train["text"]), seed=options.seed).batch(options.batch, drop_remainder=True)
+    dataset = batches(tokenizer(train["text"]), outputs, options)
     distiller = keras_kd.Distiller(None, student, distillation_losses)
-    steps = options.epochs * len(dataset)
+    steps = options.epochs * int(dataset.reduce(0, lambda count, _: count + 1))
     schedule = keras.optimizers.schedules.CosineDecay(
         0.0, steps, warmup_target=options.learning_rate, warmup_steps=steps // 20
     )
@@ -97,6 +120,26 @@ def distil(encoder, head, tokenizer, train, options):
     resume = keras.callbacks.BackupAndRestore(options.output / "backup", delete_checkpoint=False)
     distiller.fit(dataset, epochs=options.epochs, shuffle=False, verbose=2, callbacks=[resume])
     return keras.Model(student.inputs, student.output["topic"])
+
+
+def batches(x, outputs, options):
+    """Return batches of sentences of about one length, cut to it: a third less to compute than padded ones."""
+    lengths = sorted({max(3, options.length * quarter // 4) for quarter in (1, 2, 3, 4)})
+    dataset = tf.data.Dataset.from_tensor_slices((x, outputs)).shuffle(len(outputs["vector"]), seed=options.seed)
+    dataset = dataset.bucket_by_sequence_length(
+        lambda x, _: tf.reduce_sum(x["padding_mask"]),
+        [length + 1 for length in lengths[:-1]],
+        [options.batch] * len(lengths),
+        drop_remainder=True,
+        no_padding=True,
+    )
+
+    def cut(x, outputs):
+        longest = tf.reduce_max(tf.reduce_sum(x["padding_mask"], axis=1))
+        length = tf.reduce_min([length + 10**6 * tf.cast(length < longest, tf.int32) for length in lengths])
+        return (keras_kd.PrecomputedBatch({key: ids[:, :length] for key, ids in x.items()}, outputs, {}),)
+
+    return dataset.map(cut)
 
 
 def report(student, head, tokenizer, test, options):
@@ -122,8 +165,11 @@ def arguments():
     parser.add_argument("--languages", nargs="+", help="such as eng_Latn deu_Latn; all that are there")
     parser.add_argument("--sentences", type=int, default=-1, help="per language and split; all")
     parser.add_argument("--layers", type=int, default=3, help="of the teacher's 12")
-    parser.add_argument("--pieces", type=int, default=30_000, help="of the teacher's 250,002")
-    parser.add_argument("--rank", type=int, default=128, help="of the embedding, 384 in the teacher")
+    parser.add_argument("--pieces", type=int, help="of the teacher's 250,002; all that the texts use")
+    parser.add_argument("--rank", type=int, help="of the embedding; 384, as in the teacher")
+    parser.add_argument("--codes", type=int, help="bytes per piece of the embedding, in place of 384 numbers")
+    parser.add_argument("--freeze-embedding", action="store_true", help="train the layers above it only")
+    parser.add_argument("--precision", default="float32", help="mixed_bfloat16 where the processor has it")
     parser.add_argument("--length", type=int, default=64, help="pieces per sentence")
     parser.add_argument("--vector-weight", type=float, default=10.0)
     parser.add_argument("--learning-rate", type=float, default=5e-4)

@@ -66,10 +66,11 @@ def load_tokenizer(length, path=None):
 
 def sentence_encoder(backbone, name="sentence_encoder"):
     """Return the model from the backbone's inputs to one unit vector per text: the mean over its tokens."""
-    tokens = backbone.output["sequence_output"]
-    mask = keras.ops.expand_dims(keras.ops.cast(backbone.input["padding_mask"], tokens.dtype), -1)
+    tokens = keras.ops.cast(backbone.output["sequence_output"], "float32")  # whatever the backbone computes in
+    mask = keras.ops.expand_dims(keras.ops.cast(backbone.input["padding_mask"], "float32"), -1)
     mean = keras.ops.sum(tokens * mask, axis=1) / keras.ops.sum(mask, axis=1)
-    return keras.Model(backbone.input, keras.layers.UnitNormalization(name="sentence_vector")(mean), name=name)
+    unit = keras.layers.UnitNormalization(name="sentence_vector", dtype="float32")
+    return keras.Model(backbone.input, unit(mean), name=name)
 
 
 def sentencepiece_proto(path=None):

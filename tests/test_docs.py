@@ -94,6 +94,13 @@ def test_every_relative_link_leads_somewhere(page):
             assert anchor in set(anchors(target.read_text(encoding="utf-8"))), f"{page} links to {link}"
 
 
+def test_code_fits_the_column_of_a_page():
+    lines = [
+        (name, line) for name, text in PAGES.items() for block in python_blocks(text) for line in block.split("\n")
+    ]
+    assert lines and not [(name, line) for name, line in lines if len(line) > 92]
+
+
 def test_the_navigation_names_every_page_once():
     navigation = re.findall(r": ([\w/-]+\.(?:md|ipynb))$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE)
     assert sorted(navigation) == sorted([*PAGES, "notebook.ipynb"])

@@ -333,7 +333,7 @@ def trim(tokenizer="WordPiece", texts=TEXTS, rows=None, **options):
         (
             lambda: factorize_embedding(keras_hub.models.BertMaskedLM(backbone(40)), 2),
             ValueError,
-            "factorize its backbone",
+            "give its backbone",
         ),
         (lambda: FactorizedEmbedding(5, 4, 6), ValueError, "rank must be <= output_dim = 4"),
         (lambda: on_student_ids(backbone(40), [1], ids="x"), ValueError, "ids must name the input"),

@@ -62,6 +62,7 @@ class SentencePieces:
         vocabulary: the token of each id. An id is a position in the proto, unless the tokenizer numbers them itself:
             that of XLM-R adds "<pad>" and "<mask>".
         unknown: the id of an unknown character.
+        start, end: the ids of "<s>" and "</s>"; None where the model has none.
         required: ids that no trimming may take away: control, unknown, user-defined and byte pieces, tokens that are
             not in the proto, and the least likely piece, by which SentencePiece scores unknown characters.
     """
@@ -80,6 +81,7 @@ class SentencePieces:
         ids = {token: i for i, token in enumerate(self.vocabulary)}
         self._id_of_position = np.array([ids[piece.piece] for piece in pieces], "int32")
         self.unknown = int(self._id_of_position[self._processor.unk_id()])
+        self.start, self.end = ids.get("<s>"), ids.get("</s>")
         normal = [piece for piece in pieces if piece.type == piece.NORMAL]
         least = min(normal, key=lambda piece: piece.score, default=pieces[0])
         freely = {piece.piece for piece in normal} - {least.piece}
@@ -140,6 +142,7 @@ class WordPieces:
         self._suffix = tokenizer.suffix_indicator
         ids = {token: i for i, token in enumerate(self.vocabulary)}
         self.unknown = ids[tokenizer.oov_token]
+        self.start, self.end = ids.get("[CLS]"), ids.get("[SEP]")
         self.required = {self.unknown, *(ids[token] for token in tokenizer.special_tokens if token in ids)}
 
     def encode(self, texts):

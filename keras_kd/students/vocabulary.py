@@ -67,7 +67,7 @@ def trim_vocabulary(teacher, tokenizer, texts, *, languages=None, keep=None, emb
     https://arxiv.org/abs/2010.05609.
     """
     pieces = pieces_of(tokenizer)
-    layer = _embedding_layer(require_functional(teacher), len(pieces.vocabulary), embedding)
+    layer = embedding_of_pieces(require_functional(teacher), len(pieces.vocabulary), embedding)
     texts = _by_language(texts, languages)
     counts = {language: _counts(pieces, language, given) for language, given in texts.items()}
     texts = {language: given for language, given in texts.items() if not isinstance(given, np.ndarray)}
@@ -75,7 +75,8 @@ def trim_vocabulary(teacher, tokenizer, texts, *, languages=None, keep=None, emb
     positions = {token: i for i, token in enumerate(pieces.vocabulary)}
     id_map = np.array([positions[token] for token in new_pieces.vocabulary], "int32")
     student, transfer = _with_rows(teacher, layer, id_map)
-    report = tuple(_report(language, given, pieces, new_pieces) for language, given in texts.items())
+    kept = np.isin(np.arange(len(pieces.vocabulary)), id_map)
+    report = tuple(_report(language, given, pieces, new_pieces, kept) for language, given in texts.items())
     return TrimmedVocabulary(student, new_pieces.tokenizer, id_map, transfer, report)
 
 
@@ -269,12 +270,12 @@ def _counts(pieces, language, given):
     return given
 
 
-def _report(language, texts, before, after):
+def _report(language, texts, before, after, kept):
     words = sum(len(text.split()) for text in texts)
     tokens = [np.concatenate(pieces.encode(texts)) for pieces in (before, after)]
     unknown = [float(np.mean(ids == pieces.unknown)) for ids, pieces in zip(tokens, (before, after), strict=True)]
-    kept = np.isin(np.array(before.vocabulary, object)[tokens[0]], after.vocabulary)
-    return LanguageCost(language, tuple(len(ids) / words for ids in tokens), tuple(unknown), float(np.mean(kept)))
+    tokens_per_word = tuple(len(ids) / words for ids in tokens)
+    return LanguageCost(language, tokens_per_word, tuple(unknown), float(np.mean(kept[tokens[0]])))
 
 
 # Pieces -------------------------------------------------------------------------------------------------------------
@@ -329,7 +330,7 @@ def _chosen(frequency, required, keep):
 # Model --------------------------------------------------------------------------------------------------------------
 
 
-def _embedding_layer(teacher, size, name):
+def embedding_of_pieces(teacher, size, name=None):
     """The layer that embeds the pieces of a tokenizer of this size."""
     found = {}
     for path, layer in walk(teacher, inside=True):

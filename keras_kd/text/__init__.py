@@ -1,6 +1,7 @@
 """Tokenizers as layers, through tensorflow-text: for `tf.data`, and for models that take strings."""
 
+from keras_kd.text.bytes import ByteEncoder
 from keras_kd.text.characters import PADDING, UNKNOWN, CharacterEncoder
 from keras_kd.text.pieces import SentencePieceEncoder
 
-__all__ = ["PADDING", "UNKNOWN", "CharacterEncoder", "SentencePieceEncoder"]
+__all__ = ["PADDING", "UNKNOWN", "ByteEncoder", "CharacterEncoder", "SentencePieceEncoder"]
