@@ -21,7 +21,12 @@ _TITLES = {
     "ece": "ECE, %",
     "agreement": "agreement, %",
     "kl": "KL, nats",
+    "retrieval": "nearest of its own, %",
+    "retrieval_teacher": "nearest of the teacher's, %",
+    "cosine": "cosine",
+    "mse": "MSE",
 }
+_AS_IT_IS = {"kl": 3, "cosine": 3, "mse": 4}  # metrics that are no shares: decimal places
 _NOTHING = "–"
 _TEACHER_LOOK = ("#444444", "D")
 # Okabe and Ito's colors, which color-blind readers tell apart; shapes differ as well, for print without color.
@@ -35,8 +40,8 @@ def metric_title(metric):
 
 
 def in_display_units(metric, value):
-    """Shares in percent; the divergence as it is."""
-    return value if metric == "kl" else 100 * value
+    """Shares in percent; others as they are."""
+    return value if metric in _AS_IT_IS else 100 * value
 
 
 def fitting_tables(evaluation, metric, console, options):
@@ -54,7 +59,7 @@ def _tables(evaluation, metric, intervals):
         return [_cell(evaluation, name, metric, row, intervals) for name in names for metric in of_metrics]
 
     def examples(row):
-        return evaluation.score(next(iter(models)), "accuracy", language=row).examples
+        return evaluation.score(next(iter(models)), metrics[0], language=row).examples
 
     tables = [
         _table(
@@ -115,7 +120,11 @@ def _caption(evaluation, intervals):
     if "ece" in evaluation.metrics:
         corrected = ", and its interval corrects that" if evaluation.bootstrap and intervals else ""
         lines.append(f"ECE: expected calibration error; few examples make it too high{corrected}.")
-    if evaluation.teacher is not None:
+    if "retrieval" in evaluation.metrics:
+        lines.append("nearest: the nearest target, by cosine, is the text's own.")
+    if "mse" in evaluation.metrics:
+        lines.append(f"cosine and MSE: with the unit vectors of {evaluation.teacher!r}.")
+    if "kl" in evaluation.metrics:
         lines.append(f"agreement and KL(teacher || model): with {evaluation.teacher!r}.")
     return "\n".join(lines)
 
@@ -127,10 +136,10 @@ def _costs(facts):
 
 
 def _cell(evaluation, model, metric, row, intervals):
-    if model == evaluation.teacher and metric in TEACHER_METRICS:
+    if model == evaluation.teacher and metric in TEACHER_METRICS and metric != "retrieval_teacher":
         return _NOTHING
     score = evaluation.score(model, metric, language=row)
-    digits = 3 if metric == "kl" else 1
+    digits = _AS_IT_IS.get(metric, 1)
     shown = score[:3] if intervals and evaluation.bootstrap else score[:1]
     value, *bounds = (f"{in_display_units(metric, number):.{digits}f}" for number in shown)
     return f"{value} [{', '.join(bounds)}]" if bounds else value

@@ -41,6 +41,18 @@ def read_examples(data):
     return x, y
 
 
+def input_rows(x, argument):
+    """Return an array or a dict of arrays as NumPy arrays, and their number of rows, which is the same for all."""
+    x = {name: _array(part, name) for name, part in x.items()} if isinstance(x, dict) else _array(x, argument)
+    sizes = {array.shape[:1] for array in (x.values() if isinstance(x, dict) else [x])}
+    if len(sizes) != 1 or sizes & {(), (0,)}:
+        raise ValueError(
+            f"{argument} must be an array, or a dict of arrays, with a row for each text, one or more, got "
+            f"{sorted(sizes)} rows."
+        )
+    return x, sizes.pop()[0]
+
+
 def class_indices(y):
     """Integer labels or one-hot rows, see `evaluate`, as integers (examples,), below 0 for unlabelled examples."""
     if y.dtype.kind not in "iubf":

@@ -23,19 +23,21 @@ class ModelFacts:
     parameters: int | None  # the number of weights; None where the file does not hold it
     size_bytes: int  # on disk; of the weights, for a live `keras.Model`
     latency_ms: float | None  # median for one example; None if not timed
-    outputs: str  # "logits" or "probabilities"
+    outputs: str  # "logits", "probabilities" or "vectors"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Evaluation:
-    """Scores of several models on the same examples; made by `keras_kd.evaluate`. `print(evaluation)` shows the tables.
+    """Scores of several models on the same examples, made by `keras_kd.evaluate` and `keras_kd.evaluate_embeddings`.
+
+    `print(evaluation)` shows the tables.
 
     Rows (the argument `language` below) are "overall", each language, "mean over languages" and "mean of <group>".
     """
 
     models: dict[str, ModelFacts]  # in the order given
     teacher: str | None  # its name among the models
-    metrics: tuple[str, ...]  # "kl" is in nats, the others are shares from 0 to 1
+    metrics: tuple[str, ...]  # "kl" is in nats, "cosine" and "mse" are such, the others are shares from 0 to 1
     languages: tuple[str, ...]  # sorted; () if none were given
     groups: dict[str, tuple[str, ...]]  # languages by group
     bootstrap: int  # resamples
@@ -48,16 +50,21 @@ class Evaluation:
         """The rows that have scores, "overall" last."""
         return result_rows(self.languages, self.groups)
 
-    def score(self, model, metric="macro_f1", *, language=OVERALL):
-        """Return a model's `Estimate`.
+    @property
+    def main_metric(self):
+        """The metric that is shown where none is named: "macro_f1", or "retrieval" for vectors."""
+        return "macro_f1" if "macro_f1" in self.metrics else self.metrics[0]
+
+    def score(self, model, metric=None, *, language=OVERALL):
+        """Return a model's `Estimate`; `metric` is `main_metric` if it is None, here and below.
 
         Example:
             >>> evaluation.score("distilled", "accuracy", language="de").value
         """
-        self._check_names(metric, language, model=model)
+        metric = self._checked_metric(metric, language, model=model)
         return self.scores[model, language, metric]
 
-    def difference(self, model, other, metric="macro_f1", *, language=OVERALL):
+    def difference(self, model, other, metric=None, *, language=OVERALL):
         """Return score(model) - score(other) with the 95 % interval of the paired bootstrap.
 
         Both models are scored on the same resamples, so what makes examples hard for both cancels out. The interval is
@@ -71,10 +78,11 @@ class Evaluation:
             >>> print(evaluation.difference("distilled", "student alone"))
             0.0820 [0.0713, 0.0931]
         """
-        self._check_names(metric, language, model=model, other=other)
+        metric = self._checked_metric(metric, language, model=model, other=other)
         return self.differences[model, other, language, metric]
 
-    def _check_names(self, metric, language, **models):
+    def _checked_metric(self, metric, language, **models):
+        metric = self.main_metric if metric is None else metric
         for argument, model in models.items():
             if model not in self.models:
                 raise ValueError(f"{argument} must be one of {list(self.models)}, got {model!r}.")
@@ -84,18 +92,19 @@ class Evaluation:
         if metric not in known:
             why = " There was no teacher to compare with: give teacher=." if metric in TEACHER_METRICS else ""
             raise ValueError(f"metric must be one of {known}, got {metric!r}.{why}")
+        return metric
 
     def __repr__(self):
-        examples = self.scores[next(iter(self.models)), OVERALL, "accuracy"].examples
+        examples = self.score(next(iter(self.models))).examples
         return f"Evaluation(models={list(self.models)}, languages={len(self.languages)}, examples={examples})"
 
     def __str__(self):
         return plain_text(self)
 
     def __rich_console__(self, console, options):
-        yield from fitting_tables(self, "macro_f1", console, options)
+        yield from fitting_tables(self, self.main_metric, console, options)
 
-    def print(self, metric="macro_f1", *, console=None):
+    def print(self, metric=None, *, console=None):
         """Print the tables; the one by language shows `metric`.
 
         On a narrow console the intervals are left out; `str(evaluation)` always has them.
@@ -104,18 +113,18 @@ class Evaluation:
             metric: one of `metrics` that every language has: not the F1 of a class.
             console: a `rich.console.Console`; None for standard output.
         """
-        self._check_names(metric, self.rows[0])
+        metric = self._checked_metric(metric, self.rows[0])
         console = console or rich.console.Console()
         for table in fitting_tables(self, metric, console, console.options):
             console.print(table)
 
-    def plot(self, path=None, *, metric="macro_f1"):
+    def plot(self, path=None, *, metric=None):
         """Draw `metric` by language, one dot per model with its interval; return the `matplotlib.figure.Figure`.
 
         Languages are sorted by the teacher's score (by the first other model's where the teacher's is fixed, as in
         agreement). With `path` (.png, .svg, .pdf) the figure is also written there.
         """
-        self._check_names(metric, self.rows[0])
+        metric = self._checked_metric(metric, self.rows[0])
         figure = draw(self, metric)
         if path is not None:
             with written_whole(path) as partial:
