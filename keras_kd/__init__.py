@@ -13,7 +13,7 @@ from keras_kd.balancing import GradientNormBalance, UncertaintyBalance
 from keras_kd.distiller import Distiller, load_distiller
 from keras_kd.callbacks import LambdaRamp
 from keras_kd.tuning import tune
-from keras_kd.evaluation import evaluate
+from keras_kd.evaluation import evaluate, evaluate_embeddings
 from keras_kd.deploy import export
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "cache_teacher_outputs",
     "datasets",
     "evaluate",
+    "evaluate_embeddings",
     "export",
     "large_vocabulary",
     "load_distiller",

@@ -10,15 +10,9 @@ from keras_kd._version import __version__
 
 def main(arguments=None):
     """Run `keras-kd`; return the exit code."""
-    options = _parser().parse_args(arguments)
-    return options.run(options)
-
-
-def _parser():
     parser = argparse.ArgumentParser(prog="keras-kd", description="Knowledge distillation for Keras 3.")
     parser.add_argument("--version", action="version", version=f"keras-kd {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="command")
-    demo = commands.add_parser(
+    demo = parser.add_subparsers(required=True, metavar="command").add_parser(
         "demo",
         help="distil a multilingual classifier, print it by language, export it",
         description="Trains a teacher on all labels of the embedded data and three students of one size on few labels; "
@@ -31,8 +25,7 @@ def _parser():
         "--output", default="runs/demo", metavar="FOLDER", help="folder for report, table, figure and exported files"
     )
     demo.add_argument("--quick", action="store_true", help="few languages and steps, to see that it runs")
-    demo.set_defaults(run=_demo)
-    return parser
+    return _demo(parser.parse_args(arguments))
 
 
 def _seed(text):

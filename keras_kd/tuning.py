@@ -159,7 +159,8 @@ def tune(
     record = _Record(pathlib.Path(directory), setting)
     if len(record.trials) < oracle.max_trials:
         _search(keras_tuner, oracle, recipe, record, verbose)
-    ranked = _ranked(record.trials, objective.direction)
+    finished = (trial for trial in record.trials if not trial.failed)
+    ranked = sorted(finished, key=lambda trial: trial.score, reverse=objective.direction == "max")
     if not ranked:
         raise RuntimeError(
             f"each of the {len(record.trials)} trials failed; in the last one, {record.trials[-1].failure}. Search "
@@ -167,7 +168,9 @@ def tune(
         )
     distiller = recipe.new_distiller(ranked[0].values)
     distiller.student.load_weights(record.weights_file(ranked[0].number))
-    return TuningResult(objective.name, objective.direction, tuple(record.trials), distiller, recipe.new_distiller)
+    return TuningResult(
+        objective.name, objective.direction, tuple(record.trials), tuple(ranked), distiller, recipe.new_distiller
+    )
 
 
 def _search(keras_tuner, oracle, recipe, record, verbose):
@@ -215,21 +218,13 @@ def _is_not_of_retracing(record):
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """One trial of `keras_kd.tune`.
+    """One trial of `keras_kd.tune`."""
 
-    Attributes:
-        number: From 1, in the order the trials were run.
-        values: What was tried, by name.
-        score: The goal in the best epoch; None if the trial failed.
-        epoch: The best epoch, from 1; None if the trial failed.
-        failure: Why it failed; None if it did not.
-    """
-
-    number: int
-    values: dict[str, float]
-    score: float | None
-    epoch: int | None
-    failure: str | None
+    number: int  # from 1, in the order the trials were run
+    values: dict[str, float]  # what was tried, by name
+    score: float | None  # the goal in the best epoch; None if the trial failed
+    epoch: int | None  # the best epoch, from 1; None if the trial failed
+    failure: str | None  # why it failed; None if it did not
 
     @property
     def failed(self):
@@ -238,25 +233,14 @@ class Trial:
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class TuningResult:
-    """The trials of a search; made by `keras_kd.tune`. `print(result)` shows them, best first.
+    """The trials of a search; made by `keras_kd.tune`. `print(result)` shows them, best first."""
 
-    Attributes:
-        goal: The metric that was searched by, for instance "val_accuracy".
-        direction: "max" or "min".
-        trials: Every `Trial`, in the order they were run.
-        distiller: A compiled `keras_kd.Distiller` with the best values and the best student.
-    """
-
-    goal: str
-    direction: str
-    trials: tuple[Trial, ...]
-    distiller: Distiller
+    goal: str  # the metric that was searched by, for instance "val_accuracy"
+    direction: str  # "max" or "min"
+    trials: tuple[Trial, ...]  # in the order they were run
+    ranked: tuple[Trial, ...]  # those that did not fail, best first
+    distiller: Distiller  # compiled, with the best values and the best student
     _make_distiller: typing.Callable
-
-    @property
-    def ranked(self):
-        """The trials that did not fail, best first."""
-        return _ranked(self.trials, self.direction)
 
     @property
     def best(self):
@@ -289,11 +273,6 @@ class TuningResult:
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         lines = ["  ".join(map(str.rjust, row, widths)) for row in rows]
         return "\n".join([*lines, *dict.fromkeys(f"failed: {trial.failure}" for trial in failed)])
-
-
-def _ranked(trials, direction):
-    sign = -1 if direction == "max" else 1
-    return sorted((trial for trial in trials if not trial.failed), key=lambda trial: sign * trial.score)
 
 
 # Trials ------------------------------------------------------------------------------------------------------------
@@ -358,6 +337,9 @@ class _Recipe:
         distiller.compile(self._new_optimizer(values), self.loss, metrics=_called(self.metrics), **self.compile_options)
         return distiller
 
+    def _uncompiled(self):
+        return Distiller(self.teacher, self.make_student(), _called(self.distillation_losses), **self.weights)
+
     def run(self, number, values, objective, path):
         """Train a student with these values, save it after its best epoch, and return the `Trial`."""
         best = _BestEpoch(objective, values, path)
@@ -381,9 +363,6 @@ class _Recipe:
             **self._new_fit_options(),
         }
         return fingerprint(setting)
-
-    def _uncompiled(self):
-        return Distiller(self.teacher, self.make_student(), _called(self.distillation_losses), **self.weights)
 
     def _new_fit_options(self):
         return {name: _called(value) for name, value in self.fit_options.items()}
@@ -411,8 +390,7 @@ class _BestEpoch(keras.callbacks.Callback):
 
     def __init__(self, objective, values, path):
         super().__init__()
-        self._objective, self._path = objective, path
-        self._values = {name: value for name, value in values.items() if name != LEARNING_RATE}
+        self._objective, self._values, self._path = objective, values, path
         self.score = self.epoch = self.failure = None
 
     def on_train_batch_end(self, batch, logs=None):
@@ -424,8 +402,9 @@ class _BestEpoch(keras.callbacks.Callback):
         if goal not in logs:
             known = sorted(name for name in logs if name.startswith("val_"))
             raise ValueError(f"goal must be one of {known}, which fit logs, got {goal!r}.")
-        for searched, value in self._values.items():
-            if not math.isclose(float(self.model.hyperparameters[searched].numpy()), value, rel_tol=1e-6, abs_tol=1e-9):
+        for searched in self._values.keys() - {LEARNING_RATE}:
+            value = float(self.model.hyperparameters[searched].numpy())
+            if not math.isclose(value, self._values[searched], rel_tol=1e-6, abs_tol=1e-9):
                 raise ValueError(
                     f"search names {searched!r}, but a callback changed it during training, so that the score would "
                     "not be that of the value that was tried. Leave it out of search, or leave out the callback."
@@ -456,15 +435,15 @@ def _space(space, search, hyperparameters):
     if unknown:
         raise ValueError(f"search names {unknown}, which this distiller does not have. It has {known}.")
     for name, values in search.items():
-        positive = name == LEARNING_RATE or name.endswith("_temperature")
-        bounds = {"above": 0.0} if positive else {"at_least": 0.0} if name.endswith("_weight") else {}
-        _add(space, name, values, bounds)
+        _add(space, name, values)
     return space
 
 
-def _add(space, name, values, bounds):
-    """Add a range or choices within the bounds, which `require_number` takes."""
+def _add(space, name, values):
+    """Add a range or choices."""
     argument = f"search[{name!r}]"
+    positive = name == LEARNING_RATE or name.endswith("_temperature")
+    bounds = {"above": 0.0} if positive else {"at_least": 0.0} if name.endswith("_weight") else {}
     if isinstance(values, list) and values:
         choices = sorted(require_number(value, argument, **bounds) for value in values)
         if len(set(choices)) < len(choices):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keras_kd import cli
-from keras_kd.demo.run import FULL, QUICK, Task
+from keras_kd.demo.run import FULL, QUICK, Demo
 
 WRITTEN = ["evaluation.json", "languages.png", "report.json", "scores.csv", "student", "student.tflite", "table.txt"]
 
@@ -79,8 +79,8 @@ def answers_in_a_fresh_process(code, folder, inputs):
 
 def test_the_files_answer_in_fresh_processes_without_keras_kd_and_agree(runs):
     folder = pathlib.Path(runs[0][1])
-    task = Task(QUICK, seed=0)
-    test = task.names.test.where(np.arange(64))
+    demo = Demo(QUICK, seed=0)
+    test = demo.names.test.where(np.arange(64))
     server = (
         "import tensorflow as tf, tensorflow_text\n"
         "served = tf.saved_model.load('student').signatures['serving_default']\n"
@@ -92,7 +92,7 @@ def test_the_files_answer_in_fresh_processes_without_keras_kd_and_agree(runs):
         "answers = np.concatenate([next(iter(runner(ids=row[None]).values())) for row in x])"
     )
     from_strings = answers_in_a_fresh_process(server, folder, test.texts.astype(object))
-    from_ids = answers_in_a_fresh_process(phone, folder, task.ids(test))
+    from_ids = answers_in_a_fresh_process(phone, folder, demo.ids(test))
     assert from_strings.shape == from_ids.shape == (64, len(QUICK.kinds))
     assert np.mean(from_strings.argmax(-1) == from_ids.argmax(-1)) > 0.95
 

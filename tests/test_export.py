@@ -1,5 +1,6 @@
 """export: what is written answers as the student does, also elsewhere; where it does not, nothing is left."""
 
+import dataclasses
 import json
 import logging
 import pathlib
@@ -421,7 +422,7 @@ def test_the_report_reads_well(mlp, tmp_path):
     assert first.startswith(f"{tmp_path}/a.tflite: LiteRT int8, {report.size_bytes:,} bytes, ")
     assert first.endswith(" ms for one example")
     assert second.startswith("  against the student on 300 examples: agreement ")
-    assert json.loads(json.dumps(report.to_dict()))["agreement"] == report.agreement
+    assert json.loads(json.dumps(dataclasses.asdict(report)))["agreement"] == report.agreement
     regression = export(dense_model(1), tmp_path / "b", compare_with=FEATURES)
     assert regression.agreement is None and "agreement" not in str(regression)
 

@@ -199,6 +199,19 @@ def test_survives_serialization_with_the_current_hyperparameters(row):
     assert values[0] == values[1]
 
 
+class Power(keras_kd.losses.DistillationLoss):
+    """A loss of a user's own, without `get_config`."""
+
+    def __init__(self, power=1.0, **options):
+        super().__init__(**options)
+        self.power = power
+
+
+def test_arguments_kept_as_attributes_of_their_names_are_in_the_config():
+    restored = Power.from_config(Power(3.0, weight=0.5, output="kind").get_config())
+    assert (restored.power, float(restored.weight), restored.output) == (3.0, 0.5, "kind")
+
+
 def test_is_named_after_its_class_unless_given_a_name(row):
     snake_case = next(name for name, other in LOSSES.items() if other is row).split(" ")[0]
     assert row.make().name == snake_case

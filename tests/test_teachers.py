@@ -96,9 +96,14 @@ def test_the_mean_of_logits(data):
     np.testing.assert_allclose(teacher(x), expected, atol=1e-6)
 
 
-def test_members_that_end_in_softmax_and_subclassed_ones_are_averaged_as_probabilities(data):
+def test_members_that_end_in_softmax_and_those_of_unknown_ending_are_averaged_as_probabilities(data):
     x, _ = data
-    soft, linear, free = dense_model(16, 3, last="softmax"), dense_model(16, 3), subclassed(x)
+    inputs = keras.Input((8,))
+    soft, linear, free = (
+        dense_model(16, 3, last="softmax"),
+        dense_model(16, 3),
+        keras.Model(inputs, Subclassed(3)(inputs)),
+    )
     teacher = teachers.ensemble([free, soft, linear])
     logits = [logits_of(free, x), np.log(logits_of(soft, x)), logits_of(linear, x)]
     np.testing.assert_allclose(teacher(x), log_mean(logits), atol=1e-5)
@@ -280,7 +285,11 @@ def image(axis):
         (lambda: teachers.ensemble([dense_model(3)], weights=[1.0, 2.0]), ValueError, "one number for each of 1"),
         (lambda: teachers.ensemble([dense_model(3)], weights=[0.0]), ValueError, r"weights\[0\] must be > 0"),
         (lambda: teachers.ensemble([dense_model(3), dense_model(4)]), ValueError, r"shape of output 0.*\(None, 4\)"),
-        (lambda: teachers.ensemble([subclassed(np.zeros((1, 8)))]), ValueError, "functional or sequential"),
+        (
+            lambda: teachers.ensemble([dense_model(3), subclassed(np.zeros((1, 8)))]),
+            ValueError,
+            r"teachers\[1\] must be functional or sequential.*got a Subclassed",
+        ),
         (lambda: teachers.ensemble([image(1)]), ValueError, "softmax over axis 1"),
         (
             lambda: teachers.ensemble([dense_model(3, last="sigmoid"), dense_model(3)]),
@@ -296,11 +305,6 @@ def image(axis):
             lambda: teachers.ensemble([dense_model(3), dense_model(3, inputs=9)]),
             ValueError,
             r"input 'inputs' must be the same.*\(None, 8\).*\(None, 9\)",
-        ),
-        (
-            lambda: teachers.ensemble([text_model(name="a"), text_model(name="b"), subclassed(np.zeros((1, 8)))]),
-            ValueError,
-            "a Subclassed, could not be called on the inputs",
         ),
         (lambda: teachers.multi_output([dense_model(3)]), TypeError, "dict of keras.Models by str"),
         (lambda: teachers.multi_output({}), ValueError, "one teacher or more"),
@@ -362,7 +366,7 @@ def test_sigmoid_endings_stay_known_in_multi_output():
 def test_several_outputs_of_a_teacher_are_named_by_teacher_and_output(data):
     x, _ = data
     wide, listed = two_headed(5, lambda a, b: {"topic": a, "tone": b}), two_headed(5, lambda a, b: [a, b])
-    answers = teachers.multi_output({"wide": wide, "listed": listed, "text": subclassed(x)})(x)
+    answers = teachers.multi_output({"wide": wide, "listed": listed, "text": dense_model(3)})(x)
     assert sorted(answers) == ["listed/tone", "listed/topic", "text", "wide/tone", "wide/topic"]
     np.testing.assert_allclose(np.exp(answers["wide/tone"]), wide(x)["tone"], atol=1e-6)
     np.testing.assert_allclose(answers["listed/topic"], listed(x)[0], atol=1e-6)
@@ -775,7 +779,8 @@ def test_a_copy_in_half_precision_gives_nearly_the_same(data, make, dtype):
     assert_as_before(teacher, (weights, flags))
     np.testing.assert_array_equal(teacher(x), before)
     answer = copy(x, training=False)
-    assert answer.dtype == tf.float32
+    assert answer.dtype == (dtype if make is configured else "float32")
+    answer = tf.cast(answer, "float32")
     spread = 2.0**-6 if dtype == "bfloat16" else 2.0**-9  # a few roundings of 2⁻⁹ and 2⁻¹²
     np.testing.assert_allclose(answer, before, rtol=spread, atol=spread * np.abs(before).max())
     assert np.abs(answer - before).max() > 0  # it did compute in low precision

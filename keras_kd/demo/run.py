@@ -1,10 +1,12 @@
 """`keras-kd demo`: from a multilingual teacher and few labels to a small student that ships, measured by language.
 
-names ──► Task ──► teacher (all labels) ──┐
-            └────► three students (few labels, the same size and steps) ──► evaluate ──► export ──► runs/demo
+names ──► ids ──► teacher (all labels) ──┐
+           └────► three students (few labels, the same size and steps) ──► evaluate ──► export ──► runs/demo
 """
 
+import contextlib
 import dataclasses
+import functools
 import json
 import pathlib
 import sys
@@ -12,13 +14,13 @@ import time
 
 import keras
 import numpy as np
+import rich.console
 import tensorflow as tf
 
 from keras_kd import datasets
 from keras_kd._files import written_whole
 from keras_kd._version import __version__
 from keras_kd.callbacks import LambdaRamp
-from keras_kd.demo.stages import Stages
 from keras_kd.deploy.exporting import export
 from keras_kd.distiller import Distiller
 from keras_kd.evaluation import evaluate
@@ -33,7 +35,7 @@ INT8 = "int8"
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """The size of a character CNN: see `character_cnn`."""
+    """The size of a `character_cnn`."""
 
     filters: int
     windows: tuple[int, ...]
@@ -77,39 +79,10 @@ QUICK = Setting(
 )
 
 
-class Task:
-    """The embedded names as ids: what the models train on and what they are measured with.
-
-    Attributes:
-        names: All splits, with every label.
-        few_labels: The training labels, -1 where withheld, int32 `(examples,)`.
-        encoder: The `CharacterEncoder`, learnt from the training texts.
-        groups: Languages by script, for the table.
-    """
-
-    def __init__(self, setting, seed):
-        options = {"languages": setting.languages, "kinds": setting.kinds, "seed": seed}
-        self.names = datasets.cldr_names(**options)
-        self.few_labels = datasets.cldr_names(**options, label_fraction=setting.label_fraction).train.labels
-        self.encoder = CharacterEncoder.from_texts(self.names.train.texts, setting.length, min_count=3)
-        scripts = {"Latin script": datasets.LATIN_SCRIPT_LANGUAGES, "other scripts": datasets.OTHER_SCRIPT_LANGUAGES}
-        groups = {name: [one for one in setting.languages if one in members] for name, members in scripts.items()}
-        self.groups = {name: members for name, members in groups.items() if members}
-
-    def ids(self, split):
-        """The ids of a split's texts, int32 `(examples, length)`."""
-        return self.encoder(split.texts).numpy()
-
-
 def character_cnn(name, vocabulary_size, length, classes, size):
     """A text classifier: embedded characters, convolutions over windows of them, the maximum of each, two layers.
 
-    Args:
-        name: Name of the model.
-        vocabulary_size: Number of ids; 0 is padding.
-        length: Ids per text.
-        classes: Number of logits.
-        size: A `Size`.
+    It takes ids `(batch, length)`, of which 0 is padding, and gives logits `(batch, classes)`.
     """
     inputs = keras.Input((length,), dtype="int32", name="ids")
     characters = keras.layers.Embedding(vocabulary_size, size.embedding, name="embedding")(inputs)
@@ -138,59 +111,55 @@ def optimizer(steps, rate):
 
 
 class Demo:
-    """One run: what it needs, and what it has made so far."""
+    """The embedded names as ids, and the models that are trained and measured on them.
 
-    def __init__(self, setting, seed, stages):
-        self.setting, self.seed, self.stages = setting, seed, stages
-        with stages.stage("data"):
-            self.task = Task(setting, seed)
-            names = self.task.names
-            self.train_ids, self.test_ids = self.task.ids(names.train), self.task.ids(names.test)
+    Attributes:
+        names: All splits, with every label.
+        few_labels: The training labels, -1 where withheld, int32 `(examples,)`.
+        encoder: The `CharacterEncoder`, learnt from the training texts.
+        groups: Languages by script, for the table.
+        seconds: Wall time of each stage, by name.
+    """
 
-    def teacher(self):
-        """Train the teacher on all labels."""
-        teacher, labels = self._new_model("teacher", self.setting.teacher), self.task.names.train.labels
-        self._fit(TEACHER, teacher, self.train_ids, labels, self.setting.teacher_steps)
-        return teacher
+    def __init__(self, setting, seed, console=None):
+        self.setting, self.seed, self.seconds = setting, seed, {}
+        self.console = console or rich.console.Console()
+        with self.stage("data"):
+            options = {"languages": setting.languages, "kinds": setting.kinds, "seed": seed}
+            self.names = datasets.cldr_names(**options)
+            self.few_labels = datasets.cldr_names(**options, label_fraction=setting.label_fraction).train.labels
+            self.encoder = CharacterEncoder.from_texts(self.names.train.texts, setting.length, min_count=3)
+            self.train_ids, self.test_ids = self.ids(self.names.train), self.ids(self.names.test)
+        scripts = {"Latin script": datasets.LATIN_SCRIPT_LANGUAGES, "other scripts": datasets.OTHER_SCRIPT_LANGUAGES}
+        groups = {name: [one for one in setting.languages if one in members] for name, members in scripts.items()}
+        self.groups = {name: members for name, members in groups.items() if members}
 
-    def student_from_labels(self):
-        """Train a student on the few labels alone."""
-        student, labelled = self._new_model("student", self.setting.student), self.task.few_labels >= 0
-        self._fit(LABELS_ONLY, student, self.train_ids[labelled], self.task.few_labels[labelled])
-        return student
+    def ids(self, split):
+        """The ids of a split's texts, int32 `(examples, length)`."""
+        return self.encoder(split.texts).numpy()
 
-    def student_distilled(self, teacher):
-        """Train a student on the few labels, and on the teacher's outputs for every text."""
-        student = self._new_model("student", self.setting.student)
-        distiller = self._distiller(teacher, student, self.setting.soft_weight)
-        self._fit(DISTILLED, distiller, self.train_ids, self.task.few_labels)
-        return student
+    @contextlib.contextmanager
+    def stage(self, name):
+        """Show a stage while it runs, and how long it took; yield a Keras callback that shows the epochs."""
+        start = time.perf_counter()
+        with self.console.status(name) as status:
+            yield keras.callbacks.LambdaCallback(
+                on_epoch_end=lambda epoch, logs: status.update(f"{name}: epoch {epoch + 1}, loss {logs['loss']:.3f}")
+            )
+        self.seconds[name] = time.perf_counter() - start
+        self.console.print(f"{name:<16}{self.seconds[name]:>8.1f} s", highlight=False)
 
-    def student_transferred(self, teacher):
-        """The same, with transferred weights and a ramp of λ; return the student and the transfer's table."""
-        setting = self.setting
-        student = self._new_model("student", setting.student)
-        transfer = transfer_weights(teacher, student, layers={name: name for name in setting.transferred})
-        distiller = self._distiller(teacher, student, setting.ramp_start)
-        third = setting.epochs // 3
-        ramp = LambdaRamp(setting.ramp_start, setting.ramp_end, hold_epochs=third, ramp_epochs=third)
-        self._fit(TRANSFERRED, distiller, self.train_ids, self.task.few_labels, callbacks=[ramp])
-        return student, transfer
-
-    def _new_model(self, name, size):
+    def new_model(self, name, size):
         """A model of this size; all students start from the same weights."""
         keras.utils.set_random_seed(self.seed)
-        task = self.task
-        return character_cnn(name, task.encoder.vocabulary_size, self.setting.length, len(task.names.class_names), size)
+        classes = len(self.names.class_names)
+        return character_cnn(name, self.encoder.vocabulary_size, self.setting.length, classes, size)
 
-    def _distiller(self, teacher, student, soft_weight):
-        return Distiller(teacher, student, SoftLabels(self.setting.temperature), soft_weight=soft_weight)
-
-    def _fit(self, stage, model, ids, labels, steps=None, callbacks=()):
-        steps = steps or self.setting.student_steps
+    def train(self, stage, model, ids, labels, steps, callbacks=()):
+        """Train a model or a distiller; labels below 0 are withheld."""
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=datasets.UNLABELLED)
         model.compile(optimizer(steps, self.setting.learning_rate), loss)
-        with self.stages.stage(stage, steps) as shown:
+        with self.stage(stage) as shown:
             model.fit(
                 shuffled_batches(ids, labels, batch_size=self.setting.batch_size, seed=self.seed),
                 epochs=self.setting.epochs,
@@ -200,39 +169,56 @@ class Demo:
                 callbacks=[*callbacks, shown],
             )
 
+    def distil(self, stage, teacher, student, soft_weight, callbacks=()):
+        """Train a student on the few labels, and on the teacher's outputs for every text."""
+        distiller = Distiller(teacher, student, SoftLabels(self.setting.temperature), soft_weight=soft_weight)
+        self.train(stage, distiller, self.train_ids, self.few_labels, self.setting.student_steps, callbacks)
+
+    def models(self):
+        """Train the teacher and three students; return them by name, and the table of the transferred weights."""
+        setting, labelled = self.setting, self.few_labels >= 0
+        teacher = self.new_model("teacher", setting.teacher)
+        self.train(TEACHER, teacher, self.train_ids, self.names.train.labels, setting.teacher_steps)
+
+        baseline = self.new_model("student", setting.student)
+        self.train(LABELS_ONLY, baseline, self.train_ids[labelled], self.few_labels[labelled], setting.student_steps)
+
+        distilled = self.new_model("student", setting.student)
+        self.distil(DISTILLED, teacher, distilled, setting.soft_weight)
+
+        transferred = self.new_model("student", setting.student)
+        transfer = transfer_weights(teacher, transferred, layers={name: name for name in setting.transferred})
+        third = setting.epochs // 3
+        ramp = LambdaRamp(setting.ramp_start, setting.ramp_end, hold_epochs=third, ramp_epochs=third)
+        self.distil(TRANSFERRED, teacher, transferred, setting.ramp_start, [ramp])
+        return {TEACHER: teacher, LABELS_ONLY: baseline, DISTILLED: distilled, TRANSFERRED: transferred}, transfer
+
     def export(self, student, folder):
         """Export for a phone (LiteRT int8, takes ids) and a server (SavedModel, takes strings); return the reports."""
-        names = self.task.names
-        with self.stages.stage("export"):
+        options = {"min_agreement": self.setting.min_agreement, "overwrite": True}
+        takes_strings = keras.Sequential([keras.Input((), dtype="string", name="text"), self.encoder, student])
+        with self.stage("export"):
             phone = export(
                 student,
                 folder / "student.tflite",
                 quantize="int8",
                 calibration=self.train_ids,
                 compare_with=self.test_ids,
-                min_agreement=self.setting.min_agreement,
-                overwrite=True,
+                **options,
             )
-            takes_strings = keras.Sequential([keras.Input((), dtype="string", name="text"), self.task.encoder, student])
-            server = export(
-                takes_strings,
-                folder / "student",
-                compare_with=names.test.texts.astype(object),
-                min_agreement=self.setting.min_agreement,
-                overwrite=True,
-            )
+            texts = self.names.test.texts.astype(object)
+            server = export(takes_strings, folder / "student", compare_with=texts, **options)
         return {"litert_int8": phone, "saved_model": server}
 
     def evaluate(self, models):
         """Measure all models on the test split."""
-        test = self.task.names.test
-        with self.stages.stage("evaluation"):
+        with self.stage("evaluation"):
             return evaluate(
                 models,
-                (self.test_ids, test.labels),
-                languages=test.languages,
-                groups=self.task.groups,
-                class_names=self.task.names.class_names,
+                (self.test_ids, self.names.test.labels),
+                languages=self.names.test.languages,
+                groups=self.groups,
+                class_names=self.names.class_names,
                 bootstrap=self.setting.bootstrap,
                 seed=self.seed,
             )
@@ -251,22 +237,13 @@ def run_demo(folder, *, seed=0, setting=FULL, console=None):
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
-    stages = Stages(console)
-    demo = Demo(setting, seed, stages)
-    teacher = demo.teacher()
-    distilled = demo.student_distilled(teacher)
-    transferred, transfer = demo.student_transferred(teacher)
-    models = {
-        TEACHER: teacher,
-        LABELS_ONLY: demo.student_from_labels(),
-        DISTILLED: distilled,
-        TRANSFERRED: transferred,
-    }
-    exports = demo.export(distilled, folder)
+    demo = Demo(setting, seed, console)
+    models, transfer = demo.models()
+    exports = demo.export(models[DISTILLED], folder)
     evaluation = demo.evaluate({**models, INT8: exports["litert_int8"].path})
-    stages.seconds["total"] = time.perf_counter() - start
+    demo.seconds["total"] = time.perf_counter() - start
     _write(folder, demo, evaluation, exports, transfer)
-    _print(stages.console, demo, evaluation, exports, transfer, folder)
+    _print(folder, demo, evaluation, exports, transfer)
     return evaluation
 
 
@@ -276,20 +253,18 @@ def gains(evaluation, baseline=LABELS_ONLY):
     return {name: evaluation.difference(name, baseline, "macro_f1", language=MEAN_OVER_LANGUAGES) for name in students}
 
 
-def _print(console, demo, evaluation, exports, transfer, folder):
-    plain = {"highlight": False, "soft_wrap": True}
-    evaluation.print(console=console)
-    console.print(f"\nWeights transferred before training ({TRANSFERRED}):\n{transfer}\n", **plain)
+def _print(folder, demo, evaluation, exports, transfer):
+    evaluation.print(console=demo.console)
+    show = functools.partial(demo.console.print, highlight=False, soft_wrap=True)
+    show(f"\nWeights transferred before training ({TRANSFERRED}):\n{transfer}\n")
     for report in exports.values():
-        console.print(f"{report}", **plain)
+        show(f"{report}")
     for name, gain in gains(evaluation).items():
         low, high = (f"{100 * bound:+.1f}" for bound in (gain.low, gain.high))
-        console.print(f"{name} − {LABELS_ONLY}: {100 * gain.value:+.1f} points of macro-F1 [{low}, {high}]", **plain)
-    console.print(f"\nFiles      {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}", **plain)
-    console.print(f"Try it     {_command(folder, demo.task.names.class_names)}", **plain)
-    console.print(
-        "Your data  notebooks/multilingual_distillation.ipynb shows each step, to change for your own", **plain
-    )
+        show(f"{name} − {LABELS_ONLY}: {100 * gain.value:+.1f} points of macro-F1 [{low}, {high}]")
+    show(f"\nFiles      {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    show(f"Try it     {_command(folder, demo.names.class_names)}")
+    show("Your data  notebooks/multilingual_distillation.ipynb shows each step, to change for your own")
 
 
 def _command(folder, class_names):
@@ -311,15 +286,15 @@ def _write(folder, demo, evaluation, exports, transfer):
         "seed": demo.seed,
         "setting": dataclasses.asdict(demo.setting),
         "versions": {"keras_kd": __version__, "keras": keras.__version__, "tensorflow": tf.__version__},
-        "examples": {split: len(names) for split, names in demo.task.names._asdict().items() if split != "class_names"},
-        "labelled": int(np.sum(demo.task.few_labels >= 0)),
+        "examples": {split: len(names) for split, names in demo.names._asdict().items() if split != "class_names"},
+        "labelled": int(np.sum(demo.few_labels >= 0)),
         "macro_f1": {
             name: evaluation.score(name, "macro_f1", language=MEAN_OVER_LANGUAGES).value for name in evaluation.models
         },
         "accuracy": {name: evaluation.score(name, "accuracy").value for name in evaluation.models},
         "gains": {name: gain._asdict() for name, gain in gains(evaluation).items()},
-        "exports": {name: report.to_dict() for name, report in exports.items()},
-        "seconds": {name: round(seconds, 1) for name, seconds in demo.stages.seconds.items()},
+        "exports": {name: dataclasses.asdict(report) for name, report in exports.items()},
+        "seconds": {name: round(seconds, 1) for name, seconds in demo.seconds.items()},
     }
     with written_whole(folder / "report.json") as partial:
         partial.write_text(json.dumps(report, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -49,8 +49,7 @@ def write_saved_model(student, serve, folder):
 def litert_bytes(student, signature, *, quantize=None, calibration=None):
     """Return the student as the bytes of a LiteRT file; one in low precision as its copy in float32.
 
-    `signature` is what `input_signature` gives, `calibration`, for "int8", {input name: array}. RuntimeError if LiteRT
-    lacks an operation, or the float32 copy cannot be made.
+    RuntimeError if LiteRT lacks an operation, or the float32 copy cannot be made.
     """
     serve = traced(student, signature)
     low = {dtype.as_datatype_enum for dtype in _LOW_DTYPES}

@@ -11,10 +11,7 @@ GENERATED_LENGTH = 16  # of dimensions that the model leaves open, sequence leng
 
 
 def fit_inputs(x, specs):
-    """Return `x`, an array or a dict of arrays, as {input name: array}, and the number of examples.
-
-    `specs` is {input name: tf.TensorSpec}, what `x` must fit, else ValueError; None to take it as it is.
-    """
+    """Return `x`, an array or a dict of them, as {input name: array} fitted to `specs`, and the number of examples."""
     if not isinstance(x, dict):
         if specs is not None and len(specs) != 1:
             raise ValueError(f"x must be a dict with an array for each input, {sorted(specs)}, got a single array.")
@@ -36,15 +33,7 @@ def fit_inputs(x, specs):
 def read_dataset(dataset, argument, part, limit=None):
     """Return `part(batch)` of the batches of a `tf.data.Dataset`, end to end, as NumPy arrays.
 
-    Args:
-        dataset: The dataset.
-        argument: Its name in the messages.
-        part: A function from a batch, (x, y) for instance, to what is read of it: a tensor, or tuples or dicts of them.
-        limit: Read no further than the batch that reaches this number of examples; None to read them all.
-
-    Raises:
-        TypeError: the batches are not dense tensors.
-        ValueError: there is no example, no end, or batches differ in shape.
+    `part` gives what is read of a batch, in any structure; no further than the batch that reaches `limit` examples.
     """
     if limit is None and dataset.cardinality() == tf.data.INFINITE_CARDINALITY:
         raise ValueError(f"{argument} never ends: take(n) a number of batches, or leave out repeat().")

@@ -30,38 +30,21 @@ _DISTILLER = "keras_kd>Distiller"  # by its registered name: the distiller is no
 
 @dataclasses.dataclass(frozen=True)
 class ExportReport:
-    """What was written, and how its answers compare with the student's.
-
-    Attributes:
-        path: the file or folder.
-        format: "saved_model" or "litert".
-        quantize: None, "float16", "dynamic" or "int8".
-        size_bytes: bytes on disk.
-        batch_size: examples per call, where the file is bound to a number (loops in LiteRT: 1); None for any number.
-        max_difference: the largest |file - student| over all outputs.
-        mean_difference: the mean of |file - student| over all outputs.
-        agreement: the share of examples (for sequences, of positions) where file and student have the same argmax over
-            the last axis; the lowest share where several outputs have classes, None where none has two or more.
-        examples: how many were compared.
-        generated: whether those were made up, because `compare_with` was None.
-        latency_ms: median wall time of one example in the file's own runtime (LiteRT in one thread).
-    """
+    """What was written, and how its answers compare with the student's."""
 
     path: str
-    format: str
-    quantize: str | None
-    size_bytes: int
-    batch_size: int | None
-    max_difference: float
-    mean_difference: float
+    format: str  # "saved_model" or "litert"
+    quantize: str | None  # "float16", "dynamic" or "int8"
+    size_bytes: int  # on disk
+    batch_size: int | None  # examples per call, where the file is bound to a number (loops in LiteRT: 1)
+    max_difference: float  # the largest |file - student| over all outputs
+    mean_difference: float  # the mean of |file - student| over all outputs
+    # The share of examples (for sequences, of positions) where both have the same argmax over the last axis; the lowest
+    # share where several outputs have classes, None where none has two or more.
     agreement: float | None
-    examples: int
-    generated: bool
-    latency_ms: float
-
-    def to_dict(self):
-        """Return the report as a dict that JSON can hold."""
-        return dataclasses.asdict(self)
+    examples: int  # how many were compared
+    generated: bool  # whether those were made up, because `compare_with` was None
+    latency_ms: float  # median wall time of one example in the file's own runtime (LiteRT in one thread)
 
     def __str__(self):
         kind = " ".join(filter(None, (_FORMATS[self.format], self.quantize)))
@@ -270,21 +253,13 @@ def _check_agreement(agreement, min_agreement, quantize):
 
 def _write(student, path, format, signature, quantize, calibration):
     # The file or folder comes first: where nothing can be written, nothing needs to be converted.
-    if format == "litert":
-        path.touch()
-        with _naming_quantized_layers(student):
-            content = litert_bytes(student, signature, quantize=quantize, calibration=calibration)
-        path.write_bytes(content)
-    else:
+    if format == "saved_model":
         path.mkdir()
         write_saved_model(student, traced(student, signature), path)
-
-
-@contextlib.contextmanager
-def _naming_quantized_layers(student):
-    """Raise ValueError that names the layers that Keras has quantized where LiteRT cannot convert them."""
+        return
+    path.touch()
     try:
-        yield
+        path.write_bytes(litert_bytes(student, signature, quantize=quantize, calibration=calibration))
     except RuntimeError as error:
         quantized = {
             path: layer.dtype_policy.name

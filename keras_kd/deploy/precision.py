@@ -17,9 +17,8 @@ _KEPT = ("Normalization",)  # in low precision: it reads raw numbers, of any siz
 def rebuilt(model, dtype, failure):
     """The model, saved and loaded with every floating policy replaced by the one of the name `dtype`.
 
-    Through Keras's own files, in a temporary folder, which keep weights and vocabularies alike. The model itself stays
-    as it is; what `compile` left is not taken over. `failure` begins the RuntimeError for a model that cannot be
-    rebuilt from its config.
+    Through Keras's own files, which keep weights and vocabularies alike; what `compile` left is not taken over.
+    `failure` begins the RuntimeError for a model that cannot be rebuilt from its config.
     """
     policy = keras.config.dtype_policy()  # what layers get that the model's own classes make
     state = random.getstate()  # Keras draws the seeds of new layers from it

@@ -23,23 +23,9 @@ _ACCEPTED = "a keras.Model, or the path of a SavedModel folder, a .tflite file o
 
 
 def open_runtime(model_or_path):
-    """Return a `Runtime` for a live model or for a file.
+    """Return a `Runtime` for a live `keras.Model`, or for the path of a SavedModel folder, .tflite or .keras file.
 
-    Args:
-        model_or_path: a `keras.Model`, or the path (str or PathLike) of a SavedModel folder, a .tflite file or a .keras
-            file.
-
-    Raises:
-        TypeError: another kind of object.
-        FileNotFoundError: nothing is at that path.
-        ValueError: an unbuilt model; another kind of file, a damaged one, or one with operations that its runtime does
-            not have. (LiteRT files have no checksum: damaged weights go unnoticed.)
-
-    Example:
-
-    >>> runtime = keras_kd.deploy.open_runtime("student.tflite")
-    >>> logits = runtime.predict(x)
-    >>> runtime.size_bytes, runtime.latency_ms(x[:1])
+    LiteRT files have no checksum: damaged weights go unnoticed.
     """
     if isinstance(model_or_path, keras.Model):
         return KerasRuntime(model_or_path)
@@ -76,15 +62,9 @@ class Runtime(abc.ABC):
         self.fixed_batch = fixed_batch
 
     def predict(self, x, batch_size=256):
-        """Return the model's outputs in inference mode, float32, in the order of the examples.
+        """Return the model's outputs in inference mode, float32: an array, (examples, ...), or a dict of several.
 
-        They are an array, (examples, ...), or for several outputs a dict of arrays, with "output_0", "output_1", … for
-        names where the model gives a list. ValueError if `x` does not fit the model's inputs.
-
-        Args:
-            x: an array, (examples, ...), or a dict of arrays, {input name: (examples, ...)}. Integers are cast to the
-                model's dtype if they fit; float64 becomes float32.
-            batch_size: examples per call, >= 1; not used where `fixed_batch` says how many.
+        `x` is an array or {input name: array}. Integers are cast to the model's dtype if they fit, float64 to float32.
         """
         batch_size = self.fixed_batch or require_count(batch_size, "batch_size", at_least=1)
         inputs, examples = fit_inputs(x, self.specs())
@@ -102,12 +82,9 @@ class Runtime(abc.ABC):
     def latency_ms(self, x_one, repeats=50, warmup=5):
         """Return the median wall time, in milliseconds, from one example in NumPy to its outputs in NumPy.
 
-        A LiteRT file runs in one thread, TensorFlow in as many as it likes.
-
-        `x_one` is a batch of one. The `warmup` calls before the `repeats` timed ones trace and allocate.
+        A LiteRT file runs in one thread, TensorFlow in as many as it likes. `x_one` is a batch of one; the first
+        `warmup` calls, which trace and allocate, do not count.
         """
-        repeats = require_count(repeats, "repeats", at_least=1)
-        warmup = require_count(warmup, "warmup", at_least=0)
         inputs, examples = fit_inputs(x_one, self.specs())
         if examples != 1:
             raise ValueError(f"x_one must be a batch of one example, got {examples}; pass x[:1].")
@@ -209,8 +186,7 @@ class SavedModelRuntime(Runtime):
 class LiteRTRuntime(Runtime):
     """A .tflite file, run by `ai_edge_litert` where that is installed, else by the interpreter in TensorFlow.
 
-    Quantized inputs and outputs are taken and given as the real numbers they stand for. `parameters` is None: the file
-    keeps weights and other constants together. Not for several threads at once.
+    `parameters` is None: the file keeps weights and other constants together. Not for several threads at once.
     """
 
     def __init__(self, path):
@@ -220,22 +196,25 @@ class LiteRTRuntime(Runtime):
             raise ValueError(f"{path} must have a signature; convert it with TFLiteConverter.from_saved_model.")
         self._runner = self._interpreter.get_signature_runner(_SIGNATURE if _SIGNATURE in keys else keys[0])
         self._inputs = self._runner.get_input_details()
-        self._outputs = self._runner.get_output_details()
+        tensors = {**self._inputs, **self._runner.get_output_details()}
+        quantized = sorted(name for name in tensors if tensors[name]["quantization_parameters"]["scales"].size)
+        if quantized:
+            raise ValueError(
+                f"{path} must take and give real numbers, but {quantized} are quantized. Convert it with float32 "
+                "inputs and outputs, as keras_kd.export does."
+            )
         sizes = [int(size) for details in self._inputs.values() for size in details["shape_signature"][:1]]
         super().__init__(None, bytes_on_disk(path), max((size for size in sizes if size > 0), default=None))
 
     def specs(self):
-        return {
-            name: any_batch(
-                [None if size == -1 else int(size) for size in details["shape_signature"]],
-                np.float32 if _is_quantized(details) else details["dtype"],
-            )
+        shapes = {
+            name: [None if size == -1 else int(size) for size in details["shape_signature"]]
             for name, details in self._inputs.items()
         }
+        return {name: any_batch(shape, self._inputs[name]["dtype"]) for name, shape in shapes.items()}
 
     def _run(self, inputs):
-        outputs = self._runner(**{name: _quantized(array, self._inputs[name]) for name, array in inputs.items()})
-        return {name: _dequantized(array, self._outputs[name]) for name, array in outputs.items()}
+        return self._runner(**inputs)
 
 
 def named_outputs(outputs):
@@ -276,23 +255,3 @@ def _interpreter(path):
         interpreter = Interpreter(model_content=path.read_bytes())
         interpreter.allocate_tensors()  # the first time in a process, this announces a delegate
         return interpreter
-
-
-def _is_quantized(details):
-    return np.dtype(details["dtype"]).kind in "iu" and details["quantization_parameters"]["scales"].size == 1
-
-
-def _quantized(array, details):
-    """Real numbers in the file's scale: round(x / scale) + zero point, clipped to the integers' range."""
-    if not _is_quantized(details):
-        return array
-    scale, zero_point = details["quantization"]
-    limits = np.iinfo(details["dtype"])
-    return np.clip(np.round(array / scale) + zero_point, limits.min, limits.max).astype(details["dtype"])
-
-
-def _dequantized(array, details):
-    if not _is_quantized(details):
-        return array
-    scale, zero_point = details["quantization"]
-    return (array.astype(np.float32) - zero_point) * np.float32(scale)

@@ -1,5 +1,10 @@
 """The tables of an `Evaluation`, drawn with rich, and its figure, drawn with Matplotlib."""
 
+import rich.filesize
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
 from keras_kd._extras import needs_extra
 from keras_kd.evaluation.scores import (
     LOWER_IS_BETTER,
@@ -16,7 +21,12 @@ _TITLES = {
     "ece": "ECE, %",
     "agreement": "agreement, %",
     "kl": "KL, nats",
+    "retrieval": "nearest of its own, %",
+    "retrieval_teacher": "nearest of the teacher's, %",
+    "cosine": "cosine",
+    "mse": "MSE",
 }
+_AS_IT_IS = {"kl": 3, "cosine": 3, "mse": 4}  # metrics that are no shares: decimal places
 _NOTHING = "–"
 _TEACHER_LOOK = ("#444444", "D")
 # Okabe and Ito's colors, which color-blind readers tell apart; shapes differ as well, for print without color.
@@ -30,22 +40,16 @@ def metric_title(metric):
 
 
 def in_display_units(metric, value):
-    """Shares in percent; the divergence as it is."""
-    return value if metric == "kl" else 100 * value
+    """Shares in percent; others as they are."""
+    return value if metric in _AS_IT_IS else 100 * value
 
 
-class Report:
-    """The tables as one rich renderable. A table too wide for the console is drawn without intervals and groups."""
-
-    def __init__(self, evaluation, metric="macro_f1"):
-        self.evaluation = evaluation
-        self.metric = metric
-
-    def __rich_console__(self, console, options):
-        whole, short = (_tables(self.evaluation, self.metric, intervals) for intervals in (True, False))
-        for full_table, short_table in zip(whole, short, strict=True):
-            fits = console.measure(full_table, options=options.update(width=10_000)).maximum <= options.max_width
-            yield full_table if fits else short_table
+def fitting_tables(evaluation, metric, console, options):
+    """The tables as rich renderables; one too wide for the console is drawn without intervals and groups."""
+    whole, short = (_tables(evaluation, metric, intervals) for intervals in (True, False))
+    for full_table, short_table in zip(whole, short, strict=True):
+        fits = console.measure(full_table, options=options.update(width=10_000)).maximum <= options.max_width
+        yield full_table if fits else short_table
 
 
 def _tables(evaluation, metric, intervals):
@@ -55,7 +59,7 @@ def _tables(evaluation, metric, intervals):
         return [_cell(evaluation, name, metric, row, intervals) for name in names for metric in of_metrics]
 
     def examples(row):
-        return evaluation.score(next(iter(models)), "accuracy", language=row).examples
+        return evaluation.score(next(iter(models)), metrics[0], language=row).examples
 
     tables = [
         _table(
@@ -95,20 +99,14 @@ def _tables(evaluation, metric, intervals):
     return tables
 
 
-def _table(title, left, right, rows, intervals, caption=None):
+def _table(title, left, right, rows, intervals, caption=""):
     """A table of columns aligned to the left and to the right; [brackets] in a cell are text, not markup."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     padding = (0, 1) if intervals else (0, 0, 0, 1)  # without intervals, room is what is short
     look = {"title_justify": "left", "caption_justify": "left", "title_style": "bold", "caption_style": "dim"}
-    caption = None if caption is None else Text(caption)
-    table = Table(title=f"\n{title}", caption=caption, box=box.SIMPLE_HEAD, padding=padding, **look)
-    for heading in left:
-        table.add_column(Text(heading), overflow="fold")
-    for heading in right:
-        table.add_column(Text(heading), justify="right", overflow="fold")
+    table = Table(title=f"\n{title}", caption=Text(caption), box=SIMPLE_HEAD, padding=padding, **look)
+    for justify, headings in (("left", left), ("right", right)):
+        for heading in headings:
+            table.add_column(Text(heading), justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*map(Text, row))
     return table
@@ -122,24 +120,26 @@ def _caption(evaluation, intervals):
     if "ece" in evaluation.metrics:
         corrected = ", and its interval corrects that" if evaluation.bootstrap and intervals else ""
         lines.append(f"ECE: expected calibration error; few examples make it too high{corrected}.")
-    if evaluation.teacher is not None:
+    if "retrieval" in evaluation.metrics:
+        lines.append("nearest: the nearest target, by cosine, is the text's own.")
+    if "mse" in evaluation.metrics:
+        lines.append(f"cosine and MSE: with the unit vectors of {evaluation.teacher!r}.")
+    if "kl" in evaluation.metrics:
         lines.append(f"agreement and KL(teacher || model): with {evaluation.teacher!r}.")
     return "\n".join(lines)
 
 
 def _costs(facts):
-    from rich.filesize import decimal
-
     parameters = _NOTHING if facts.parameters is None else f"{facts.parameters:,}"
     milliseconds = _NOTHING if facts.latency_ms is None else f"{facts.latency_ms:.3g} ms"
-    return [parameters, decimal(facts.size_bytes), milliseconds]
+    return [parameters, rich.filesize.decimal(facts.size_bytes), milliseconds]
 
 
 def _cell(evaluation, model, metric, row, intervals):
-    if model == evaluation.teacher and metric in TEACHER_METRICS:
+    if model == evaluation.teacher and metric in TEACHER_METRICS and metric != "retrieval_teacher":
         return _NOTHING
     score = evaluation.score(model, metric, language=row)
-    digits = 3 if metric == "kl" else 1
+    digits = _AS_IT_IS.get(metric, 1)
     shown = score[:3] if intervals and evaluation.bootstrap else score[:1]
     value, *bounds = (f"{in_display_units(metric, number):.{digits}f}" for number in shown)
     return f"{value} [{', '.join(bounds)}]" if bounds else value
@@ -157,10 +157,10 @@ def draw(evaluation, metric):
     for heading, names in _sections(evaluation, metric, shown):
         if heading:
             headings.append((heading, height))
-        start = height + bool(heading)
+            height += 1
         rows += names
-        places += range(start, start + len(names))
-        height = start + len(names)
+        places += range(height, height + len(names))
+        height += len(names)
     # Rows grow with the number of models, so that their dots do not cover each other.
     row_inches = _ROW_INCHES + 0.035 * max(0, len(shown) - 3)
     figure = Figure(figsize=(8.5, height * row_inches + 1.3), layout="constrained")

@@ -21,15 +21,14 @@ def read_examples(data):
         x, y = read_dataset(data, "data", lambda batch: batch[:2])
     elif isinstance(data, (tuple, list)) and len(data) in (2, 3):
         x, y = data[:2]
-        x = {name: _array(part, f"x[{name!r}]") for name, part in x.items()} if isinstance(x, dict) else _array(x, "x")
+        x = {name: _array(part, name) for name, part in x.items()} if isinstance(x, dict) else _array(x, "x")
         y = _array(y, "y")
     else:
         raise TypeError(
             "data must be a tuple (x, y) of arrays or a batched tf.data.Dataset of (x, y) or (x, y, weight), "
             f"got {type(data).__name__}."
         )
-    inputs = {f"x[{name!r}]": array for name, array in x.items()} if isinstance(x, dict) else {"x": x}
-    for name, array in inputs.items():
+    for name, array in x.items() if isinstance(x, dict) else [("x", x)]:
         if array.ndim == 0 or y.ndim == 0:
             raise ValueError(f"data must hold arrays with one row per example, got a scalar in {name} or y.")
         if len(array) != len(y):
@@ -42,11 +41,20 @@ def read_examples(data):
     return x, y
 
 
-def class_indices(y):
-    """Return labels as integers (examples,), below 0 for unlabelled examples.
+def input_rows(x, argument):
+    """Return an array or a dict of arrays as NumPy arrays, and their number of rows, which is the same for all."""
+    x = {name: _array(part, name) for name, part in x.items()} if isinstance(x, dict) else _array(x, argument)
+    sizes = {array.shape[:1] for array in (x.values() if isinstance(x, dict) else [x])}
+    if len(sizes) != 1 or sizes & {(), (0,)}:
+        raise ValueError(
+            f"{argument} must be an array, or a dict of arrays, with a row for each text, one or more, got "
+            f"{sorted(sizes)} rows."
+        )
+    return x, sizes.pop()[0]
 
-    `y` holds integers (examples,) or (examples, 1), or one-hot rows (examples, classes), all 0 if unlabelled.
-    """
+
+def class_indices(y):
+    """Integer labels or one-hot rows, see `evaluate`, as integers (examples,), below 0 for unlabelled examples."""
     if y.dtype.kind not in "iubf":
         raise TypeError(f"data: y must be integer labels or one-hot rows, got dtype {y.dtype}.")
     if y.ndim > 2 or y.shape[1:] == (0,):
@@ -82,10 +90,7 @@ def check_classes(y, labels, classes):
 
 
 def language_rows(languages, labelled):
-    """Return {language: row numbers among the labelled examples}, languages sorted by name; {} for None.
-
-    `labelled` is (examples,) bool. A language without a labelled example is left out.
-    """
+    """Return {language: row numbers among the labelled examples}, sorted by name, without languages that have none."""
     if languages is None:
         return {}
     if isinstance(languages, str):
@@ -101,8 +106,7 @@ def language_rows(languages, labelled):
 
 def _text(name):
     """A language name as str; TensorFlow and NumPy hand strings over as bytes and `numpy.str_`."""
-    if isinstance(name, tf.Tensor):
-        name = name.numpy()
+    name = name.numpy() if isinstance(name, tf.Tensor) else name
     if isinstance(name, bytes):
         return name.decode("utf-8")
     if not isinstance(name, str):

@@ -86,26 +86,19 @@ def evaluate(
         >>> evaluation.difference("distilled", "student alone", "macro_f1")
     """
     require_tensorflow("evaluate")
-    _check_arguments(models, teacher, {"bootstrap": (bootstrap, 0), "seed": (seed, 0), "batch_size": (batch_size, 1)})
-    teacher = teacher if teacher in models else None
-    runtimes = {}
-    for name, model in models.items():
-        with _errors_naming(name):
-            runtimes[name] = open_runtime(model)
+    teacher = checked_teacher(models, teacher, bootstrap=bootstrap, seed=seed, batch_size=batch_size)
+    runtimes = open_runtimes(models)
     x, y = read_examples(data)
     labels = class_indices(y)
     labelled = labels >= 0
     rows_by_language = language_rows(languages, labelled)
-    groups = _checked_groups(groups, rows_by_language)
+    groups = checked_groups(groups, rows_by_language)
     if not labelled.all():
-        x, y, labels = _rows(x, labelled), y[labelled], labels[labelled]
+        x, y, labels = example_rows(x, labelled), y[labelled], labels[labelled]
 
     predictions, classes = _predict(runtimes, x, y, labels, teacher, batch_size)
     class_names = _checked_class_names(class_names, classes)
-    facts = {}
-    for name, runtime in runtimes.items():
-        milliseconds = runtime.latency_ms(_own_inputs(runtime, _rows(x, slice(1)))) if latency else None
-        facts[name] = ModelFacts(runtime.parameters, runtime.size_bytes, milliseconds, predictions[name].kind)
+    facts = {name: model_facts(runtime, x, predictions[name].kind, latency) for name, runtime in runtimes.items()}
     known = METRICS if teacher is not None else [metric for metric in METRICS if metric not in TEACHER_METRICS]
     options = {"classes": classes, "class_names": class_names, "bootstrap": bootstrap, "seed": seed}
     scores, differences = summarize(predictions, labels, rows_by_language, groups, **options)
@@ -122,12 +115,35 @@ def evaluate(
     )
 
 
-def _rows(x, which):
+def checked_teacher(models, teacher, **counts):
+    """The teacher's name, None where there is none; the arguments of `evaluate` are checked."""
+    _check_models(models, teacher)
+    for argument, count in counts.items():
+        require_count(count, argument, at_least=1 if argument == "batch_size" else 0)
+    return teacher if teacher in models else None
+
+
+def open_runtimes(models):
+    """{name: runtime} of models and files."""
+    runtimes = {}
+    for name, model in models.items():
+        with errors_naming(name):
+            runtimes[name] = open_runtime(model)
+    return runtimes
+
+
+def model_facts(runtime, x, outputs, latency):
+    """The `ModelFacts` of a model, timed on the first example if `latency`."""
+    milliseconds = runtime.latency_ms(own_inputs(runtime, example_rows(x, slice(1)))) if latency else None
+    return ModelFacts(runtime.parameters, runtime.size_bytes, milliseconds, outputs)
+
+
+def example_rows(x, which):
     """The rows `which` (a slice or a bool per row) of `x`, an array or a dict of arrays."""
     return {name: array[which] for name, array in x.items()} if isinstance(x, dict) else x[which]
 
 
-def _own_inputs(runtime, x):
+def own_inputs(runtime, x):
     """The entries of a dict `x` that have the names of the model's inputs; any other `x` as it is."""
     own = own_entries(x, {name: name for name in runtime.specs() or ()})
     return own or x
@@ -136,18 +152,18 @@ def _own_inputs(runtime, x):
 def _predict(runtimes, x, y, labels, teacher, batch_size):
     """Return {model name: Predictions} and the number of classes. The teacher is first: others are compared with it."""
     order = sorted(runtimes, key=lambda name: name != teacher)
-    first, classes, teacher_outputs, predictions = order[0], None, None, {}
+    classes, teacher_outputs, predictions = None, None, {}
     for name in order:
-        with _errors_naming(name):
-            outputs = runtimes[name].predict(_own_inputs(runtimes[name], x), batch_size=batch_size)
-        outputs = checked_outputs(outputs, name, len(y))
+        with errors_naming(name):
+            outputs = runtimes[name].predict(own_inputs(runtimes[name], x), batch_size=batch_size)
+        checked_outputs(outputs, name, len(y))
         if classes is None:
             classes = outputs.shape[1]
             check_classes(y, labels, classes)
             teacher_outputs = outputs if teacher is not None else None
         elif outputs.shape[1] != classes:
             raise ValueError(
-                f"models must have the same classes, but models[{first!r}] gives {classes} "
+                f"models must have the same classes, but models[{order[0]!r}] gives {classes} "
                 f"and models[{name!r}] gives {outputs.shape[1]}."
             )
         predictions[name] = predictions_from(outputs, teacher_outputs)
@@ -155,7 +171,7 @@ def _predict(runtimes, x, y, labels, teacher, batch_size):
 
 
 @contextlib.contextmanager
-def _errors_naming(name):
+def errors_naming(name):
     """Name the model that an error came from."""
     try:
         yield
@@ -164,7 +180,7 @@ def _errors_naming(name):
         raise
 
 
-def _check_arguments(models, teacher, counts):
+def _check_models(models, teacher):
     if not isinstance(models, dict):
         raise TypeError(f"models must be a dict of name to model or path, got {type(models).__name__}.")
     if not models:
@@ -174,11 +190,9 @@ def _check_arguments(models, teacher, counts):
             raise TypeError(f"models must have strings for names, got {name!r}.")
     if teacher is not None and teacher != _DEFAULT_TEACHER and teacher not in models:
         raise ValueError(f"teacher must be one of the models, {list(models)}, or None, got {teacher!r}.")
-    for argument, (count, least) in counts.items():
-        require_count(count, argument, at_least=least)
 
 
-def _checked_groups(groups, rows_by_language):
+def checked_groups(groups, rows_by_language):
     """Return {group: tuple of languages}, all of which occur."""
     groups = {str(group): tuple(members) for group, members in (groups or {}).items()}
     for group, members in groups.items():

@@ -16,23 +16,14 @@ _ROWS_AT_A_TIME = 4096  # float64 copies of all outputs at once would take gigab
 
 @dataclasses.dataclass(frozen=True)
 class Predictions:
-    """Predictions of one model, (examples,) each.
+    """Predictions of one model, (examples,) each."""
 
-    Attributes:
-        kind: "logits" or "probabilities", what the outputs are.
-        predicted: The class of the largest output.
-        confidence: The probability of that class.
-        bin: The bin of that probability.
-        agreed: Whether the teacher predicts the same class; None without a teacher.
-        divergence: KL(teacher || model), nats; None without a teacher.
-    """
-
-    kind: str
-    predicted: np.ndarray
-    confidence: np.ndarray
-    bin: np.ndarray
-    agreed: np.ndarray | None = None
-    divergence: np.ndarray | None = None
+    kind: str  # of the outputs: "logits" or "probabilities"
+    predicted: np.ndarray  # the class of the largest output
+    confidence: np.ndarray  # the probability of that class
+    bin: np.ndarray  # of that probability
+    agreed: np.ndarray | None = None  # whether the teacher predicts the same class; None without a teacher
+    divergence: np.ndarray | None = None  # KL(teacher || model), nats; None without a teacher
 
 
 def checked_outputs(outputs, name, examples):
@@ -54,8 +45,7 @@ def checked_outputs(outputs, name, examples):
 def are_probabilities(outputs):
     """Return whether outputs (examples, classes) are distributions: in [0, 1], and every row's sum near 1.
 
-    Near means within 0.001, and more by half a step of 1/256 per class (to at most 0.5), for an 8-bit softmax rounds
-    each probability to a multiple of 1/256. Anything else is taken for logits.
+    Near means within 0.001 and half a step of 1/256 per class (at most 0.5): an 8-bit softmax rounds each probability.
     """
     tolerance = 1e-3 + min(outputs.shape[1] / 512, 0.5)
     inside = outputs.min() >= -1e-3 and outputs.max() <= 1 + 1e-3
@@ -74,20 +64,14 @@ def predictions_from(outputs, teacher_outputs=None):
 
 
 def confidence(outputs):
-    """Return the probability of the class that each example is given, (examples,), float64.
-
-    Outputs may be logits or probabilities (see `are_probabilities`); the latter are taken as they are.
-    """
+    """Return the probability of the class that each example is given, (examples,), float64."""
     if are_probabilities(outputs):
         return outputs.max(axis=1).astype(np.float64)
     return np.concatenate([np.exp(block.max(axis=1)) for block in _log_prob_blocks(outputs)])
 
 
 def divergence(teacher_outputs, outputs):
-    """Return KL(teacher || model) = Σ_c p_c (log p_c - log q_c) of each example, (examples,), float64, in nats.
-
-    Either side may be logits or probabilities (see `are_probabilities`).
-    """
+    """Return KL(teacher || model) of each example, (examples,), float64, in nats."""
     blocks = zip(_log_prob_blocks(teacher_outputs), _log_prob_blocks(outputs), strict=True)
     return np.concatenate([ops.convert_to_numpy(kl_divergence(teacher, model)) for teacher, model in blocks])
 

@@ -5,73 +5,66 @@ import dataclasses
 import json
 import pathlib
 
+import rich.console
+
 from keras_kd._files import written_whole
 from keras_kd._tables import plain_text
-from keras_kd.evaluation.display import Report, draw
+from keras_kd.evaluation.display import draw, fitting_tables
 from keras_kd.evaluation.scores import OVERALL, TEACHER_METRICS, Estimate, result_rows
 
-_FORMAT = "keras_kd.evaluation.Evaluation/1"
+_FORMAT = "keras_kd.evaluation.Evaluation/2"
+_KEYS = {"scores": ["model", "language", "metric"], "differences": ["model", "other", "language", "metric"]}
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """Size and latency of a model, and the kind of its outputs.
+    """Size and latency of a model, and the kind of its outputs."""
 
-    Attributes:
-        parameters: the number of weights; None where the file does not hold it.
-        size_bytes: bytes on disk; of the weights, for a live `keras.Model`.
-        latency_ms: median milliseconds for one example; None if not timed.
-        outputs: "logits" or "probabilities".
-    """
-
-    parameters: int | None
-    size_bytes: int
-    latency_ms: float | None
-    outputs: str
+    parameters: int | None  # the number of weights; None where the file does not hold it
+    size_bytes: int  # on disk; of the weights, for a live `keras.Model`
+    latency_ms: float | None  # median for one example; None if not timed
+    outputs: str  # "logits", "probabilities" or "vectors"
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Evaluation:
-    """Scores of several models on the same examples; made by `keras_kd.evaluate`. `print(evaluation)` shows the tables.
+    """Scores of several models on the same examples, made by `keras_kd.evaluate` and `keras_kd.evaluate_embeddings`.
+
+    `print(evaluation)` shows the tables.
 
     Rows (the argument `language` below) are "overall", each language, "mean over languages" and "mean of <group>".
-
-    Attributes:
-        models: {model name: ModelFacts}, in the order given.
-        teacher: the teacher's name among them, or None.
-        metrics: the metric names; "kl" is in nats, the others are shares from 0 to 1.
-        languages: sorted names; () if none were given.
-        groups: {group: tuple of languages}.
-        bootstrap, seed: the number of resamples and the seed of the intervals.
-        scores: {(model, row, metric): Estimate}.
-        differences: {(model, other model, row, metric): Estimate}; each pair once, see `difference`.
     """
 
-    models: dict[str, ModelFacts]
-    teacher: str | None
-    metrics: tuple[str, ...]
-    languages: tuple[str, ...]
-    groups: dict[str, tuple[str, ...]]
-    bootstrap: int
-    seed: int
-    scores: dict[tuple[str, str, str], Estimate]
-    differences: dict[tuple[str, str, str, str], Estimate]
+    models: dict[str, ModelFacts]  # in the order given
+    teacher: str | None  # its name among the models
+    metrics: tuple[str, ...]  # "kl" is in nats, "cosine" and "mse" are such, the others are shares from 0 to 1
+    languages: tuple[str, ...]  # sorted; () if none were given
+    groups: dict[str, tuple[str, ...]]  # languages by group
+    bootstrap: int  # resamples
+    seed: int  # of the intervals
+    scores: dict[tuple[str, str, str], Estimate]  # by model, row, metric
+    differences: dict[tuple[str, str, str, str], Estimate]  # by model, other model, row, metric
 
     @property
     def rows(self):
-        """The rows that have scores: languages first, then means, "overall" last."""
+        """The rows that have scores, "overall" last."""
         return result_rows(self.languages, self.groups)
 
-    def score(self, model, metric="macro_f1", *, language=OVERALL):
-        """Return a model's `Estimate`.
+    @property
+    def main_metric(self):
+        """The metric that is shown where none is named: "macro_f1", or "retrieval" for vectors."""
+        return "macro_f1" if "macro_f1" in self.metrics else self.metrics[0]
+
+    def score(self, model, metric=None, *, language=OVERALL):
+        """Return a model's `Estimate`; `metric` is `main_metric` if it is None, here and below.
 
         Example:
             >>> evaluation.score("distilled", "accuracy", language="de").value
         """
-        self._check_names(metric, language, model=model)
+        metric = self._checked_metric(metric, language, model=model)
         return self.scores[model, language, metric]
 
-    def difference(self, model, other, metric="macro_f1", *, language=OVERALL):
+    def difference(self, model, other, metric=None, *, language=OVERALL):
         """Return score(model) - score(other) with the 95 % interval of the paired bootstrap.
 
         Both models are scored on the same resamples, so what makes examples hard for both cancels out. The interval is
@@ -85,17 +78,11 @@ class Evaluation:
             >>> print(evaluation.difference("distilled", "student alone"))
             0.0820 [0.0713, 0.0931]
         """
-        self._check_names(metric, language, model=model, other=other)
-        if (model, other, language, metric) in self.differences:
-            return self.differences[model, other, language, metric]
-        if model == other:
-            examples = self.scores[model, language, metric].examples
-            return Estimate(0.0, *((0.0, 0.0) if self.bootstrap else (None, None)), examples)
-        value, low, high, examples = self.differences[other, model, language, metric]
-        bounds = (None, None) if low is None else (0.0 - high, 0.0 - low)  # 0.0 - x, for -x would make -0.0 of 0.0
-        return Estimate(0.0 - value, *bounds, examples)
+        metric = self._checked_metric(metric, language, model=model, other=other)
+        return self.differences[model, other, language, metric]
 
-    def _check_names(self, metric, language, **models):
+    def _checked_metric(self, metric, language, **models):
+        metric = self.main_metric if metric is None else metric
         for argument, model in models.items():
             if model not in self.models:
                 raise ValueError(f"{argument} must be one of {list(self.models)}, got {model!r}.")
@@ -103,22 +90,21 @@ class Evaluation:
             raise ValueError(f"language must be one of {self.rows}, got {language!r}.")
         known = [m for name, row, m in self.scores if name == next(iter(self.models)) and row == language]
         if metric not in known:
-            why = ""
-            if metric in TEACHER_METRICS:
-                why = " There was no teacher to compare with: evaluate again with teacher=<its name among the models>."
+            why = " There was no teacher to compare with: give teacher=." if metric in TEACHER_METRICS else ""
             raise ValueError(f"metric must be one of {known}, got {metric!r}.{why}")
+        return metric
 
     def __repr__(self):
-        examples = self.scores[next(iter(self.models)), OVERALL, "accuracy"].examples
+        examples = self.score(next(iter(self.models))).examples
         return f"Evaluation(models={list(self.models)}, languages={len(self.languages)}, examples={examples})"
 
     def __str__(self):
         return plain_text(self)
 
-    def __rich__(self):
-        return Report(self)
+    def __rich_console__(self, console, options):
+        yield from fitting_tables(self, self.main_metric, console, options)
 
-    def print(self, metric="macro_f1", *, console=None):
+    def print(self, metric=None, *, console=None):
         """Print the tables; the one by language shows `metric`.
 
         On a narrow console the intervals are left out; `str(evaluation)` always has them.
@@ -127,18 +113,18 @@ class Evaluation:
             metric: one of `metrics` that every language has: not the F1 of a class.
             console: a `rich.console.Console`; None for standard output.
         """
-        import rich.console
+        metric = self._checked_metric(metric, self.rows[0])
+        console = console or rich.console.Console()
+        for table in fitting_tables(self, metric, console, console.options):
+            console.print(table)
 
-        self._check_names(metric, self.rows[0])
-        (console or rich.console.Console()).print(Report(self, metric))
-
-    def plot(self, path=None, *, metric="macro_f1"):
+    def plot(self, path=None, *, metric=None):
         """Draw `metric` by language, one dot per model with its interval; return the `matplotlib.figure.Figure`.
 
         Languages are sorted by the teacher's score (by the first other model's where the teacher's is fixed, as in
         agreement). With `path` (.png, .svg, .pdf) the figure is also written there.
         """
-        self._check_names(metric, self.rows[0])
+        metric = self._checked_metric(metric, self.rows[0])
         figure = draw(self, metric)
         if path is not None:
             with written_whole(path) as partial:
@@ -154,11 +140,10 @@ class Evaluation:
 
     def to_json(self, path):
         """Write everything as JSON; `Evaluation.from_json` reads it back, equal to this one."""
-        names = ["models", "teacher", "metrics", "languages", "groups", "bootstrap", "seed"]
-        content = {"format": _FORMAT, **{name: getattr(self, name) for name in names}}
+        content = {"format": _FORMAT, **vars(self)}
         content["models"] = {name: dataclasses.asdict(facts) for name, facts in self.models.items()}
-        content["scores"] = _records(self.scores, ["model", "language", "metric"])
-        content["differences"] = _records(self.differences, ["model", "other", "language", "metric"])
+        for name, keys in _KEYS.items():
+            content[name] = _records(content[name], keys)
         text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
         with written_whole(path) as partial:
             partial.write_text(text, encoding="utf-8")
@@ -173,8 +158,8 @@ class Evaluation:
         content["models"] = {name: ModelFacts(**facts) for name, facts in content["models"].items()}
         content["metrics"], content["languages"] = tuple(content["metrics"]), tuple(content["languages"])
         content["groups"] = {group: tuple(members) for group, members in content["groups"].items()}
-        content["scores"] = _estimates(content["scores"], ["model", "language", "metric"])
-        content["differences"] = _estimates(content["differences"], ["model", "other", "language", "metric"])
+        for name, keys in _KEYS.items():
+            content[name] = _estimates(content[name], keys)
         return cls(**content)
 
 
@@ -183,5 +168,4 @@ def _records(estimates, names):
 
 
 def _estimates(records, names):
-    fields = Estimate._fields
-    return {tuple(r[name] for name in names): Estimate(*(r[field] for field in fields)) for r in records}
+    return {tuple(r.pop(name) for name in names): Estimate(**r) for r in records}

@@ -19,8 +19,9 @@ from keras_kd.metrics.classification import calibration_error, class_f1, macro_f
 OVERALL = "overall"
 MEAN_OVER_LANGUAGES = "mean over languages"
 METRICS = ("accuracy", "macro_f1", "ece", "agreement", "kl")
-TEACHER_METRICS = ("agreement", "kl")  # only of models beside a teacher
-LOWER_IS_BETTER = ("ece", "kl")
+EMBEDDING_METRICS = ("retrieval", "retrieval_teacher", "cosine", "mse")
+TEACHER_METRICS = ("agreement", "kl", "retrieval_teacher", "cosine", "mse")  # only of models beside a teacher
+LOWER_IS_BETTER = ("ece", "kl", "mse")
 # Noise makes a calibration error larger, once in the sample and once more in each resample: percentiles of resamples
 # lie too high by as much as the sample does, so they are mirrored at the sample's value (the basic bootstrap).
 MIRRORED = ("ece",)
@@ -36,18 +37,20 @@ class Estimate(typing.NamedTuple):
     high: float | None
     examples: int
 
+    def negated(self):
+        bounds = (None, None) if self.low is None else (0.0 - self.high, 0.0 - self.low)  # -x would make -0.0 of 0.0
+        return Estimate(0.0 - self.value, *bounds, self.examples)
+
     def __str__(self):
         interval = "" if self.low is None else f" [{self.low:.4f}, {self.high:.4f}]"
         return f"{self.value:.4f}{interval}"
 
 
 def class_metric(class_name):
-    """The name of the metric "F1 of one class"."""
     return f"f1:{class_name}"
 
 
 def group_mean(group):
-    """The name of the row that averages over a group's languages."""
     return f"mean of {group}"
 
 
@@ -60,21 +63,27 @@ def bootstrap_scores(labels, predictions, rows_by_language, classes, *, resample
     """Return {row name: {metric: (models, resamples)}}: scores on resampled examples, the same ones for every model.
 
     Each language is resampled to its own number of examples, with replacement; the overall row is the languages'
-    resamples put together (with no languages, all examples are resampled).
+    resamples put together. `predictions` is a list of `Predictions`, `rows_by_language` {language: row numbers} or {}.
+    """
+    weigh = functools.partial(_weighted_scores, labels, predictions, rows_by_language, classes, class_names=class_names)
+    at_a_time = max(1, _DRAWS_AT_A_TIME // max(len(labels), _sums(classes)))
+    return resampled_scores(weigh, resamples=resamples, seed=seed, at_a_time=at_a_time)
+
+
+def resampled_scores(weigh, *, resamples, seed, at_a_time):
+    """Return {row name: {metric: (models, resamples)}}.
 
     Args:
-        labels: (examples,) integers.
-        predictions: a list of `Predictions`, one per model.
-        rows_by_language: {language: row numbers}; {} for the overall row alone.
-        class_names: where given, the overall row holds the F1 of each class as well.
+        weigh: a function of `draw` that returns {row name: {metric: (resamples, models)}}, scores of examples weighted
+            by `draw(their number)`, `(resamples, examples)`; it draws language by language.
+        resamples, seed: how many, and of which generator.
+        at_a_time: how many of them at once.
     """
     generator = np.random.default_rng(seed)
-    block_size = max(1, _DRAWS_AT_A_TIME // max(len(labels), _sums(classes)))
     blocks = []
-    for start in range(0, resamples, block_size):
-        count = min(block_size, resamples - start)
-        draw = functools.partial(resampling_weights, resamples=count, generator=generator)
-        blocks.append(_weighted_scores(labels, predictions, rows_by_language, classes, draw, class_names))
+    for start in range(0, resamples, at_a_time):
+        count = min(at_a_time, resamples - start)
+        blocks.append(weigh(functools.partial(resampling_weights, resamples=count, generator=generator)))
     return {
         row: {metric: np.concatenate([block[row][metric] for block in blocks]).T for metric in metrics}
         for row, metrics in blocks[0].items()
@@ -88,15 +97,14 @@ def resampling_weights(examples, resamples, generator):
 
 
 def _sums(classes):
-    """The number of sums over examples that determine the scores of a model."""
+    """The number of a model's sums."""
     return 2 * classes + CALIBRATION_BINS + 2
 
 
 def _entries(labels, predictions, classes):
     """What each example adds to the sums of all models, (examples, entries): the positions of the sums, the numbers.
 
-    The sums of a model: hits of each class; predictions and labels of each class; the gap, right - confidence, in each
-    bin; agreements; divergences.
+    A model's sums: hits by class; predictions and labels by class; right - confidence by bin; agreements; divergences.
     """
     positions, numbers, width = [], [], _sums(classes)
     zeros, ones = np.zeros(len(labels), int), np.ones(len(labels), int)
@@ -110,7 +118,7 @@ def _entries(labels, predictions, classes):
     return np.stack(positions, axis=1), np.stack(numbers, axis=1)
 
 
-def _weighted_scores(labels, predictions, rows_by_language, classes, draw, class_names):
+def _weighted_scores(labels, predictions, rows_by_language, classes, draw, class_names=()):
     """{row: {metric: (resamples, models)}} of the examples weighted by `draw(their number)`, (resamples, examples)."""
     positions, numbers = _entries(labels, predictions, classes)
     shape = (len(predictions), _sums(classes))
@@ -156,30 +164,46 @@ def add_means(table, means):
 
 
 def summarize(predictions, labels, rows_by_language, groups, *, classes, class_names, bootstrap, seed):
-    """Return `Evaluation.scores` and `Evaluation.differences`.
+    """Return `Evaluation.scores` and `Evaluation.differences`; `predictions` is {model name: Predictions}."""
+    data = (labels, list(predictions.values()), rows_by_language, classes)
+    points = _weighted_scores(*data, all_once, class_names)
+    resampled = bootstrap and bootstrap_scores(*data, resamples=bootstrap, seed=seed, class_names=class_names)
+    return estimates(list(predictions), points, resampled, rows_by_language, groups, len(labels))
 
-    `predictions` is {model name: Predictions}, `groups` {group: languages}; all else as in `bootstrap_scores`.
+
+def all_once(examples):
+    """The weights of the examples themselves: each once."""
+    return np.ones((1, examples))
+
+
+def estimates(names, points, resampled, rows_by_language, groups, examples):
+    """Return `Evaluation.scores` and `Evaluation.differences`, with rows for the means.
+
+    Args:
+        names: of the models.
+        points: {row name: {metric: (1, models)}}.
+        resampled: as `resampled_scores` returns it; or something false.
+        rows_by_language: {language: row numbers} or {}.
+        groups: {group: languages}.
+        examples: how many there are.
     """
     means = {group_mean(group): members for group, members in groups.items()}
     if rows_by_language:
         means[MEAN_OVER_LANGUAGES] = tuple(rows_by_language)
-    counts = {language: len(rows) for language, rows in rows_by_language.items()} | {OVERALL: len(labels)}
+    counts = {language: len(rows) for language, rows in rows_by_language.items()} | {OVERALL: examples}
     counts |= {row: sum(counts[member] for member in members) for row, members in means.items()}
-
-    names, data = list(predictions), (labels, list(predictions.values()), rows_by_language, classes)
-    points = add_means(_weighted_scores(*data, lambda examples: np.ones((1, examples)), class_names), means)
-    if bootstrap:
-        resampled = bootstrap_scores(*data, resamples=bootstrap, seed=seed, class_names=class_names)
-        resampled = add_means(resampled, means)
+    points = add_means(points, means)
+    resampled = resampled and add_means(resampled, means)
     scores, differences = {}, {}
     for row, metrics in points.items():
         for metric, (values,) in metrics.items():
-            moved = resampled[row][metric] if bootstrap else np.zeros((len(names), 0))
+            moved = resampled[row][metric] if resampled else np.zeros((len(names), 0))
             for i, name in enumerate(names):
                 scores[name, row, metric] = _estimate(values[i], moved[i], counts[row], metric, least=0.0, most=1.0)
-            for i, j in itertools.combinations(range(len(names)), 2):
+            for i, j in itertools.combinations_with_replacement(range(len(names)), 2):
                 gap = _estimate(values[i] - values[j], moved[i] - moved[j], counts[row], metric)
                 differences[names[i], names[j], row, metric] = gap
+                differences[names[j], names[i], row, metric] = gap.negated()
     return scores, differences
 
 

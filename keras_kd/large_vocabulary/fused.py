@@ -103,9 +103,8 @@ def fused_loss(
 def _require_tokenwise(loss, labels):
     if not isinstance(loss, DistillationLoss) or not loss.tokenwise:
         raise TypeError(
-            "loss must be a keras_kd.losses.DistillationLoss that has a value for each token, got "
-            f"{type(loss).__name__}: {loss!r}. SoftLabels and the other divergences, LogitsMSE, "
-            "BinarySoftLabels, DecoupledKD and NormalizedKD are."
+            "loss must be a keras_kd.losses.DistillationLoss that has a value for each token, such as SoftLabels, got "
+            f"{type(loss).__name__}: {loss!r}."
         )
     if loss.needs_labels and labels is None:
         raise ValueError(f"{loss.name} needs labels, got none. Pass labels=, -1 for tokens without.")

@@ -20,18 +20,12 @@ class CannotFuse(ValueError):
 class Fusion:
     """A loss over the outputs of a teacher and a student that `fused_loss` computes from their last layers.
 
-    Args:
-        distillation_losses: The `DistillationLoss`es of a distiller.
-        student: A built `keras.Model`.
-        teacher: A built `keras.Model`, or a `PrecomputedTeacher`.
+    The teacher is a built `keras.Model` or a `PrecomputedTeacher`. CannotFuse is raised where there is no such loss.
 
     Attributes:
         loss: The loss.
         student: The student's `LastLayer`.
         teacher: The teacher's `LastLayer`; None where a `TopClasses` comes with the batch.
-
-    Raises:
-        CannotFuse: There is no such loss, or something else depends on the logits.
     """
 
     def __init__(self, distillation_losses, student, teacher):
@@ -56,11 +50,7 @@ class Fusion:
 
     @classmethod
     def wanted(cls, wish, distillation_losses, student, teacher):
-        """The `Fusion` of losses, student and teacher, or None.
-
-        Args:
-            wish: True, False, or None: where it is possible and the vocabulary is large.
-        """
+        """The `Fusion`, or None. `wish` is True, False, or None: where it is possible and the vocabulary is large."""
         if wish is False or (wish is None and not _has_many_classes(student)):
             return None
         try:
@@ -109,12 +99,7 @@ def _last_layer(model, role):
 
 
 class LastLayer(NamedTuple):
-    """The `Dense` or tied embedding that makes the logits of a model with one output.
-
-    Attributes:
-        layer: The layer.
-        hook: The hook on its input.
-    """
+    """The `Dense` or tied embedding that makes the logits of a model with one output, and the hook on its input."""
 
     layer: object
     hook: Hook
@@ -148,24 +133,17 @@ class LastLayer(NamedTuple):
 
 def _linear_layer(tensor):
     """The layer that made a tensor, if it is a plain matrix product, with or without a bias; else None."""
-    operation, index, inputs = producer(tensor)
-    inner = nested_output(operation, index)
+    layer, index, inputs = producer(tensor)
+    inner = nested_output(layer, index)
     if inner is not None:
         return _linear_layer(inner)
-    is_identity = isinstance(operation, keras.layers.Identity) or type(operation).__name__ == "Cast"
-    if isinstance(operation, keras.layers.Activation):
-        is_identity = operation.activation is keras.activations.linear
-    if is_identity:
+    is_linear = getattr(layer, "activation", None) is keras.activations.linear
+    if isinstance(layer, keras.layers.Identity) or type(layer).__name__ == "Cast":
         return _linear_layer(inputs[0])
-    return operation if _is_linear(operation) else None
-
-
-def _is_linear(layer):
-    if not isinstance(layer, (keras.layers.Dense, keras.layers.ReversibleEmbedding)):
-        return False
-    plain = type(layer).call in (keras.layers.Dense.call, keras.layers.ReversibleEmbedding.call)
-    if not plain or layer.quantization_mode is not None or layer.activity_regularizer is not None:
-        return False
+    if isinstance(layer, keras.layers.Activation):
+        return _linear_layer(inputs[0]) if is_linear else None
+    if type(layer).call not in (keras.layers.Dense.call, keras.layers.ReversibleEmbedding.call):
+        return None
     if isinstance(layer, keras.layers.ReversibleEmbedding):
-        return layer.logit_soft_cap is None
-    return layer.activation is keras.activations.linear
+        is_linear = layer.logit_soft_cap is None
+    return layer if is_linear and layer.quantization_mode is None and layer.activity_regularizer is None else None

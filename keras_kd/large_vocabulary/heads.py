@@ -31,11 +31,7 @@ class HeadTeacher:
 
     def __init__(self, head, student):
         head = checked_head(head, "teacher", "Head or TopClasses")
-        if vocabulary_of(head) != vocabulary_of(student):
-            raise ValueError(
-                f"teacher and student must have one vocabulary, got kernels {head.kernel.shape} and "
-                f"{student.kernel.shape}. For two vocabularies see keras_kd.losses.VocabularyMap."
-            )
+        _require_one_vocabulary(vocabulary_of(head), student)
         parts = [None if part is None else tf.stop_gradient(part) for part in head[:3]]
         self.head = in_float32(Head(*parts, head.vocabulary_first))
         self.shape = head.hidden.shape[:-1]
@@ -50,11 +46,7 @@ class TopClassesTeacher:
     """A teacher given by its most likely tokens, a `TopClasses`."""
 
     def __init__(self, top, student):
-        if top.count != vocabulary_of(student):
-            raise ValueError(
-                f"teacher and student must have one vocabulary, got {top.count} classes and a kernel "
-                f"{student.kernel.shape}."
-            )
+        _require_one_vocabulary(top.count, student)
         self.count = top.count
         self.shape = top.log_each.shape
         log_p, log_each = tf.stop_gradient(top.log_p), tf.stop_gradient(top.log_each)
@@ -63,6 +55,14 @@ class TopClassesTeacher:
     def logits(self, classes, log_p, log_each):
         # (tokens, k) x2, (tokens,) -> (tokens, vocabulary) log probabilities
         return dense_logs(classes, log_p, log_each, self.count)
+
+
+def _require_one_vocabulary(size, student):
+    if size != vocabulary_of(student):
+        raise ValueError(
+            f"teacher and student must have one vocabulary, got {size} and {vocabulary_of(student)} classes. For two "
+            "vocabularies see keras_kd.losses.VocabularyMap."
+        )
 
 
 def logits_of_head(head):
@@ -83,12 +83,10 @@ def by_token(tensor, trailing=0):
 
 
 def vocabulary_of(head):
-    """The size of the vocabulary."""
     return head.kernel.shape[0 if head.vocabulary_first else 1]
 
 
 def in_float32(head):
-    """The head with hidden states, kernel and bias cast to float32."""
     hidden, kernel, bias = (None if part is None else tf.cast(part, "float32") for part in head[:3])
     return Head(hidden, kernel, bias, head.vocabulary_first)
 

@@ -115,9 +115,6 @@ class SelfAttentionRelations(AttentionLoss):
             scores = ops.where(mask[:, None, None, :], scores, NOT_ATTENDED)
         return ops.log_softmax(scores, axis=-1)
 
-    def get_config(self):
-        return {**super().get_config(), "of": list(self.of), "heads": self.heads}
-
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class AttentionMaps(AttentionLoss):
@@ -172,9 +169,6 @@ class AttentionMaps(AttentionLoss):
         by_query = ops.sum(ops.mean(squares, axis=1), axis=-1)
         keys = ops.sum(ops.cast(seen, squares.dtype)[:, 0], axis=-1)
         return by_query / ops.maximum(keys, 1.0)
-
-    def get_config(self):
-        return {**super().get_config(), "mean_over_heads": self.mean_over_heads}
 
 
 def _is_seen(scores):

@@ -1,12 +1,13 @@
 """The base classes of the distillation losses: one teacher output, one student output, one value per sample."""
 
+import inspect
 import re
 
 import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_kd._assertions import MARK
+from keras_kd._assertions import asserted
 from keras_kd._hyperparameters import Hyperparameter, scalar_value
 from keras_kd._keras_private import get_mask, reduce_values
 
@@ -18,6 +19,7 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
     base class first casts both outputs to `dtype` and refuses shapes that differ; a loss that can compare other shapes
     overrides `compared_axes` or `check_shapes`. Afterwards it applies Keras masks of teacher and student, sample
     weights and the reduction. A loss can also be called by itself: `loss(teacher, student, sample_weight=None)`.
+    Arguments that its constructor keeps as the attributes of their names are part of `get_config`.
 
     Args:
         weight: wᵢ ≥ 0 in `L = L_raw + λ Σ wᵢ Lᵢ`. Kept in a variable, `loss.weight`, which callbacks may assign.
@@ -194,8 +196,8 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
         shape, assertions = list(ops.shape(teacher)), []
         for axis in unknown:
             sizes = tf.stack([shape[axis], ops.shape(student)[axis]])
-            message = f"{MARK}{self.name} compares outputs of one shape, but along axis {axis} teacher and student give"
-            assertions.append(tf.debugging.Assert(tf.equal(sizes[0], sizes[1]), [message, sizes]))
+            message = f"{self.name} compares outputs of one shape, but along axis {axis} teacher and student give"
+            assertions.append(asserted(tf.equal(sizes[0], sizes[1]), message, sizes))
             shape[axis] = sizes[1]
         with tf.control_dependencies(assertions):
             return tf.reshape(teacher, shape)
@@ -228,7 +230,12 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
 
     def hyperparameters(self):
         """The variables that a callback may change while training, by name: `{"weight": …, "temperature": …}`."""
-        return {"weight": self.weight}
+        return {
+            name: getattr(self, name)
+            for cls in reversed(type(self).__mro__)
+            for name, attribute in vars(cls).items()
+            if isinstance(attribute, Hyperparameter)
+        }
 
     def make_projection(self, teacher_shape, student_shape):
         """Return a new layer that makes the student's output as wide as the teacher's, or None if none is needed.
@@ -238,15 +245,13 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
         return None
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            **{name: scalar_value(variable) for name, variable in self.hyperparameters().items()},
-            "output": self.output,
-            "teacher_output": self.teacher_output,
-            "teacher_layer": self.teacher_layer,
-            "student_layer": self.student_layer,
-            "dtype": self.dtype,
-        }
+        """The arguments of the constructors, which keep each as the attribute of its name."""
+        config = {**super().get_config(), "dtype": self.dtype}
+        for cls in type(self).__mro__:
+            if issubclass(cls, DistillationLoss):
+                arguments = inspect.signature(cls.__init__).parameters
+                config |= {name: vars(self)[name] for name in arguments if name in vars(self)}
+        return {name: scalar_value(v) if isinstance(v, keras.Variable) else v for name, v in config.items()}
 
 
 class LabelledDistillationLoss(DistillationLoss):
@@ -318,7 +323,9 @@ def snake_case(name):
 
 
 class TemperatureLoss(DistillationLoss):
-    """Base class of the losses over outputs that soften both sides with a temperature T > 0.
+    """Base class of the losses with a temperature T > 0: `T² · compare(teacher / T, student / T)`.
+
+    A subclass implements `compare`, or `call` where its value is another one.
 
     Attributes:
         least_classes: The fewest units of an output that can be compared.
@@ -327,14 +334,15 @@ class TemperatureLoss(DistillationLoss):
 
     temperature = Hyperparameter(above=0.0, hint="2 to 8 is usual.")
     least_classes = 2
-    scales_with_temperature = False
+    scales_with_temperature = True
 
     def __init__(self, temperature=1.0, **kwargs):
         super().__init__(**kwargs)
         self.temperature = temperature
 
-    def hyperparameters(self):
-        return {**super().hyperparameters(), "temperature": self.temperature}
+    def call(self, teacher, student, **labels):
+        temperature = ops.cast(self.temperature, teacher.dtype)
+        return ops.square(temperature) * self.compare(teacher / temperature, student / temperature, **labels)
 
     def check_shapes(self, teacher_shape, student_shape):
         require_same_classes(self.name, teacher_shape, student_shape, at_least=self.least_classes)
@@ -378,8 +386,8 @@ class DistillationLossWrapper(DistillationLoss):
     def __init__(self, loss):
         if not isinstance(loss, DistillationLoss):
             raise TypeError(f"loss must be a keras_kd.losses.DistillationLoss, got {type(loss).__name__}: {loss!r}.")
-        options = DistillationLoss.get_config(loss)
-        super().__init__(**{name: options[name] for name in options if name not in loss.hyperparameters()})
+        options = ("output", "teacher_output", "teacher_layer", "student_layer", "reduction", "name", "dtype")
+        super().__init__(**{option: getattr(loss, option) for option in options})
         self.loss = loss
         self.__dict__["weight"] = loss.weight  # the same variable
         self.undoes, self.parts, self.shares_projection = loss.undoes, loss.parts, loss.shares_projection

@@ -21,6 +21,9 @@ class ProjectedFeatureLoss(DistillationLoss):
 
     vectors_only = False
 
+    def __init__(self, teacher_layer=None, student_layer=None, **kwargs):
+        super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
+
     def check_shapes(self, teacher_shape, student_shape):
         self._require_comparable(teacher_shape, student_shape)
 
@@ -82,7 +85,7 @@ class Hint(ProjectedFeatureLoss):
     """
 
     def __init__(self, teacher_layer=None, student_layer=None, *, shared_projection=False, **kwargs):
-        super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
+        super().__init__(teacher_layer, student_layer, **kwargs)
         self.shared_projection = require_flag(shared_projection, "shared_projection")
 
     @property
@@ -92,9 +95,6 @@ class Hint(ProjectedFeatureLoss):
     def call(self, teacher, student):
         # (batch, ..., features) x2 -> (batch, ...)
         return ops.mean(ops.square(teacher - student), axis=-1)
-
-    def get_config(self):
-        return {**super().get_config(), "shared_projection": self.shared_projection}
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -117,9 +117,6 @@ class CosineFeatures(ProjectedFeatureLoss):
     Reference: the cosine loss between hidden states of Sanh et al., "DistilBERT, a distilled version of BERT", 2019
     (https://arxiv.org/abs/1910.01108).
     """
-
-    def __init__(self, teacher_layer=None, student_layer=None, **kwargs):
-        super().__init__(teacher_layer=teacher_layer, student_layer=student_layer, **kwargs)
 
     def call(self, teacher, student):
         # (batch, ..., features) x2 -> (batch, ...)
@@ -186,9 +183,6 @@ class AttentionTransfer(DistillationLoss):
             output = ops.where(ops.expand_dims(mask, axis=-1), output, ops.zeros_like(output))
         attention = ops.mean(ops.power(ops.abs(output), self.p), axis=-1)
         return unit(attention, axis=tuple(range(1, len(attention.shape))))
-
-    def get_config(self):
-        return {**super().get_config(), "p": self.p}
 
 
 def unit(vectors, axis=-1):

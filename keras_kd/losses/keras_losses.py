@@ -63,11 +63,14 @@ class KerasLoss(DistillationLoss):
         expected = expected_ending(self.loss)
         return "probabilities" if expected and side == "teacher" else expected  # y_true is a distribution
 
+    @property
+    def _is_sparse(self):
+        return sparse_label_options(self.loss)[0]
+
     def check_shapes(self, teacher_shape, student_shape):
         if not self._is_loss:
             return
-        is_sparse, _ = sparse_label_options(self.loss)
-        compared = student_shape[:-1] if is_sparse and len(teacher_shape) < len(student_shape) else student_shape
+        compared = student_shape[:-1] if self._is_sparse and len(teacher_shape) < len(student_shape) else student_shape
         if differ(teacher_shape, compared):
             way_out = (
                 "Name outputs or layers of one shape; for other shapes, subclass keras_kd.losses.DistillationLoss."
@@ -75,10 +78,7 @@ class KerasLoss(DistillationLoss):
             raise self.shape_error("compares outputs of one shape", teacher_shape, student_shape, way_out)
 
     def compared_axes(self, rank):
-        if not self._is_loss:
-            return ()
-        is_sparse, _ = sparse_label_options(self.loss)
-        return range(rank - 1) if is_sparse else range(rank)
+        return range(rank - int(self._is_sparse)) if self._is_loss else ()
 
     def call(self, teacher, student):
         # (batch, ...) x2 -> (batch, ...), or () from a DistillationLoss
@@ -120,12 +120,18 @@ def loss_list(distillation_losses):
     if distillation_losses is None:
         return [SoftLabels()]
     given = distillation_losses if isinstance(distillation_losses, (list, tuple)) else [distillation_losses]
-    losses = [_as_loss(loss) for loss in given]
-    if not losses:
+    if not given:
         raise ValueError(
             "distillation_losses must be at least one, got an empty list. "
             "keras_kd.losses.SoftLabels() is the usual one."
         )
+    for loss in given:
+        if not isinstance(loss, (keras.losses.Loss, keras.distillation.DistillationLoss)):
+            raise TypeError(
+                "distillation_losses must be a keras_kd.losses.DistillationLoss, a keras.losses.Loss or a list of "
+                f"them, got {type(loss).__name__}: {loss!r}. keras_kd.losses.SoftLabels(temperature=4.0) is usual."
+            )
+    losses = [loss if isinstance(loss, DistillationLoss) else KerasLoss(loss) for loss in given]
     _require_distinct_names(losses)
     unreduced = [loss.name for loss in losses if loss.reduction in ("none", None)]
     if unreduced:
@@ -134,17 +140,6 @@ def loss_list(distillation_losses):
             "'sum_over_batch_size'."
         )
     return losses
-
-
-def _as_loss(loss):
-    if isinstance(loss, DistillationLoss):
-        return loss
-    if isinstance(loss, (keras.losses.Loss, keras.distillation.DistillationLoss)):
-        return KerasLoss(loss)
-    raise TypeError(
-        "distillation_losses must be a keras_kd.losses.DistillationLoss, a keras.losses.Loss or a list of them, got "
-        f"{type(loss).__name__}: {loss!r}. keras_kd.losses.SoftLabels(temperature=4.0) is the usual one."
-    )
 
 
 def _require_distinct_names(losses):

@@ -40,24 +40,18 @@ class DecoupledKD(TemperatureLoss, LabelledDistillationLoss):
 
     undoes = "softmax"
     tokenwise = True
-    scales_with_temperature = True
 
     def __init__(self, alpha=1.0, beta=8.0, *, temperature=4.0, **kwargs):
         super().__init__(temperature, **kwargs)
         self.alpha = require_number(alpha, "alpha", at_least=0.0)
         self.beta = require_number(beta, "beta", at_least=0.0)
 
-    def call(self, teacher, student, labels):
+    def compare(self, teacher, student, labels):
         # (..., classes) x2, (...) -> (...) nats
         true_class = _true_class(labels, student)
-        temperature = ops.cast(self.temperature, teacher.dtype)
-        teacher, student = teacher / temperature, student / temperature
         target_kl = kl_divergence(*(_true_or_not(logits, true_class) for logits in (teacher, student)))
         others_kl = kl_divergence(*(_among_others(logits, true_class) for logits in (teacher, student)))
-        return ops.square(temperature) * (self.alpha * target_kl + self.beta * others_kl)
-
-    def get_config(self):
-        return {**super().get_config(), "alpha": self.alpha, "beta": self.beta}
+        return self.alpha * target_kl + self.beta * others_kl
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -87,6 +81,7 @@ class NormalizedKD(TemperatureLoss, LabelledDistillationLoss):
 
     undoes = "softmax"
     tokenwise = True
+    scales_with_temperature = False
 
     def __init__(self, gamma=1.5, *, temperature=1.0, **kwargs):
         super().__init__(temperature, **kwargs)
@@ -101,9 +96,6 @@ class NormalizedKD(TemperatureLoss, LabelledDistillationLoss):
         log_probs = (_among_others(logits / temperature, true_class) for logits in (teacher, student))
         others = ops.sum(_cross_entropies(*log_probs), axis=-1)
         return target + self.gamma * ops.square(temperature) * others
-
-    def get_config(self):
-        return {**super().get_config(), "gamma": self.gamma}
 
 
 _FAR = -1e9  # a logit that gets no probability, and no NaN in the gradient either

@@ -16,9 +16,8 @@ class Divergence(TemperatureLoss):
     Computed in log space and in float32, so that it is finite at logits of ±1e4. A subclass implements
     `divergence(teacher_log_probs, student_log_probs)`.
 
-    A model that ends in softmax gives probabilities, not logits. A `Distiller` sees that in functional and sequential
-    models, from their last layer or activation, and takes the log of the probabilities: `softmax(log p / T)` equals
-    `softmax(logits / T)`. Called by itself, a loss takes logits.
+    A `Distiller` takes the log of the probabilities of a model that is known to end in softmax: `softmax(log p / T)`
+    equals `softmax(logits / T)`. Called by itself, a loss takes logits.
 
     Args:
         temperature: T > 0; 2 to 8 is usual. Kept in a variable, `loss.temperature`, which callbacks may assign.
@@ -26,14 +25,10 @@ class Divergence(TemperatureLoss):
 
     Call arguments:
         teacher, student: Logits `(batch, classes)`, or `(batch, length, classes)` for sequences.
-
-    Raises:
-        ValueError: `temperature` is not > 0 or not finite; when called, the shapes differ.
     """
 
     undoes = "softmax"
     tokenwise = True
-    scales_with_temperature = True
 
     def divergence(self, teacher_log_probs, student_log_probs):
         """One value per sample: the divergence D of log probabilities `(..., classes)`, `(...)` nats."""
@@ -41,12 +36,9 @@ class Divergence(TemperatureLoss):
             f"{type(self).__name__} must implement divergence(teacher_log_probs, student_log_probs)."
         )
 
-    def call(self, teacher, student):
+    def compare(self, teacher, student):
         # (..., classes) x2 -> (...) nats
-        temperature = ops.cast(self.temperature, teacher.dtype)
-        teacher_log_probs = ops.log_softmax(teacher / temperature, axis=-1)
-        student_log_probs = ops.log_softmax(student / temperature, axis=-1)
-        return ops.square(temperature) * self.divergence(teacher_log_probs, student_log_probs)
+        return self.divergence(ops.log_softmax(teacher, axis=-1), ops.log_softmax(student, axis=-1))
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -88,9 +80,6 @@ class SoftLabels(Divergence):
 
     def divergence(self, teacher_log_probs, student_log_probs):
         return kl_divergence(teacher_log_probs, student_log_probs)
-
-    def get_config(self):
-        return {**super().get_config(), "standardize": self.standardize}
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -153,9 +142,6 @@ class JensenShannon(Divergence):
         student_kl = kl_divergence(student_log_probs, mixture_log_probs)
         return self.beta * teacher_kl + (1.0 - self.beta) * student_kl
 
-    def get_config(self):
-        return {**super().get_config(), "beta": self.beta}
-
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class SkewKL(Divergence):
@@ -183,12 +169,7 @@ class SkewKL(Divergence):
         self.alpha = require_number(alpha, "alpha", at_least=0.0, at_most=1.0)
 
     def divergence(self, teacher_log_probs, student_log_probs):
-        if self.alpha == 0.0:
-            return kl_divergence(teacher_log_probs, student_log_probs)
         return kl_divergence(teacher_log_probs, log_mixture(self.alpha, teacher_log_probs, student_log_probs))
-
-    def get_config(self):
-        return {**super().get_config(), "alpha": self.alpha}
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -211,15 +192,18 @@ class SkewReverseKL(SkewKL):
         return super().divergence(student_log_probs, teacher_log_probs)
 
 
+_LEAST_STD = 1e-2  # of logits; the gradient of standardized logits is as large as 1 / std
+
+
 def kl_divergence(first_log_probs, second_log_probs):
     """KL(first ‖ second) from log probabilities `(..., classes)`: `(...)` nats."""
     return ops.sum(ops.exp(first_log_probs) * (first_log_probs - second_log_probs), axis=-1)
 
 
 def log_mixture(share, first_log_probs, second_log_probs):
-    """The log of `share · first + (1 − share) · second`, in log space; 0 < share ≤ 1."""
-    if share == 1.0:
-        return first_log_probs
+    """The log of `share · first + (1 − share) · second`, in log space."""
+    if share in (0.0, 1.0):
+        return first_log_probs if share else second_log_probs
     return ops.logaddexp(first_log_probs + math.log(share), second_log_probs + math.log1p(-share))
 
 
@@ -228,9 +212,6 @@ def _standardized(logits):
     centered = logits - ops.mean(logits, axis=-1, keepdims=True)
     variance = ops.sum(ops.square(centered), axis=-1, keepdims=True) / (logits.shape[-1] - 1)
     return centered / (ops.sqrt(ops.maximum(variance, _LEAST_STD**2)) + 1e-7)
-
-
-_LEAST_STD = 1e-2  # of logits; the gradient of standardized logits is as large as 1 / std
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -298,14 +279,11 @@ class BinarySoftLabels(TemperatureLoss):
 
     undoes = "sigmoid"
     tokenwise = True
-    scales_with_temperature = True
     least_classes = 1
 
-    def call(self, teacher, student):
+    def compare(self, teacher, student):
         # (..., units) x2 -> (...) nats
-        temperature = ops.cast(self.temperature, teacher.dtype)
         teacher_log_probs, student_log_probs = (  # of each unit being on and off, (..., units, 2)
-            ops.stack([ops.log_sigmoid(logits / temperature), ops.log_sigmoid(-logits / temperature)], axis=-1)
-            for logits in (teacher, student)
+            ops.stack([ops.log_sigmoid(logits), ops.log_sigmoid(-logits)], axis=-1) for logits in (teacher, student)
         )
-        return ops.square(temperature) * ops.mean(kl_divergence(teacher_log_probs, student_log_probs), axis=-1)
+        return ops.mean(kl_divergence(teacher_log_probs, student_log_probs), axis=-1)

@@ -51,7 +51,6 @@ class DIST(TemperatureLoss):
     """
 
     undoes = "softmax"
-    scales_with_temperature = True
     relates_examples = True
 
     def __init__(self, beta=1.0, gamma=1.0, *, temperature=1.0, **kwargs):
@@ -67,16 +66,12 @@ class DIST(TemperatureLoss):
                 f"teacher {teacher_shape}."
             )
 
-    def call(self, teacher, student):
+    def compare(self, teacher, student):
         # (batch, classes) x2 -> (batch,)
-        temperature = ops.cast(self.temperature, teacher.dtype)
-        teacher, student = (ops.softmax(logits / temperature, axis=-1) for logits in (teacher, student))
+        teacher, student = (ops.softmax(logits, axis=-1) for logits in (teacher, student))
         between_classes = 1.0 - correlation(teacher, student, axis=-1)
         between_examples = 1.0 - ops.mean(correlation(teacher, student, axis=0))
-        return ops.square(temperature) * (self.beta * between_classes + self.gamma * between_examples)
-
-    def get_config(self):
-        return {**super().get_config(), "beta": self.beta, "gamma": self.gamma}
+        return self.beta * between_classes + self.gamma * between_examples
 
 
 def correlation(teacher, student, axis):
@@ -172,9 +167,6 @@ class RelationalKD(RelationLoss):
         if self.angle == 0.0:
             return values
         return values + self.angle * ops.mean(_huber(_angles(teacher) - _angles(student)), axis=(-2, -1))
-
-    def get_config(self):
-        return {**super().get_config(), "distance": self.distance, "angle": self.angle}
 
 
 def _vectors(output):
@@ -296,9 +288,6 @@ class CorrelationCongruence(RelationLoss):
             kernel = kernel + term
         return math.exp(-2.0 * self.gamma) * kernel
 
-    def get_config(self):
-        return {**super().get_config(), "gamma": self.gamma, "order": self.order}
-
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class ContrastiveKD(ProjectedFeatureLoss):
@@ -345,15 +334,9 @@ class ContrastiveKD(ProjectedFeatureLoss):
         self.temperature = temperature
         self.symmetric = require_flag(symmetric, "symmetric")
 
-    def hyperparameters(self):
-        return {**super().hyperparameters(), "temperature": self.temperature}
-
     def call(self, teacher, student):
         # (batch, features) x2 -> (batch,) nats
         cosines = ops.matmul(unit(student), ops.transpose(unit(teacher)))
         logits = cosines / ops.cast(self.temperature, cosines.dtype)
         axes = (-1, 0) if self.symmetric else (-1,)
         return -sum(ops.diagonal(ops.log_softmax(logits, axis=axis)) for axis in axes) / len(axes)
-
-    def get_config(self):
-        return {**super().get_config(), "symmetric": self.symmetric}

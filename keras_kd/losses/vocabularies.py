@@ -21,15 +21,13 @@ class UniversalLogitDistillation(TemperatureLoss):
     [0, 2]. As in the authors' code there is no factor T², so that the gradient shrinks as T grows.
 
     It compares how sure the models are and between how many classes, not between which. Where most tokens are shared,
-    `VocabularyMap` transfers more. There is no gradient where the student gives more than the teacher to each of its
-    ranks, as when it has fewer classes and both are unsure.
+    `VocabularyMap` transfers more.
 
     Sequences may differ in length: token i is compared with token i, up to the end of the shorter one. The mean is over
     the student's tokens that are compared and that no Keras mask of either side leaves out. `reduction=None` gives one
     value per student token, 0 beyond the teacher's end.
 
-    Sorting costs two more tensors of `(batch, length, classes)` per side, and time. On a CPU, 512 tokens of
-    50,000 classes took 11 s with all ranks, 2.1 s with `top_k=1000`, 1.0 s with `top_k=100`; `SoftLabels` 0.4 s.
+    Sorting takes memory and time: on a CPU, 512 tokens of 50,000 classes took 11 s, and 1.0 s with `top_k=100`.
 
     Args:
         temperature: T > 0; 1 is usual. Kept in a variable, `loss.temperature`, which callbacks may assign.
@@ -55,6 +53,7 @@ class UniversalLogitDistillation(TemperatureLoss):
     """
 
     undoes = "softmax"
+    scales_with_temperature = False
 
     def __init__(self, temperature=1.0, *, top_k=None, **kwargs):
         super().__init__(temperature, **kwargs)
@@ -75,10 +74,10 @@ class UniversalLogitDistillation(TemperatureLoss):
         """The student's tokens that neither side masks, up to the teacher's end, bool; None: all of them."""
         if len(student.shape) != 3 or len(teacher.shape) != 3:
             return None
+        if teacher.shape[1] is not None and teacher.shape[1] == student.shape[1]:
+            return super().token_mask(teacher, student)
         teacher_mask, student_mask = mask_of_tokens(teacher), mask_of_tokens(student)
         if teacher_mask is None:
-            if teacher.shape[1] is not None and teacher.shape[1] == student.shape[1]:
-                return student_mask
             teacher_mask = ops.ones(ops.shape(teacher)[:2], "bool")
         length = ops.shape(student)[1]
         missing = ops.zeros((ops.shape(teacher)[0], length), "bool")
@@ -106,9 +105,6 @@ class UniversalLogitDistillation(TemperatureLoss):
         largest, _ = ops.top_k(logits, classes if self.top_k is None else min(self.top_k, classes))
         return ops.exp(largest - ops.logsumexp(logits, axis=-1, keepdims=True))
 
-    def get_config(self):
-        return {**super().get_config(), "top_k": self.top_k}
-
 
 @keras.saving.register_keras_serializable(package="keras_kd")
 class VocabularyMap(DistillationLossWrapper):
@@ -116,8 +112,7 @@ class VocabularyMap(DistillationLossWrapper):
 
     The teacher's logits are gathered to the student's tokens, `teacher[..., teacher_ids]`, and the loss compares
     them with the student's. So the teacher's distribution is renormalized over the student's vocabulary: the
-    probability of other tokens is lost, and `mass` gives what is kept. Independent units (`BinarySoftLabels`) are
-    gathered in the same way.
+    probability of other tokens is lost. Independent units (`BinarySoftLabels`) are gathered in the same way.
 
     A token that the teacher lacks has the id -1: it is left out on both sides, and only the labels train it.
 
@@ -165,18 +160,6 @@ class VocabularyMap(DistillationLossWrapper):
         ids = np.full(self._classes, -1)
         ids[self._student_ids] = self._teacher_ids
         return ids.tolist()
-
-    def mass(self, teacher):
-        """The share, in [0, 1], of the probability of the teacher's logits `(..., classes)` on the student's tokens.
-
-        Example:
-
-        >>> loss = keras_kd.losses.VocabularyMap(keras_kd.losses.SoftLabels(), teacher_ids=[3, 0])
-        >>> round(float(loss.mass(np.log([0.5, 0.1, 0.1, 0.3]))), 4)
-        0.8
-        """
-        teacher = ops.convert_to_tensor(teacher, dtype=self.dtype)
-        return ops.exp(ops.logsumexp(self._on_shared(teacher, self._teacher_ids), axis=-1) - ops.logsumexp(teacher, -1))
 
     def check_shapes(self, teacher_shape, student_shape):
         shapes = f"the teacher gives {teacher_shape}, the student {student_shape}"

@@ -104,48 +104,8 @@ def macro_f1(hits, occurrences):
     return ops.divide_no_nan(ops.sum(f1, axis=-1), classes), classes
 
 
-class ClassCounts(ExampleMetric):
-    """Base class: hits, predictions and labels of each class, in each of several groups of examples."""
-
-    def __init__(self, classes, *, groups, name, dtype):
-        super().__init__(name=name, dtype=dtype)
-        self.classes = require_count(classes, "classes", at_least=2)
-        self.groups = groups
-        self.hits = self.add_sum("hits", (groups, self.classes))
-        self.predicted = self.add_sum("predicted", (groups, self.classes))
-        self.actual = self.add_sum("actual", (groups, self.classes))
-
-    def count(self, y_true, y_pred, sample_weight, group_index=None):
-        """Add a batch. `group_index(weights)` gives the group of each example and the weights; None: a single group."""
-        outputs, weights = self.outputs_and_weights(y_pred, sample_weight)
-        if outputs.shape[-1] != self.classes:
-            raise ValueError(
-                f"{self.name} was made for classes={self.classes}, but the outputs have shape {tuple(outputs.shape)}."
-            )
-        labels, weights = self.labels_and_weights(y_true, outputs, weights)
-        group, weights = (0, weights) if group_index is None else group_index(weights)
-        predicted = ops.cast(ops.argmax(outputs, axis=-1), "int32")
-        hit = ops.where(ops.equal(predicted, labels), weights, ops.zeros_like(weights))
-        self.hits.assign_add(self._by_class(hit, group, predicted))
-        self.predicted.assign_add(self._by_class(weights, group, predicted))
-        self.actual.assign_add(self._by_class(weights, group, ops.clip(labels, 0, self.classes - 1)))
-
-    def _by_class(self, weights, group, index):
-        """The sums of weights `(batch, ...)` by group and class: `(groups, classes)`."""
-        segments = ops.reshape(group * self.classes + index, (-1,))
-        sums = ops.segment_sum(ops.reshape(weights, (-1,)), segments, num_segments=self.groups * self.classes)
-        return ops.reshape(sums, (self.groups, self.classes))
-
-    def macro_f1(self):
-        """Macro-F1 of each group, `(groups,)`, and how many classes occur in it."""
-        return macro_f1(self.hits, self.predicted + self.actual)
-
-    def get_config(self):
-        return {**super().get_config(), "classes": self.classes}
-
-
 @keras.saving.register_keras_serializable(package="keras_kd")
-class MacroF1(ClassCounts):
+class MacroF1(ExampleMetric):
     """Macro-F1, in [0, 1]: higher is better. The mean of the classes' F1 = 2 · hits / (predictions + labels).
 
     As scikit-learn's `f1_score(average="macro")`, and so as `keras_kd.evaluate`: over the classes that occur among the
@@ -178,18 +138,49 @@ class MacroF1(ClassCounts):
     0.6666...
     """
 
+    groups = 1  # of examples, counted apart
+
     def __init__(self, classes, *, name="macro_f1", dtype="float32"):
-        super().__init__(classes, groups=1, name=name, dtype=dtype)
+        super().__init__(name=name, dtype=dtype)
+        self.classes = require_count(classes, "classes", at_least=2)
+        self.hits = self.add_sum("hits", (self.groups, self.classes))
+        self.predicted = self.add_sum("predicted", (self.groups, self.classes))
+        self.actual = self.add_sum("actual", (self.groups, self.classes))
 
     def update_state(self, y_true, y_pred, sample_weight=None):
-        self.count(y_true, y_pred, sample_weight)
+        self._count(y_true, y_pred, sample_weight, lambda weights: (0, weights))
+
+    def _count(self, y_true, y_pred, sample_weight, group_index):
+        """Add a batch. `group_index(weights)` gives the group of each example and the weights."""
+        outputs, weights = self.outputs_and_weights(y_pred, sample_weight)
+        if outputs.shape[-1] != self.classes:
+            raise ValueError(
+                f"{self.name} was made for classes={self.classes}, but the outputs have shape {tuple(outputs.shape)}."
+            )
+        labels, weights = self.labels_and_weights(y_true, outputs, weights)
+        group, weights = group_index(weights)
+        predicted = ops.cast(ops.argmax(outputs, axis=-1), "int32")
+        hit = ops.where(ops.equal(predicted, labels), weights, ops.zeros_like(weights))
+        self.hits.assign_add(self._by_class(hit, group, predicted))
+        self.predicted.assign_add(self._by_class(weights, group, predicted))
+        self.actual.assign_add(self._by_class(weights, group, ops.clip(labels, 0, self.classes - 1)))
+
+    def _by_class(self, weights, group, index):
+        """The sums of weights `(batch, ...)` by group and class: `(groups, classes)`."""
+        segments = ops.reshape(group * self.classes + index, (-1,))
+        sums = ops.segment_sum(ops.reshape(weights, (-1,)), segments, num_segments=self.groups * self.classes)
+        return ops.reshape(sums, (self.groups, self.classes))
 
     def result(self):
-        return self.macro_f1()[0][0]
+        values, _ = macro_f1(self.hits, self.predicted + self.actual)
+        return values[0]
+
+    def get_config(self):
+        return {**super().get_config(), "classes": self.classes}
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class MacroF1ByLanguage(ClassCounts):
+class MacroF1ByLanguage(MacroF1):
     """`MacroF1` of each language, and its mean over the languages that have had examples: each weighs the same.
 
     `result()` is a dict, `{"macro_f1_en": …, "macro_f1_sw": …, "macro_f1_mean": …}`: the names are those of the logs.
@@ -231,7 +222,8 @@ class MacroF1ByLanguage(ClassCounts):
         self._table = LanguageTable(languages, "languages")
         if "mean" in self._table.languages:
             raise ValueError('languages must not hold "mean": the result calls the mean over languages that.')
-        super().__init__(classes, groups=len(self._table), name=name, dtype=dtype)
+        self.groups = len(self._table)
+        super().__init__(classes, name=name, dtype=dtype)
         if not isinstance(language_key, str):
             raise TypeError(f"language_key must be the name of an entry of x, got {language_key!r}.")
         self.languages = self._table.languages
@@ -243,7 +235,7 @@ class MacroF1ByLanguage(ClassCounts):
                 f"{self.name} needs each example's language, got none. Pass languages= to update_state; in the compile "
                 "of a plain Keras model, take keras_kd.metrics.MacroF1."
             )
-        self.count(y_true, y_pred, sample_weight, lambda weights: self._index(languages, weights))
+        self._count(y_true, y_pred, sample_weight, lambda weights: self._index(languages, weights))
 
     def _index(self, languages, weights):
         """The number of each example's language among `self.languages`, and the weights, checked."""
@@ -257,7 +249,7 @@ class MacroF1ByLanguage(ClassCounts):
         return ops.maximum(positions, 0), ops.where(known, weights, float("nan"))
 
     def result(self):
-        by_language, occurring = self.macro_f1()
+        by_language, occurring = macro_f1(self.hits, self.predicted + self.actual)
         met = ops.cast(ops.not_equal(occurring, 0), self.dtype)
         mean = ops.divide_no_nan(ops.sum(met * by_language), ops.sum(met))
         start = self.name.removesuffix("_by_language")

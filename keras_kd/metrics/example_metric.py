@@ -6,7 +6,7 @@ from keras import ops
 from keras_kd._assertions import require_all
 from keras_kd._checks import require_choice
 from keras_kd._keras_private import get_mask, set_direction
-from keras_kd.losses.base import class_labels
+from keras_kd.losses.base import class_labels, with_rank
 
 
 class ExampleMetric(keras.metrics.Metric):
@@ -68,6 +68,4 @@ def per_example(values, rank, argument):
     if not 1 <= len(values.shape) <= rank:
         expected = "(batch,)" if rank == 1 else "(batch,) or that of the tokens"
         raise ValueError(f"{argument} must have the shape {expected}, got {tuple(values.shape)}.")
-    for _ in range(rank - len(values.shape)):
-        values = ops.expand_dims(values, -1)
-    return values
+    return with_rank(values, rank)

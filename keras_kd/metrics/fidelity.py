@@ -36,16 +36,13 @@ class FidelityMetric(ExampleMetric):
 
     Example:
 
-    >>> class Regret(keras_kd.metrics.FidelityMetric):
+    >>> class LogitsMAE(keras_kd.metrics.FidelityMetric):
     ...     def compare(self, teacher, student):
-    ...         chosen = keras.ops.argmax(student, axis=-1)[..., None]
-    ...         probabilities = keras.ops.softmax(teacher)
-    ...         chosen_probability = keras.ops.take_along_axis(probabilities, chosen, axis=-1)[..., 0]
-    ...         return keras.ops.max(probabilities, axis=-1) - chosen_probability
-    >>> regret = Regret()
-    >>> regret.update_state(np.log([[0.7, 0.2, 0.1], [0.1, 0.8, 0.1]]), np.array([[0.0, 1.0, 0.0], [0.0, 2.0, 0.0]]))
-    >>> regret.name, float(regret.result())
-    ('regret', 0.25...)
+    ...         return keras.ops.mean(keras.ops.abs(teacher - student), axis=-1)
+    >>> mae = LogitsMAE()
+    >>> mae.update_state(np.array([[1.0, 3.0]]), np.array([[0.0, 1.0]]))
+    >>> mae.name, float(mae.result())
+    ('logits_mae', 1.5)
     """
 
     needs_teacher = True

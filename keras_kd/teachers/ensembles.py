@@ -7,15 +7,7 @@ from keras import ops
 
 from keras_kd._checks import require_choice, require_number
 from keras_kd.outputs.reader import output_names
-from keras_kd.teachers.members import (
-    ending_in,
-    input_structure,
-    like_members,
-    members_of,
-    outputs_of,
-    require_alike,
-    shared_inputs,
-)
+from keras_kd.teachers.members import ending_in, input_structure, like_members, members_of, require_alike, shared_inputs
 
 
 def ensemble(teachers, *, weights=None, mean_of="probabilities"):
@@ -27,26 +19,24 @@ def ensemble(teachers, *, weights=None, mean_of="probabilities"):
       teachers' distributions.
     - `mean_of="logits"`: `Σᵢ wᵢ zᵢ`. Its softmax is their normalized geometric mean. Use it for regression too.
 
-    For a teacher that ends in softmax, zᵢ are its log probabilities; a subclassed teacher must give logits. If all end
-    in sigmoid, the mean is that of each unit's Bernoulli distribution, and the ensemble ends in sigmoid. Several
-    outputs are averaged one by one.
+    For a teacher that ends in softmax, zᵢ are its log probabilities. If all end in sigmoid, the mean is that of each
+    unit's Bernoulli distribution, and the ensemble ends in sigmoid. Several outputs are averaged one by one.
 
-    Each teacher reads its inputs by name, so that a dict of inputs serves teachers with different tokenizers. A
-    subclassed teacher gets all inputs. The teachers are not changed.
+    Each teacher reads its inputs by name, so that a dict of inputs serves teachers with different tokenizers. The
+    teachers are not changed.
 
     Args:
-        teachers: A list of built `keras.Model`s, one at least functional or sequential.
+        teachers: A list of functional or sequential models.
         weights: A number > 0 per teacher; they are divided by their sum. None: all equal.
         mean_of: "probabilities" or "logits".
 
     Returns:
-        A functional `keras.Model` that gives logits, with the output structure and names of the first functional
-        teacher.
+        A functional `keras.Model` that gives logits, with the output structure and names of the first teacher.
 
     Raises:
         TypeError: `teachers` is not a list of `keras.Model`s, or a weight not a number.
-        ValueError: A teacher is not built; none is functional or sequential; inputs of one name, or outputs, differ;
-            `weights` are not > 0 or not one per teacher.
+        ValueError: A teacher is not built, or neither functional nor sequential; inputs of one name, or outputs,
+            differ; `weights` are not > 0 or not one per teacher.
 
     Example:
 
@@ -67,8 +57,8 @@ def ensemble(teachers, *, weights=None, mean_of="probabilities"):
     members = members_of({f"teachers[{i}]": teacher for i, teacher in enumerate(teachers)})
     shares = _shares(weights, len(members))
     inputs = shared_inputs(members)
-    outputs = [outputs_of(member, inputs) for member in members]
-    endings = [ending for _, ending in require_alike(members, outputs)]
+    outputs = [member(inputs) for member in members]
+    _, endings = require_alike(members, outputs)
     means = [
         _MEANS[mean_of][ending](logits, shares)
         for logits, ending in zip(zip(*outputs, strict=True), endings, strict=True)
@@ -84,14 +74,14 @@ def multi_output(teachers):
     are named "teacher/output", by name or index: "bert/hidden", "bert/0". Inputs are as in `ensemble`.
 
     Args:
-        teachers: A dict of built `keras.Model`s by name, one at least functional or sequential.
+        teachers: A dict of functional or sequential models by name.
 
     Returns:
         A functional `keras.Model` with a dict of outputs, float32.
 
     Raises:
         TypeError: `teachers` is not a dict of `keras.Model`s by str.
-        ValueError: A teacher is not built; none is functional or sequential; inputs of one name differ.
+        ValueError: A teacher is not built, or neither functional nor sequential; inputs of one name differ.
 
     Example:
 
@@ -107,10 +97,9 @@ def multi_output(teachers):
     inputs = shared_inputs(members)
     outputs = {}
     for name, member in zip(teachers, members, strict=True):
-        tensors = outputs_of(member, inputs)
-        endings = member.endings or ["linear"] * len(tensors)
+        tensors = member(inputs)
         keys = output_names(member.model) or range(len(tensors))
-        for key, tensor, ending in zip(keys, tensors, endings, strict=True):
+        for key, tensor, ending in zip(keys, tensors, member.endings, strict=True):
             ended = ending_in("sigmoid" if ending == "sigmoid" else "linear", tensor)
             outputs[name if len(tensors) == 1 else f"{name}/{key}"] = ended
     return keras.Model(input_structure(members, inputs), outputs, name="multi_output")
@@ -127,8 +116,10 @@ def _shares(weights, count):
     return [weight / math.fsum(weights) for weight in weights]
 
 
+# Means of `(batch, ..., classes)` logits of each teacher, of the same shape.
+
+
 def _mean_of_logits(logits, shares):
-    # (batch, ..., classes) x teachers -> (batch, ..., classes)
     return sum(share * tensor for share, tensor in zip(shares, logits, strict=True))
 
 
@@ -138,12 +129,11 @@ def _log_mean_of(logs, shares):
 
 
 def _mean_of_distributions(logits, shares):
-    # (batch, ..., classes) x teachers -> (batch, ..., classes), nats
     return _log_mean_of([ops.log_softmax(tensor, axis=-1) for tensor in logits], shares)
 
 
 def _mean_of_units(logits, shares):
-    # (batch, ..., units) x teachers -> (batch, ..., units): log p − log(1 − p) of each unit's mean p
+    """log p − log(1 − p) of each unit's mean p."""
     on, off = ([ops.log_sigmoid(sign * tensor) for tensor in logits] for sign in (1.0, -1.0))
     return _log_mean_of(on, shares) - _log_mean_of(off, shares)
 

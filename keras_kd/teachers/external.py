@@ -55,13 +55,26 @@ def from_saved_model(path, *, output=None, gives="logits"):
             f"path must hold a SavedModel for any number of examples, got one for {runtime.fixed_batch} a call. Export "
             "it again with None as the first size of its inputs."
         )
-    specs = runtime.specs()
-    _require_ranks({**specs, **runtime.signature.structured_outputs})
+    specs, outputs = runtime.specs(), runtime.signature.structured_outputs
+    open_ranks = [name for name, spec in {**specs, **outputs}.items() if spec.shape.rank is None]
+    if open_ranks:
+        raise ValueError(
+            f"path must hold a SavedModel whose inputs and outputs have a known rank, got {open_ranks} "
+            "of unknown rank. Export it again with input_signature=."
+        )
+    output = _chosen_output(outputs, output)
+    layer = ExternalModel(
+        lambda inputs: runtime.signature(**inputs)[output],
+        tuple(outputs[output].shape[1:]),
+        gives,
+        supports_jit=not any(spec.dtype == tf.string for spec in specs.values()),
+        name="saved_model",
+    )
     inputs = {
         name: keras.Input(tuple(spec.shape[1:]), dtype=spec.dtype.name, name=name) for name, spec in specs.items()
     }
-    outputs = SavedModel(runtime, _chosen_output(runtime.signature.structured_outputs, output), gives)(inputs)
-    return keras.Model(inputs if len(inputs) != 1 else next(iter(inputs.values())), outputs, name="from_saved_model")
+    given = inputs if len(inputs) != 1 else next(iter(inputs.values()))
+    return keras.Model(given, layer(inputs), name="from_saved_model")
 
 
 def from_function(function, *, inputs, classes, gives="probabilities"):
@@ -111,67 +124,48 @@ def from_function(function, *, inputs, classes, gives="probabilities"):
     require_count(sizes[-1] if sizes else None, "classes", at_least=1)
     if isinstance(inputs, dict):  # Keras requires input names to equal the keys
         inputs = {key: keras.Input(tuple(i.shape[1:]), dtype=i.dtype, name=key) for key, i in inputs.items()}
-    layer = NumpyFunction(function, sizes, gives)
+
+    def in_numpy(inputs):
+        def run(*arrays):
+            given = keras.tree.pack_sequence_as(inputs, [_decoded(array) for array in arrays])
+            return _answer(function, given, sizes, gives)
+
+        return tf.numpy_function(run, keras.tree.flatten(inputs), tf.float32)
+
+    layer = ExternalModel(in_numpy, sizes, gives, supports_jit=False, name="numpy_function")
     return keras.Model(inputs, layer(inputs), name="from_function")
 
 
 class ExternalModel(keras.layers.Layer):
-    """Base class: a layer whose `compute` gives logits or probabilities of the shape `(batch, *sizes)`, as logits."""
+    """A layer whose `function`, of tensors, gives logits or probabilities of the shape `(batch, *sizes)`, as logits."""
 
-    def __init__(self, sizes, gives, *, supports_jit, name):
+    def __init__(self, function, sizes, gives, *, supports_jit, name):
         super().__init__(name=name, dtype="float32", autocast=False)
         self.supports_jit = supports_jit
-        self.sizes = sizes
-        self.gives = gives
+        self.function, self.sizes, self.gives = function, sizes, gives
         self.built = True
 
     def call(self, inputs):
-        outputs = tf.cast(self.compute(inputs), tf.float32)
+        outputs = tf.ensure_shape(tf.cast(self.function(inputs), tf.float32), (None, *self.sizes))
         return logits_of(outputs, "softmax") if self.gives == "probabilities" else outputs
 
 
-class SavedModel(ExternalModel):
-    """One output, by its name, of the serving signature of a `SavedModelRuntime`."""
-
-    def __init__(self, runtime, output, gives):
-        sizes = tuple(runtime.signature.structured_outputs[output].shape[1:])
-        supports_jit = not any(spec.dtype == tf.string for spec in runtime.specs().values())
-        super().__init__(sizes, gives, supports_jit=supports_jit, name="saved_model")
-        self._runtime, self._output = runtime, output
-
-    def compute(self, inputs):
-        return self._runtime.signature(**inputs)[self._output]
-
-
-class NumpyFunction(ExternalModel):
-    """A function of NumPy arrays."""
-
-    def __init__(self, function, sizes, gives):
-        super().__init__(sizes, gives, supports_jit=False, name="numpy_function")
-        self._function = function
-
-    def compute(self, inputs):
-        def run(*arrays):
-            return self._checked(keras.tree.pack_sequence_as(inputs, [_decoded(array) for array in arrays]))
-
-        return tf.ensure_shape(tf.numpy_function(run, keras.tree.flatten(inputs), tf.float32), (None, *self.sizes))
-
-    def _checked(self, inputs):
-        """The result of the function in float32."""
-        examples = len(keras.tree.flatten(inputs)[0])
-        if not examples:  # of a replica without examples
-            return np.zeros((0, *(size or 1 for size in self.sizes)), np.float32)
-        result = np.asarray(self._function(inputs))
-        expected = (examples, *self.sizes)
-        if result.dtype.kind not in "fiu" or not tf.TensorShape(result.shape).is_compatible_with(expected):
-            raise ValueError(
-                f"{self._function!r} must return an array of numbers of shape {expected} for {examples} examples, "
-                f"got {result.dtype} of shape {result.shape}."
-            )
-        result = result.astype(np.float32)
-        if self.gives == "probabilities":
-            _require_probabilities(result, self._function)
-        return result
+def _answer(function, inputs, sizes, gives):
+    """The result of a function of NumPy arrays, checked, in float32."""
+    examples = len(keras.tree.flatten(inputs)[0])
+    if not examples:  # of a replica without examples
+        return np.zeros((0, *(size or 1 for size in sizes)), np.float32)
+    result = np.asarray(function(inputs))
+    expected = (examples, *sizes)
+    if result.dtype.kind not in "fiu" or not tf.TensorShape(result.shape).is_compatible_with(expected):
+        raise ValueError(
+            f"{function!r} must return an array of numbers of shape {expected} for {examples} examples, "
+            f"got {result.dtype} of shape {result.shape}."
+        )
+    result = result.astype(np.float32)
+    if gives == "probabilities":
+        _require_probabilities(result, function)
+    return result
 
 
 def _require_probabilities(result, function):
@@ -190,15 +184,6 @@ def _decoded(array):
     if array.dtype != object:
         return array
     return np.array([value.decode() for value in array.ravel()], dtype=object).reshape(array.shape)
-
-
-def _require_ranks(specs):
-    open_ranks = [name for name, spec in specs.items() if spec.shape.rank is None]
-    if open_ranks:
-        raise ValueError(
-            f"path must hold a SavedModel whose inputs and outputs have a known rank, got {open_ranks} "
-            "of unknown rank. Export it again with input_signature=."
-        )
 
 
 def _chosen_output(outputs, name):

@@ -4,18 +4,17 @@ import keras
 from keras import ops
 
 from keras_kd._checks import require_choice, require_teacher
-from keras_kd._keras_private import call_model, functional_graph
+from keras_kd._keras_private import functional_graph
 from keras_kd.deploy.precision import rebuilt
 from keras_kd.outputs.reader import output_names
-from keras_kd.teachers.members import ModelConfig
 
 
 def cast(teacher, dtype):
     """Return a copy of the teacher with bfloat16 or float16 weights and computation: half the memory.
 
-    For inference: nothing in it is trainable. Outputs are float32 and keep their names. The teacher is not changed, and
-    the copy shares nothing with it. The first layer rounds the inputs, except `keras.layers.Normalization`, which stays
-    in float32.
+    For inference: nothing in it is trainable. Outputs keep their names, and are float32, but those of a subclassed
+    model. The teacher is not changed, and the copy shares nothing with it. The first layer rounds the inputs, except
+    `keras.layers.Normalization`, which stays in float32.
 
     float16 overflows above 65,504; bfloat16 has the range of float32 and 8 significant bits. The speed depends on the
     machine: `benchmarks/teachers.py` measures it. Custom classes need `get_config` and registration, since the copy is
@@ -43,29 +42,14 @@ def cast(teacher, dtype):
     require_teacher(teacher)
     require_choice(dtype, "dtype", ["bfloat16", "float16"])
     copy = rebuilt(teacher, dtype, f"the teacher {teacher.name!r}")
-    copy.trainable = False
     graph = functional_graph(copy)
-    if graph is None:
-        return Float32Outputs(copy, name=teacher.name)
-    names = output_names(copy)
-    copy = keras.Model(graph.input, keras.tree.map_structure(_in_float32, graph.output), name=teacher.name)
+    if graph is not None:
+        names = output_names(copy)
+        copy = keras.Model(graph.input, keras.tree.map_structure(_in_float32, graph.output), name=teacher.name)
+        if not isinstance(graph.output, dict):
+            copy.output_names = names  # of the layers, not of the casts after them
     copy.trainable = False
-    if not isinstance(graph.output, dict):
-        copy.output_names = names  # of the layers, not of the casts after them
     return copy
-
-
-@keras.saving.register_keras_serializable(package="keras_kd")
-class Float32Outputs(ModelConfig, keras.Model):
-    """A subclassed model with its outputs in float32."""
-
-    def __init__(self, model, *, name=None):
-        super().__init__(name=name, trainable=model.trainable)
-        self.model = model
-        self.built = True
-
-    def call(self, inputs, training=None):
-        return keras.tree.map_structure(_in_float32, call_model(self.model, inputs, training))
 
 
 def _in_float32(tensor):

@@ -6,16 +6,33 @@ from keras import ops
 
 from keras_kd._checks import require_teacher
 from keras_kd._keras_private import functional_graph
-from keras_kd._quiet import first_line
 from keras_kd.outputs.endings import output_activations
 from keras_kd.outputs.model_inputs import input_names, input_specs
 from keras_kd.outputs.reader import OutputReader, output_names
 
-_MAKE_FUNCTIONAL = "Make it functional: inputs = keras.Input(shape, name=...); keras.Model(inputs, teacher(inputs))."
 
+@keras.saving.register_keras_serializable(package="keras_kd")
+class Member(keras.layers.Layer):
+    """One of several teachers: reads its inputs by name from a dict, gives a list of logits, float32, one per output.
 
-class ModelConfig:
-    """The config of a layer or model that is made of one `model` and has a `name`."""
+    Args:
+        model: A functional or sequential model. Where it ends in softmax or sigmoid, the logits are those before it.
+        name: Name of the layer; models may have the same name.
+    """
+
+    def __init__(self, model, *, name):
+        super().__init__(name=name, dtype="float32", autocast=False)
+        self.model = model
+        self.endings = output_activations(model)
+        self._reader = OutputReader(model, role="teacher")
+        self.built = True
+
+    def call(self, inputs, training=None):
+        outputs, logits = self._reader(inputs, training), []
+        for i, ending in enumerate(self.endings):
+            undo = ending if ending in ("softmax", "sigmoid") else None
+            logits += self._reader.select(outputs, i, undo=undo)
+        return [ops.cast(tensor, "float32") for tensor in logits]
 
     def get_config(self):
         return {"name": self.name, "model": keras.saving.serialize_keras_object(self.model)}
@@ -26,50 +43,19 @@ class ModelConfig:
         return cls(model, name=config["name"])
 
 
-@keras.saving.register_keras_serializable(package="keras_kd")
-class Member(ModelConfig, keras.layers.Layer):
-    """One of several teachers: reads its inputs by name from a dict, gives a list of logits, float32, one per output.
-
-    Args:
-        model: A built `keras.Model`. A functional or sequential one reads its own inputs and, where it ends in softmax
-            or sigmoid, gives the logits before it. Any other gets all inputs, and gives its outputs as they are.
-        name: Name of the layer; models may have the same name.
-    """
-
-    def __init__(self, model, *, name):
-        super().__init__(name=name, dtype="float32", autocast=False)
-        self.model = model
-        self._reader = OutputReader(model, role="teacher")
-        self._reads_names = input_names(model) is not None
-        self.built = True
-
-    @property
-    def endings(self):
-        """The last activation of each output, "unknown" where it cannot be seen; an empty list if subclassed."""
-        return output_activations(self.model)
-
-    def call(self, inputs, training=None):
-        if not self._reads_names and len(inputs) == 1:
-            (inputs,) = inputs.values()
-        outputs = self._reader(inputs, training)
-        endings = self.endings or ["unknown"] * len(keras.tree.flatten(outputs.prediction))
-        undoes = [ending if ending in ("softmax", "sigmoid") else None for ending in endings]
-        undone = [self._reader.select(outputs, i, undo=undo)[0] for i, undo in enumerate(undoes)]
-        return [ops.cast(tensor, "float32") for tensor in undone]
-
-
 def members_of(models):
-    """A `Member` for each of `models`, a dict by the name of the argument, such as "teachers[0]".
-
-    Raises:
-        TypeError: A model is not a `keras.Model`.
-        ValueError: There is no model; one is not built, or ends in a softmax over another axis than the last.
-    """
+    """A `Member` for each of `models`, a dict by the name of the argument, such as "teachers[0]"."""
     if not models:
         raise ValueError("teachers must hold one teacher or more, got none.")
     members = []
     for argument, model in models.items():
-        member = Member(require_teacher(model, argument), name=f"member_{len(members)}")
+        if functional_graph(require_teacher(model, argument)) is None:
+            raise ValueError(
+                f"{argument} must be functional or sequential, for its inputs to be known by name, got a "
+                f"{type(model).__name__}. Wrap it: inputs = keras.Input(shape, name=...); "
+                "keras.Model(inputs, teacher(inputs))."
+            )
+        member = Member(model, name=f"member_{len(members)}")
         over_other_axes = [ending for ending in member.endings if ending.startswith("softmax over")]
         if over_other_axes:
             raise ValueError(
@@ -84,43 +70,22 @@ def members_of(models):
 
 
 def shared_inputs(members, extra=None):
-    """The inputs of all members, `{input name: keras.Input}`, and `extra` ones, `{input name: tf.TensorSpec}`.
-
-    Raises:
-        ValueError: No member is functional or sequential; inputs of one name differ.
-    """
+    """The inputs of all members, `{input name: keras.Input}`, and `extra` ones, `{input name: tf.TensorSpec}`."""
     specs = {}
     for member in members:
-        for name, spec in (input_specs(member.model) or {}).items():
+        for name, spec in input_specs(member.model).items():
             specs[name] = _merged(name, specs.get(name, spec), spec)
-    if not specs:
-        raise ValueError(
-            "one teacher at least must be functional or sequential: other models have no known inputs. "
-            + _MAKE_FUNCTIONAL
-        )
     specs = {**(extra or {}), **specs}
     return {name: keras.Input(tuple(spec.shape[1:]), dtype=spec.dtype.name, name=name) for name, spec in specs.items()}
 
 
 def input_structure(members, inputs):
     """The inputs, `{input name: keras.Input}`, in the members' structure if all have the same; else one or a dict."""
-    structures = [names for names in (input_names(member.model) for member in members) if names is not None]
+    structures = [input_names(member.model) for member in members]
     alike = all(names == structures[0] for names in structures)
     if alike and set(keras.tree.flatten(structures[0])) == set(inputs):
         return keras.tree.map_structure(lambda name: inputs[name], structures[0])
     return inputs if len(inputs) > 1 else next(iter(inputs.values()))
-
-
-def outputs_of(member, inputs):
-    """The member's logits, a list of symbolic tensors, for `{input name: keras.Input}`."""
-    try:
-        return member(inputs)
-    except Exception as error:  # a subclassed model may raise anything for inputs of others
-        model = member.model
-        raise ValueError(
-            f"teacher {model.name!r}, a {type(model).__name__}, could not be called on the inputs {sorted(inputs)}: "
-            f"{first_line(error)} {_MAKE_FUNCTIONAL}"
-        ) from error
 
 
 def _merged(name, spec, other):
@@ -140,10 +105,11 @@ def _merged(name, spec, other):
 
 
 def require_alike(members, outputs):
-    """The common shape and ending, "sigmoid" or "linear", of each output: `[(shape, ending), ...]`.
+    """The common shape and the common ending, "sigmoid" or "linear", of each output: two lists.
 
-    Raises:
-        ValueError: Members differ in the number of outputs, in an output's shape, or in whether it ends in sigmoid.
+    Args:
+        members: The `Member`s.
+        outputs: The symbolic logits of each.
     """
     counts = [len(tensors) for tensors in outputs]
     if len(set(counts)) != 1:
@@ -151,15 +117,14 @@ def require_alike(members, outputs):
             f"teachers must all have the same number of outputs, got {counts}. Choose outputs: "
             "keras.Model(teacher.input, teacher.output['name'])."
         )
-    return [
-        (_common_shape(i, [tensors[i].shape for tensors in outputs]), _common_ending(i, members))
-        for i in range(counts[0])
-    ]
+    shapes = [_common_shape(i, [tensors[i].shape for tensors in outputs]) for i in range(counts[0])]
+    endings = [_common_ending(i, [member.endings[i] for member in members]) for i in range(counts[0])]
+    return shapes, endings
 
 
 def like_members(members, tensors, endings):
     """Logits as the outputs of the combined model, with the structure, names and endings of the members."""
-    model = next(member.model for member in members if functional_graph(member.model) is not None)
+    model = members[0].model
     structure = functional_graph(model).output
     # A dict names its outputs by its keys, which may also be the names of inputs.
     names = [None] * len(tensors) if isinstance(structure, dict) else output_names(model) or [None] * len(tensors)
@@ -181,8 +146,7 @@ def _common_shape(position, shapes):
     return tuple(common)
 
 
-def _common_ending(position, members):
-    endings = [member.endings[position] if member.endings else "unknown" for member in members]
+def _common_ending(position, endings):
     if "sigmoid" not in endings:
         return "linear"
     if set(endings) != {"sigmoid"}:

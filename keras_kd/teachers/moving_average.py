@@ -93,7 +93,6 @@ class MeanTeacher(keras.callbacks.Callback):
 
 
 def _teacher_and_student(distiller):
-    """The teacher and the student of a distiller; raise ValueError if training changes the teacher already."""
     require_tensorflow("MeanTeacher")
     if require_distiller(distiller, "MeanTeacher").learns_from_precomputed_outputs:
         raise ValueError(
@@ -113,7 +112,6 @@ def _teacher_and_student(distiller):
 
 
 def _paired_weights(teacher, student):
-    """Pairs of weights of both models, checked to match."""
     way_out = "MeanTeacher needs a teacher of the student's architecture: keras.models.clone_model(student)."
     counts = len(teacher.weights), len(student.weights)
     if counts[0] != counts[1]:

@@ -5,14 +5,7 @@ import tensorflow as tf
 
 from keras_kd._languages import LanguageTable
 from keras_kd.outputs.model_inputs import input_specs
-from keras_kd.teachers.members import (
-    input_structure,
-    like_members,
-    members_of,
-    outputs_of,
-    require_alike,
-    shared_inputs,
-)
+from keras_kd.teachers.members import input_structure, like_members, members_of, require_alike, shared_inputs
 
 
 def route_by_language(teachers, *, language_key="language", default=None):
@@ -27,18 +20,18 @@ def route_by_language(teachers, *, language_key="language", default=None):
     `tf.data.Dataset`.
 
     Args:
-        teachers: A dict of built `keras.Model`s by language, all str or all int; languages may share one. Their outputs
-            have the same shapes. At least one is functional or sequential.
+        teachers: A dict of functional or sequential models by language, all str or all int; languages may share one.
+            Their outputs have the same shapes.
         language_key: Key of `x` for the language of each example: strings or integers, `(batch,)` or `(batch, 1)`.
-        default: A `keras.Model` for all other languages. None: another language raises, before its batch is trained on.
+        default: A model for all other languages. None: another language raises, before its batch is trained on.
 
     Returns:
         A functional `keras.Model` that takes a dict of the teachers' inputs and `language_key`, and gives logits.
 
     Raises:
         TypeError: `teachers` is not a dict of `keras.Model`s by str or by int, or `language_key` not a str.
-        ValueError: There is no language; a teacher is not built; none is functional or sequential; inputs of one name,
-            or outputs, differ.
+        ValueError: There is no language; a teacher is not built, or neither functional nor sequential; inputs of one
+            name, or outputs, differ.
         tf.errors.InvalidArgumentError: During training, a language without a teacher; ValueError in eager execution.
 
     Example:
@@ -72,12 +65,11 @@ def route_by_language(teachers, *, language_key="language", default=None):
             f"x[{language_key!r}] must be {dtype.name}, as the keys of teachers are, but a teacher reads it as "
             f"{inputs[language_key].dtype}. Use keys of that dtype, or another language_key."
         )
-    read = {name for member in members for name in input_specs(member.model) or {}}
+    read = {name for member in members for name in input_specs(member.model)}
     # The language is an input of the members only if one of them has an input of that name.
     readable = {name: tensor for name, tensor in inputs.items() if name != language_key or language_key in read}
-    common = require_alike(members, [outputs_of(member, readable) for member in members])
-    shapes, endings = ([list(shape) for shape, _ in common], [ending for _, ending in common])
-    router = Router(members, choices, indices.get(id(default)), shapes)
+    shapes, endings = require_alike(members, [member(readable) for member in members])
+    router = Router(members, choices, indices.get(id(default)), list(map(list, shapes)))
     outputs = router({"languages": inputs[language_key], "inputs": readable})
     return keras.Model(
         input_structure(members, inputs), like_members(members, outputs, endings), name="route_by_language"
@@ -88,14 +80,8 @@ def route_by_language(teachers, *, language_key="language", default=None):
 class Router(keras.layers.Layer):
     """Sends each example to the member of its language, and gives a list of the logits of each output, float32.
 
-    Args:
-        members: `Member`s.
-        choices: `[language, index of its member]` for every language, all str or all int.
-        default: Index of the member for all other languages, or None.
-        shapes: Shape of each output; None where a size is unknown.
-
-    Call arguments:
-        batch: `{"languages": (batch,) or (batch, 1), "inputs": {input name: (batch, ...)}}`.
+    `choices` are `[language, index of its member]`, `default` is the index for all other languages or None, `shapes`
+    those of the outputs. A batch is `{"languages": (batch,) or (batch, 1), "inputs": {input name: (batch, ...)}}`.
     """
 
     def __init__(self, members, choices, default, shapes, *, name="router"):
