@@ -116,7 +116,7 @@ def half_precision(case, rounds):
             "KL, nats": float(keras_kd.losses.SoftLabels()(logits["float32"], logits[name])),
             "ms": times[name],
             "time ratio": times[name] / times["float32"],
-            "MB": keras_kd.runtimes.open_runtime(model).size_bytes / 1e6,
+            "MB": keras_kd.deploy.runtimes.open_runtime(model).size_bytes / 1e6,
         }
     return rows
 

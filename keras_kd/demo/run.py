@@ -16,6 +16,7 @@ import keras
 import numpy as np
 import rich.console
 import tensorflow as tf
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from keras_kd import datasets
 from keras_kd._files import written_whole
@@ -139,13 +140,15 @@ class Demo:
         return self.encoder(split.texts).numpy()
 
     @contextlib.contextmanager
-    def stage(self, name):
-        """Show a stage while it runs, and how long it took; yield a Keras callback that shows the epochs."""
+    def stage(self, name, steps=None):
+        """Show a stage, with its steps and the time left if it has some, then how long it took; yield a callback."""
+        columns = [TextColumn("{task.description:<16}"), BarColumn(bar_width=20)]
+        if steps:
+            columns += [MofNCompleteColumn(), TextColumn("steps, left"), TimeRemainingColumn(compact=True)]
         start = time.perf_counter()
-        with self.console.status(name) as status:
-            yield keras.callbacks.LambdaCallback(
-                on_epoch_end=lambda epoch, logs: status.update(f"{name}: epoch {epoch + 1}, loss {logs['loss']:.3f}")
-            )
+        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
+            task = bar.add_task(name, total=steps)
+            yield keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.advance(task))
         self.seconds[name] = time.perf_counter() - start
         self.console.print(f"{name:<16}{self.seconds[name]:>8.1f} s", highlight=False)
 
@@ -159,7 +162,7 @@ class Demo:
         """Train a model or a distiller; labels below 0 are withheld."""
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=datasets.UNLABELLED)
         model.compile(optimizer(steps, self.setting.learning_rate), loss)
-        with self.stage(stage) as shown:
+        with self.stage(stage, steps) as shown:
             model.fit(
                 shuffled_batches(ids, labels, batch_size=self.setting.batch_size, seed=self.seed),
                 epochs=self.setting.epochs,
