@@ -59,7 +59,7 @@ class _SharedSums:
 
     def __init__(self, x):
         self._rows, self._rows_of_all = local_rows(x), None
-        self._sums = []  # (tensor that is summed over, its sum)
+        self._sums = []  # (tensors that are summed over, their sum)
 
     def rows(self):
         if self._rows_of_all is None:
@@ -73,12 +73,12 @@ class _SharedSums:
         total, self._rows_of_all = tf.unstack(sum_over_replicas(tf.stack([number, self._rows])))
         return total
 
-    def of(self, source, number):
-        """The sum of `number`, which is computed from the tensor `source` alone."""
+    def of(self, sources, number):
+        """The sum of `number`, which is computed from a list of tensors, or None, alone."""
         for known, total in self._sums:
-            if known is source:
+            if all(one is other for one, other in zip(known, sources, strict=True)):
                 return total
-        self._sums.append((source, sum_over_replicas(number)))
+        self._sums.append((sources, sum_over_replicas(number)))
         return self._sums[-1][1]
 
 
@@ -164,16 +164,16 @@ class GlobalMean:
         weighted = self.loss.reduction == "mean_with_sample_weight" and sample_weight is not None
         if mask is None and ignore_class is None and not weighted:
             return tf.shape(y_pred)[0], rows_of_all(y_pred)
-        source, counted = mask, None if mask is None else tf.cast(mask, tf.float32)
         if ignore_class is not None:
             labelled = tf.not_equal(tf.reshape(y_true, tf.shape(y_pred)[:-1]), tf.cast(ignore_class, y_true.dtype))
-            source = labelled if mask is None else tf.logical_and(mask, labelled)
-            counted = tf.cast(source, tf.float32)
+            mask = labelled if mask is None else tf.logical_and(mask, labelled)
+        counted = 1.0 if mask is None else tf.cast(mask, tf.float32)
         if weighted:
-            source = weight = tf.cast(sample_weight, tf.float32)
-            counted = weight if counted is None else counted * with_rank(weight, len(counted.shape))
+            weight = tf.cast(sample_weight, tf.float32)
+            counted *= weight if mask is None else with_rank(weight, len(mask.shape))
         count = tf.reduce_sum(counted)
-        return count, (_STEP.sums or _SharedSums(y_pred)).of(source, count)
+        sources = (mask, sample_weight if weighted else None)
+        return count, (_STEP.sums or _SharedSums(y_pred)).of(sources, count)
 
 
 # Which strategies run what ---------------------------------------------------------------------------------------
