@@ -2,9 +2,10 @@
 
 Eager code raises ValueError. A graph can only assert: its error wraps the message in TensorFlow's own text. So every
 message that leaves a graph, or a NumPy function inside one, is written as `[keras_kd: message] [value]`, which
-`explained` finds in the text of the error and turns into a ValueError. Nothing else writes or reads that form.
+`as_value_errors` finds in the text of the error and turns into a ValueError. Nothing else writes or reads that form.
 """
 
+import contextlib
 import re
 
 import keras
@@ -17,17 +18,21 @@ _MARKED = re.compile(r"\[" + MARK + r"([^\[\]]*)\] \[([^\[\]]*)\]")
 
 
 def marked(message, value):
-    """The text that `explained` reads: for errors that a NumPy function raises inside a graph."""
+    """The text that `as_value_errors` reads: for errors that a NumPy function raises inside a graph."""
     return f"[{MARK}{message}] [{value}]"
 
 
-def explained(error):
-    """The ValueError for a marked message in the text of a TensorFlow error; None if there is none."""
-    found = _MARKED.search(str(error))
-    if found is None:
-        return None
-    message, value = (re.sub(r"\\([\\'\"])", r"\1", part) for part in found.groups())  # TensorFlow escapes quotes
-    return value_error(message, value)
+@contextlib.contextmanager
+def as_value_errors():
+    """Raise a TensorFlow error with a marked message as the ValueError that the message makes."""
+    try:
+        yield
+    except tf.errors.OpError as error:
+        found = _MARKED.search(str(error))
+        if found is None:
+            raise
+        message, value = (re.sub(r"\\([\\'\"])", r"\1", part) for part in found.groups())  # TensorFlow escapes quotes
+        raise value_error(message, value) from None
 
 
 def value_error(message, value):

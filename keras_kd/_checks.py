@@ -29,10 +29,8 @@ def require_model(value, argument):
 def require_teacher(value, argument="teacher"):
     """Return `value` if it is a built `keras.Model`; else raise, and name the function that makes a teacher of it."""
     if not isinstance(value, keras.Model):
-        shown = f"{value!r:.200}"
-        raise TypeError(
-            f"{argument} must be a keras.Model, got {type(value).__name__}: {shown}. {_how_to_make_a_teacher(value)}"
-        )
+        got = f"{type(value).__name__}: {value!r:.200}"
+        raise TypeError(f"{argument} must be a keras.Model, got {got}. {_how_to_make_a_teacher(value)}")
     if not value.built:
         raise ValueError(
             f"{argument} {value.name!r} is not built, so it holds no trained weights. Call it once on a batch, or give "
@@ -41,40 +39,42 @@ def require_teacher(value, argument="teacher"):
     return value
 
 
+def _from_function(kind, function, options=""):
+    call = f"from_function({function}, inputs=keras.Input(shape), classes=n{options})"
+    return f"For {kind}: keras_kd.teachers.{call}."
+
+
+_FROM_SAVED_MODEL = "For the folder of a SavedModel: keras_kd.teachers.from_saved_model(path)."
+_MULTI_OUTPUT = "For a model with an output per teacher: keras_kd.teachers.multi_output(teachers)"
+_FROM_FILE = {
+    ".weights.h5": "A file of weights alone: build the model, then model.load_weights(path).",
+    (".keras", ".h5", ".hdf5"): "Load it: keras.saving.load_model(path).",
+    "": _FROM_SAVED_MODEL,
+}
+_FROM_CLASS = {
+    dict: f"For one teacher per language: keras_kd.teachers.route_by_language(teachers). {_MULTI_OUTPUT}.",
+    (list, tuple, set): "For the mean of several teachers: keras_kd.teachers.ensemble(teachers). "
+    f"{_MULTI_OUTPUT}, with a dict of them by name.",
+    keras.Layer: "Make it a model: keras.Sequential([keras.Input(shape), layer]).",
+}
+_FROM_PACKAGE = {
+    "sklearn": _from_function("scikit-learn", "model.predict_proba"),
+    "torch": _from_function("PyTorch", "lambda x: model(torch.from_numpy(x)).detach().numpy()", ', gives="logits"'),
+    "tensorflow": _FROM_SAVED_MODEL,
+}
+
+
 def _how_to_make_a_teacher(value):
-    packages = {base.__module__.partition(".")[0] for base in type(value).__mro__}
-    arguments = "inputs=keras.Input(shape), classes=n"
     if isinstance(value, (str, os.PathLike)):
-        path = os.fspath(value)
-        if path.endswith(".weights.h5"):
-            return "A file of weights alone: build the model, then model.load_weights(path)."
-        if path.endswith((".keras", ".h5", ".hdf5")):
-            return "Load it: keras.saving.load_model(path)."
-        return "For the folder of a SavedModel: keras_kd.teachers.from_saved_model(path)."
-    if isinstance(value, dict):
-        return (
-            "For one teacher per language: keras_kd.teachers.route_by_language(teachers). For a model with an output "
-            "per teacher: keras_kd.teachers.multi_output(teachers)."
-        )
-    if isinstance(value, (list, tuple, set)):
-        return (
-            "For the mean of several teachers: keras_kd.teachers.ensemble(teachers). For a model with an output per "
-            "teacher: keras_kd.teachers.multi_output(teachers), with a dict of them by name."
-        )
+        return next(way for ending, way in _FROM_FILE.items() if os.fspath(value).endswith(ending))
     if isinstance(value, type):
         return f"That is the class: pass a model made with it, {value.__name__}(...)."
-    if isinstance(value, keras.Layer):
-        return "Make it a model: keras.Sequential([keras.Input(shape), layer])."
-    if "sklearn" in packages:
-        return f"For scikit-learn: keras_kd.teachers.from_function(model.predict_proba, {arguments})."
-    if "torch" in packages:
-        function = "lambda x: model(torch.from_numpy(x)).detach().numpy()"
-        return f'For PyTorch: keras_kd.teachers.from_function({function}, {arguments}, gives="logits").'
-    if "tensorflow" in packages:
-        return "For a SavedModel: keras_kd.teachers.from_saved_model(path), with the path of its folder."
+    packages = {base.__module__.partition(".")[0] for base in type(value).__mro__}
+    ways = [way for kind, way in _FROM_CLASS.items() if isinstance(value, kind)]
+    ways += [way for package, way in _FROM_PACKAGE.items() if package in packages]
     if callable(value):
-        return f"For a function of NumPy arrays: keras_kd.teachers.from_function(function, {arguments})."
-    return "keras_kd.teachers makes teachers of several models, a SavedModel or a function."
+        ways.append(_from_function("a function of NumPy arrays", "function"))
+    return next(iter(ways), "keras_kd.teachers makes teachers of several models, a SavedModel or a function.")
 
 
 def require_distiller(model, callback):
@@ -85,12 +85,7 @@ def require_distiller(model, callback):
 
 
 def require_number(value, argument, *, above=None, at_least=None, at_most=None, hint=""):
-    """Return `value` as a float if it is a finite real number within the bounds, else raise.
-
-    Raises:
-        TypeError: `value` is not a real number (bool and str are not).
-        ValueError: `value` is NaN, infinite or outside the bounds.
-    """
+    """Return `value` as a float if it is a finite real number within the bounds, else raise TypeError or ValueError."""
     limits = ((">", above), (">=", at_least), ("<=", at_most))
     bounds = [f"{sign} {limit:g}" for sign, limit in limits if limit is not None]
     expected = f"{argument} must be " + (" and ".join(bounds) or "a finite number")

@@ -11,11 +11,7 @@ class Hyperparameter:
 
     What is assigned is checked against the bounds, and takes effect at the next step. The variable is no weight of a
     model: `set_weights` and early stopping with `restore_best_weights=True` leave it as it is. A distiller's files and
-    checkpoints hold it all the same.
-
-    Args:
-        above, at_least: Bounds of the value, as in `require_number`.
-        hint: A sentence that ends the error message.
+    checkpoints hold it all the same. Bounds are as in `require_number`, and `hint` ends its message.
     """
 
     def __init__(self, *, above=None, at_least=None, hint=""):

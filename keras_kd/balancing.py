@@ -5,6 +5,8 @@ from keras import ops
 
 from keras_kd._checks import require_count, require_number
 
+_LARGEST = 100.0
+
 
 class Balance(keras.layers.Layer):
     """Base class: a factor for `L_raw` and for each loss, beside the weights that are set by hand.
@@ -13,7 +15,8 @@ class Balance(keras.layers.Layer):
     factors at the end of each epoch, `soft_labels_balance` for a loss called `soft_labels`. The distiller trains
     and saves them, and leaves them out when the student is exported. One object serves one distiller.
 
-    A subclass makes its variables in `build_for(count)`, and implements `factors` and, if it has one, `penalty`.
+    A subclass makes its variables in `build_for(count)`, and gives the factors, `(losses,)`, in `current()`. One whose
+    factors follow from more than its own variables extends `factors`.
 
     Attributes:
         needs_gradients: Whether `factors` is given the gradient norms of the losses.
@@ -23,36 +26,23 @@ class Balance(keras.layers.Layer):
 
     def setup(self, names):
         """Make the variables for losses of these names; once."""
-        if self.built:
-            if self.loss_names != list(names):
-                raise ValueError(
-                    f"balance belongs to a distiller with the losses {self.loss_names}, got it for {list(names)}. Make "
-                    "a new one for each distiller."
-                )
-            return
-        self.loss_names = list(names)
-        self.build_for(len(names))
-        self.built = True
+        if self.built and self.loss_names != names:
+            raise ValueError(f"balance belongs to a distiller with the losses {self.loss_names}. Make a new one.")
+        if not self.built:
+            self.loss_names, self.built = names, True
+            self.build_for(len(names))
 
     def require_supported(self, replicas, jit_compile):
         """Raise ValueError for a number of replicas, or for XLA, that the balance does not run with."""
 
-    def build_for(self, count):
-        """Make the variables for so many losses."""
-        raise NotImplementedError(f"{type(self).__name__} must implement build_for(count).")
-
     def factors(self, norms, step):
-        """A factor for each loss, `(losses,)`; a step of training goes by.
+        """A factor for each loss, `(losses,)`, in a step of training.
 
         Args:
             norms: Where `needs_gradients`, a function that gives the norms of the losses' gradients, `(losses,)`.
             step: The number of steps gone by, a scalar integer tensor.
         """
-        raise NotImplementedError(f"{type(self).__name__} must implement factors(norms, step).")
-
-    def current(self):
-        """The factors as they are, `(losses,)`."""
-        raise NotImplementedError(f"{type(self).__name__} must implement current().")
+        return self.current()
 
     def penalty(self, present):
         """What is added to the loss; `present` is a list of bool, whether each loss is there."""
@@ -88,14 +78,11 @@ class UncertaintyBalance(Balance):
             shape=(count,), initializer="zeros", dtype="float32", autocast=False, name="log_variances"
         )
 
-    def factors(self, norms, step):
-        return self.current()
-
     def current(self):
         return ops.exp(-self.log_variances)
 
     def penalty(self, present):
-        return 0.5 * sum(self.log_variances[i] for i, there in enumerate(present) if there)
+        return 0.5 * sum(self.log_variances[i] for i, is_present in enumerate(present) if is_present)
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -132,6 +119,11 @@ class GradientNormBalance(Balance):
             raise ValueError(f"momentum must be < 1, got {momentum!r}.")
 
     def require_supported(self, replicas, jit_compile):
+        if keras.backend.backend() != "tensorflow":
+            raise ValueError(
+                f"balance={self.name!r} needs KERAS_BACKEND=tensorflow, the tensorflow backend. On "
+                f"{keras.backend.backend()}, use keras_kd.UncertaintyBalance()."
+            )
         if self.every > 1 and jit_compile:
             raise ValueError(f"every={self.every} of the balance does not run under jit_compile=True. Use 1.")
         if replicas > 1:
@@ -146,11 +138,8 @@ class GradientNormBalance(Balance):
         )
 
     def factors(self, norms, step):
-        if self.every == 1:
-            self.norms.assign(self._averaged(norms()))
-        else:
-            due = ops.equal(step % self.every, 0)
-            self.norms.assign(ops.cond(due, lambda: self._averaged(norms()), lambda: ops.convert_to_tensor(self.norms)))
+        measured, kept = (lambda: self._averaged(norms())), (lambda: ops.convert_to_tensor(self.norms))
+        self.norms.assign(measured() if self.every == 1 else ops.cond(ops.equal(step % self.every, 0), measured, kept))
         return self.current()
 
     def _averaged(self, norms):
@@ -166,6 +155,3 @@ class GradientNormBalance(Balance):
 
     def get_config(self):
         return {**super().get_config(), "every": self.every, "momentum": self.momentum}
-
-
-_LARGEST = 100.0

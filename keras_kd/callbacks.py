@@ -73,14 +73,13 @@ class LambdaRamp(keras.callbacks.Callback):
         unit, other = ("steps", "epochs") if self.by_step else ("epochs", "steps")
         if (hold_epochs if self.by_step else hold_steps) != 0:
             raise ValueError(f"hold_{other} does not go with ramp_{unit}: use hold_{unit}.")
-        bound = {"above": 0.0} if temperature_of is not None else {"at_least": 0.0}
-        self.start = require_number(start, "start", **bound)
-        self.end = require_number(end, "end", **bound)
+        self._bound = {"above": 0.0} if temperature_of is not None else {"at_least": 0.0}
+        self.start = require_number(start, "start", **self._bound)
+        self.end = require_number(end, "end", **self._bound)
         self.hold = require_number(hold_steps if self.by_step else hold_epochs, f"hold_{unit}", at_least=0)
         self.ramp = require_number(ramp_steps if self.by_step else ramp_epochs, f"ramp_{unit}", above=0)
         self.schedule = schedule if callable(schedule) else _SHAPES[require_choice(schedule, "schedule", _SHAPES)]
-        self.weight_of = weight_of
-        self.temperature_of = temperature_of
+        self.weight_of, self.temperature_of = weight_of, temperature_of
 
     def value(self, time):
         """The value after `time` epochs, or training steps for a ramp by step."""
@@ -94,7 +93,10 @@ class LambdaRamp(keras.callbacks.Callback):
         return self.start + (self.end - self.start) * float(self.schedule(elapsed / self.ramp))
 
     def on_train_begin(self, logs=None):
-        self._hyperparameter = self._find_hyperparameter()
+        name = "soft_weight" if self.weight_of is None else f"{self.weight_of}_weight"
+        name = name if self.temperature_of is None else f"{self.temperature_of}_temperature"
+        require_distiller(self.model, "LambdaRamp").log_hyperparameter(name)
+        self._hyperparameter = self.model.hyperparameters[name]
 
     def on_epoch_begin(self, epoch, logs=None):
         if not self.by_step:
@@ -105,17 +107,6 @@ class LambdaRamp(keras.callbacks.Callback):
             self._set(int(keras.ops.convert_to_numpy(self.model.optimizer.iterations)))
 
     def _set(self, time):
-        name = "temperature" if self.temperature_of is not None else "weight"
-        bound = {"above": 0.0} if self.temperature_of is not None else {"at_least": 0.0}
-        value = require_number(self.value(time), f"{name} given by schedule at {time}", **bound)
+        name = "weight" if self.temperature_of is None else "temperature"
+        value = require_number(self.value(time), f"{name} given by schedule at {time}", **self._bound)
         assign_scalar(self._hyperparameter, value)
-
-    def _find_hyperparameter(self):
-        hyperparameters = require_distiller(self.model, "LambdaRamp").hyperparameters
-        name = "soft_weight"
-        if self.weight_of is not None:
-            name = f"{self.weight_of}_weight"
-        elif self.temperature_of is not None:
-            name = f"{self.temperature_of}_temperature"
-        self.model.log_hyperparameter(name)
-        return hyperparameters[name]

@@ -18,11 +18,24 @@ from keras_kd.outputs.pairing import Pairing
 from keras_kd.outputs.precomputed import PrecomputedBatch, PrecomputedTeacher, precomputed_spec
 from keras_kd.outputs.reader import output_names
 from keras_kd.steps import Step, data_checks
-from keras_kd.steps.loss_terms import Connection
+from keras_kd.steps.loss_terms import chosen_terms
 from keras_kd.steps.observers import Observers
 
 # What the steps are traced with.
 _FIXED = {"student", "distillation_losses", "balance", "fuse_logits", "projections"}
+_FIT = inspect.signature(keras.Model.fit)
+
+
+def _checking_data(name):
+    """The method of `keras.Model` of this name, which first refuses data that Keras would drop or misread."""
+    signature = inspect.signature(getattr(keras.Model, name))
+
+    @functools.wraps(getattr(keras.Model, name))
+    def method(self, x=None, y=None, *args, **kwargs):
+        data_checks.require_usable(self, x, y, signature.bind(self, x, y, *args, **kwargs).arguments)
+        return getattr(super(Distiller, self), name)(x, y, *args, **kwargs)
+
+    return method
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -81,13 +94,11 @@ class Distiller(Step, keras.Model):
         name: Name of the model.
 
     Raises:
-        TypeError: Teacher or student is no `keras.Model`, a loss no `DistillationLoss`, a weight no number; labels are
-            no numbers.
+        TypeError: Teacher or student is no `keras.Model`, a loss no `DistillationLoss`; a weight or labels no numbers.
         ValueError: A model is unbuilt and cannot be built; class counts or other shapes do not fit; an unknown layer;
             a negative weight; a student made outside the active `tf.distribute` scope; two losses of one name.
-            `fit` raises it for an empty dataset, labels out of range, weights without labels, a list of batches, a
-            teacher that shares trainable weights with the student, and a batch on which the teacher gives NaN or
-            infinite values.
+            `fit` raises it for an empty dataset, a list of batches, labels out of range, weights without labels, shared
+            trainable weights, and a batch on which the teacher gives NaN or infinite values.
 
     Example:
 
@@ -132,7 +143,7 @@ class Distiller(Step, keras.Model):
         self.require_in_scope(student)
         self.student = student
         self.output_names = output_names(student) or None
-        self._live = Connection(Pairing(self.distillation_losses, student))
+        self._live = chosen_terms(self, Pairing(self.distillation_losses, student))
         self._precomputed = None
         self._logged_hyperparameters = {"soft_weight": None}
         self._observers = Observers()
@@ -163,28 +174,25 @@ class Distiller(Step, keras.Model):
         """Whether the data of the last `fit` held precomputed teacher outputs."""
         return self._precomputed is not None
 
-    def connection_of(self, x):
-        """The `Connection` for a batch, or for a spec of one: of precomputed outputs or of the live teacher."""
+    def terms_of(self, x):
+        """The `LossTerms` for a batch, or for a spec of one: of precomputed outputs or of the live teacher."""
         if isinstance(x, PrecomputedBatch) and self._precomputed is None:
             return self._connected(PrecomputedTeacher(x))
         is_precomputed = isinstance(x, PrecomputedBatch) or (self.teacher is None and self._precomputed is not None)
         return self._precomputed if is_precomputed else self._live
 
     def _connected(self, teacher):
-        """The `Connection` of a teacher and the student; makes the projections that the losses need."""
+        """The `LossTerms` of a teacher and the student; makes the projections that the losses need."""
         fusion = Fusion.wanted(self.fuse_logits, self.distillation_losses, self.student, teacher)
         hooks = None if fusion is None else fusion.hooks()
         pairing = Pairing(self.distillation_losses, self.student, teacher, hooks=hooks)
         projections, widths = dict(self.projections), {}
         for loss, pair in pairing.symbolic_pairs():
             _fit_projection(loss, pair, projections, widths)
-            loss.check_shapes(tuple(pair.teacher.shape), tuple(_projected(pair, projections).shape))
+            loss.check_shapes(tuple(pair.teacher.shape), tuple(self.project(pair, projections).shape))
         if len(projections) > len(self.projections):
             self._set_projections(projections)
-        connection = Connection(pairing, fusion)
-        if self.compiled:
-            self._choose_terms(connection)
-        return connection
+        return chosen_terms(self, pairing, fusion)
 
     def __setattr__(self, name, value):
         if name in _FIXED and self.__dict__.get("_is_made"):
@@ -226,11 +234,10 @@ class Distiller(Step, keras.Model):
         Returns:
             The `History`.
         """
-        if cache is not None:
-            require_cacheable(x, cache)
-        arguments = _arguments("fit", x, y, args, kwargs)
+        arguments = _FIT.bind(self, x, y, *args, **kwargs).arguments
         data_checks.require_usable(self, x, y, arguments)
         if cache is not None:
+            require_cacheable(x, cache)
             x = cached(x, cache, self, verbose=arguments.get("verbose", 1))
         spec = precomputed_spec(x)
         if spec is None:
@@ -240,20 +247,9 @@ class Distiller(Step, keras.Model):
             self._precomputed = self._connected(PrecomputedTeacher(spec))
         return super().fit(x, y, *args, **kwargs)
 
-    @functools.wraps(keras.Model.evaluate)
-    def evaluate(self, x=None, y=None, *args, **kwargs):
-        data_checks.require_usable(self, x, y, _arguments("evaluate", x, y, args, kwargs))
-        return super().evaluate(x, y, *args, **kwargs)
-
-    @functools.wraps(keras.Model.train_on_batch)
-    def train_on_batch(self, x, y=None, *args, **kwargs):
-        data_checks.require_usable(self, x, y, _arguments("train_on_batch", x, y, args, kwargs))
-        return super().train_on_batch(x, y, *args, **kwargs)
-
-    @functools.wraps(keras.Model.test_on_batch)
-    def test_on_batch(self, x, y=None, *args, **kwargs):
-        data_checks.require_usable(self, x, y, _arguments("test_on_batch", x, y, args, kwargs))
-        return super().test_on_batch(x, y, *args, **kwargs)
+    evaluate = _checking_data("evaluate")
+    train_on_batch = _checking_data("train_on_batch")
+    test_on_batch = _checking_data("test_on_batch")
 
     @functools.wraps(keras.Model.export)
     def export(self, *args, **kwargs):
@@ -277,9 +273,10 @@ class Distiller(Step, keras.Model):
             hyperparameters |= {f"{loss.name}_{name}": v for name, v in loss.hyperparameters().items()}
         return hyperparameters
 
-    def project(self, pair):
-        """A pair's student output, after its projection where it has one."""
-        return _projected(pair, self.projections)
+    def project(self, pair, projections=None):
+        """A pair's student output, after its projection where it has one, of its own by default."""
+        projection = (self.projections if projections is None else projections).get(pair.projection)
+        return pair.student if projection is None else projection(pair.student)
 
     def log_hyperparameter(self, name):
         """Show a hyperparameter in the logs of each epoch, beside `soft_weight`, which is always there."""
@@ -300,18 +297,17 @@ class Distiller(Step, keras.Model):
     # Saving ------------------------------------------------------------------------------------------------------
 
     def get_config(self):
+        serialize = keras.saving.serialize_keras_object
         return {
             "name": self.name,
-            "student": keras.saving.serialize_keras_object(self.student),
-            "distillation_losses": [keras.saving.serialize_keras_object(loss) for loss in self.distillation_losses],
+            "student": serialize(self.student),
+            "distillation_losses": [serialize(loss) for loss in self.distillation_losses],
             "soft_weight": scalar_value(self.soft_weight),
             "hard_weight": scalar_value(self.hard_weight),
-            "balance": self.balance and keras.saving.serialize_keras_object(self.balance),
+            "balance": self.balance and serialize(self.balance),
             "fuse_logits": self.fuse_logits,
             "teaches_itself": self._live.pairing.is_self_taught,
-            "projections": {
-                name: keras.saving.serialize_keras_object(layer) for name, layer in self.projections.items()
-            },
+            "projections": {name: serialize(layer) for name, layer in self.projections.items()},
         }
 
     def save_own_variables(self, store):
@@ -331,13 +327,10 @@ class Distiller(Step, keras.Model):
 
     def _own_state(self):
         """What is saved besides student and optimizer, by name: hyperparameters, projections, random states."""
-        projections = {
-            f"projection.{name}.{variable.name}": variable
-            for name, layer in self.projections.items()
-            for variable in layer.weights
-        }
-        states = {f"random_state.{index}": state for index, state in enumerate(random_states(self.student))}
-        return self.hyperparameters | projections | states
+        state = {**self.hyperparameters}
+        for name, layer in self.projections.items():
+            state |= {f"projection.{name}.{variable.name}": variable for variable in layer.weights}
+        return state | {f"random_state.{i}": variable for i, variable in enumerate(random_states(self.student))}
 
     def save(self, filepath, *args, **kwargs):
         """Save the distiller, without its teacher, as a `.keras` file: see `load_distiller`."""
@@ -401,16 +394,6 @@ def _without_config(error):
     return TypeError(last) if last else error
 
 
-def _arguments(method, x, y, args, kwargs):
-    """The arguments of a call of `keras.Model`'s method, by name."""
-    return _signature(method).bind(None, x, y, *args, **kwargs).arguments
-
-
-@functools.cache  # train_on_batch asks for it at each batch
-def _signature(method):
-    return inspect.signature(getattr(keras.Model, method))
-
-
 def _built_balance(balance, distillation_losses):
     if balance is None:
         return None
@@ -423,11 +406,7 @@ def _built_balance(balance, distillation_losses):
 
 
 def _fit_projection(loss, pair, projections, widths):
-    """Add the projection that a loss needs to `projections`, unless it is there already.
-
-    Args:
-        widths: `{name of a projection: (features of the teacher, of the student)}`, of the pairs so far.
-    """
+    """Add the projection that a loss needs to `projections`, unless it is there already; note its two widths."""
     teacher_shape, student_shape = tuple(pair.teacher.shape), tuple(pair.student.shape)
     if pair.projection not in projections:
         projection = loss.make_projection(teacher_shape, student_shape)
@@ -435,36 +414,28 @@ def _fit_projection(loss, pair, projections, widths):
             return
         projection.build(student_shape)
         projections[pair.projection] = projection
-    made_for = widths.setdefault(pair.projection, (teacher_shape[-1], student_shape[-1]))
-    if made_for != (teacher_shape[-1], student_shape[-1]):
+    pair_widths = (student_shape[-1], teacher_shape[-1])
+    made_for = widths.setdefault(pair.projection, pair_widths)
+    if made_for != pair_widths:
         raise ValueError(
-            f"{loss.name} has one projection, from {made_for[1]} features to {made_for[0]}, but one of its pairs has "
-            f"{student_shape} in the student and {teacher_shape} in the teacher. Use one loss for each width, each "
-            "with its own name=."
+            f"{loss.name} has one projection, from {made_for[0]} features to {made_for[1]}, but one of its pairs has "
+            f"{student_shape} in the student and {teacher_shape} in the teacher. Use one loss per width, each named."
         )
-
-
-def _projected(pair, projections):
-    projection = projections.get(pair.projection)
-    return pair.student if projection is None else projection(pair.student)
 
 
 def _build_student(student, teacher):
     """Build an unbuilt student for the teacher's input, the only one that is known before `fit`."""
     if student.built:
         return
-    way_out = "Give the student a keras.Input, or call it once on a batch."
+    refused, way_out = f"student {student.name!r} is not built", "Give it a keras.Input, or call it once on a batch."
     graph = None if teacher is None else functional_graph(teacher)
     if graph is None:
         shown_by = "no teacher is given" if teacher is None else f"the teacher, a {type(teacher).__name__}, shows none"
-        raise ValueError(
-            f"student {student.name!r} is not built, and there is no input to build it for: {shown_by}. {way_out}"
-        )
+        raise ValueError(f"{refused}, and there is no input to build it for: {shown_by}. {way_out}")
     try:
         symbolic_result(student, graph.input)
     except Exception as error:
         shapes = keras.tree.map_structure(lambda tensor: tensor.shape, graph.input)
         raise ValueError(
-            f"student {student.name!r} is not built and could not be built for the teacher's input {shapes}: {error}. "
-            f"{way_out}"
+            f"{refused}, and could not be built for the teacher's input {shapes}: {error}. {way_out}"
         ) from error

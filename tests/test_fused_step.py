@@ -13,7 +13,7 @@ from keras_kd.large_vocabulary import fused_loss, heads
 from keras_kd.large_vocabulary.fusion import LastLayer
 from keras_kd.outputs.precomputed import PrecomputedBatch
 from keras_kd.outputs.top_classes import TopClasses
-from keras_kd.steps import fused_step
+from keras_kd.steps import loss_terms
 
 RNG = np.random.default_rng(0)
 EXAMPLES, LENGTH, VOCABULARY = 11, 6, 53
@@ -25,7 +25,7 @@ LABELS = RNG.integers(0, VOCABULARY, (EXAMPLES, LENGTH))
 @pytest.fixture(autouse=True)
 def chunked(monkeypatch):
     """Few tokens, which would be taken at once, are taken in chunks of 16."""
-    monkeypatch.setattr(fused_step, "fused_loss", functools.partial(fused_loss, chunk_bytes=4 * VOCABULARY * 16))
+    monkeypatch.setattr(loss_terms, "fused_loss", functools.partial(fused_loss, chunk_bytes=4 * VOCABULARY * 16))
 
 
 def token_model(width, *, tied=False, name=None, units=VOCABULARY, **last):
@@ -104,7 +104,7 @@ def test_labels_and_soft_labels_over_padded_tokens():
 
 
 def test_the_logits_of_few_tokens_are_held(monkeypatch):
-    monkeypatch.setattr(fused_step, "fused_loss", fused_loss)
+    monkeypatch.setattr(loss_terms, "fused_loss", fused_loss)
     assert_same()
 
 
@@ -264,7 +264,7 @@ def test_the_logits_are_not_computed(fuse_logits, monkeypatch):
     distiller.fit(*batch, verbose=0)
     in_full = examples * length * vocabulary
     monkeypatch.setattr(heads, "CHUNK_BYTES", 4 * 100 * vocabulary)
-    monkeypatch.setattr(fused_step, "fused_loss", functools.partial(fused_loss, chunk_bytes=4 * 100 * vocabulary))
+    monkeypatch.setattr(loss_terms, "fused_loss", functools.partial(fused_loss, chunk_bytes=4 * 100 * vocabulary))
     for step in (distiller.train_step, distiller.test_step):
         function = tf.function(step).get_concrete_function(batch)
         assert (largest_array_for(function) < in_full) == fuse_logits

@@ -105,6 +105,25 @@ def test_masked_sequences_of_uneven_length(weighted):
     assert_replicas_agree(dataset, teacher=lambda: token_model(8), student=lambda: token_model(3), epochs=2)
 
 
+def test_losses_over_masked_and_unmasked_tokens_that_are_divided_by_the_same_weights():
+    """What one loss is divided by must not become what the other is."""
+
+    def model(width):
+        hidden = [keras.layers.Dense(units, use_bias=False, name=f"of_{units}") for units in (width, 4)]
+        return keras.Sequential([keras.Input((6, 8)), *hidden, keras.layers.Masking(), keras.layers.Dense(4)])
+
+    def losses():
+        options = {"reduction": "mean_with_sample_weight"}
+        return [keras_kd.losses.SoftLabels(**options), keras_kd.losses.Hint("of_4", "of_4", **options)]
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(13, 6, 8)).astype("float32")
+    x[np.arange(6) >= rng.integers(1, 7, (13, 1))] = 0.0  # which the last layers mask, and those before do not
+    dataset = dataset_of(x, rng.integers(0, 4, (13, 6)), rng.uniform(0, 2, (13, 6)).astype("float32"), batch_size=8)
+    models = {"teacher": lambda: model(8), "student": lambda: model(3)}
+    assert_replicas_agree(dataset, **models, distillation_losses=losses, epochs=2)
+
+
 def test_a_layer_loss_with_a_projection(data):
     distillation_losses = lambda: [keras_kd.losses.SoftLabels(), keras_kd.losses.Hint("hidden_0", "hidden_0")]  # noqa: E731
     assert_replicas_agree(dataset_of(*data, batch_size=16), distillation_losses=distillation_losses)

@@ -9,7 +9,8 @@ import tensorflow as tf
 from keras_kd.cache import codings
 from keras_kd.cache.codings import TopLogProbs
 from keras_kd.cache.keys import Key, last_true
-from keras_kd.outputs.precomputed import Ending, PrecomputedBatch
+from keras_kd.outputs.endings import Ending
+from keras_kd.outputs.precomputed import PrecomputedBatch
 from keras_kd.outputs.top_classes import TopClasses
 
 FORMAT = "keras_kd.teacher_outputs/4"

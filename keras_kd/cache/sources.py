@@ -11,9 +11,9 @@ from keras_kd.cache.codings import TopLogProbs, unequal_k
 from keras_kd.cache.keys import fingerprint
 from keras_kd.cache.layout import Layout, layer_name, named_outputs, named_tensors
 from keras_kd.losses import DistillationLoss, KerasLoss
+from keras_kd.outputs.endings import Ending
 from keras_kd.outputs.hooks import PARTS, Hook
 from keras_kd.outputs.pairing import hooks_of, require_comparable
-from keras_kd.outputs.precomputed import Ending
 from keras_kd.outputs.reader import OutputReader, output_names
 
 

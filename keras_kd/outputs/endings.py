@@ -1,5 +1,7 @@
 """How the outputs of a model end: in logits, in probabilities over the last axis, or otherwise."""
 
+import dataclasses
+
 import keras
 from keras import ops
 
@@ -10,6 +12,12 @@ CHANNELS_FIRST = "channels_first"
 UNKNOWN = "unknown"
 _LEAST_REST = 2.0**-25  # half the distance from 1 to the float32 below: what a probability of 1 may leave
 
+
+def _for_each_rank(*names):
+    """Keras's layers of these names, `{}` standing for 1, 2 and 3 axes of positions."""
+    return tuple(getattr(keras.layers, name.format(rank)) for name in names for rank in (1, 2, 3))
+
+
 _KEEP_VALUES = (
     keras.layers.ActivityRegularization,
     keras.layers.Dropout,
@@ -17,45 +25,34 @@ _KEEP_VALUES = (
     keras.layers.GaussianNoise,
     keras.layers.Identity,
     keras.layers.Masking,
-    keras.layers.SpatialDropout1D,
-    keras.layers.SpatialDropout2D,
-    keras.layers.SpatialDropout3D,
+    *_for_each_rank("SpatialDropout{}D"),
 )
-_MOVE_POSITIONS = (  # where their last axis is as long as before, each distribution along it is one of the input's
-    keras.layers.Cropping1D,
-    keras.layers.Cropping2D,
-    keras.layers.Cropping3D,
+_MOVE_OR_AVERAGE_POSITIONS = (  # where their last axis stays as long, it holds distributions of the input or their mean
     keras.layers.Flatten,
     keras.layers.Permute,
     keras.layers.RepeatVector,
     keras.layers.Reshape,
-    keras.layers.UpSampling1D,
-    keras.layers.UpSampling2D,
-    keras.layers.UpSampling3D,
+    *_for_each_rank("Cropping{}D", "UpSampling{}D", "AveragePooling{}D", "GlobalAveragePooling{}D"),
 )
-_AVERAGE_POSITIONS = (  # a mean of distributions is one
-    keras.layers.AveragePooling1D,
-    keras.layers.AveragePooling2D,
-    keras.layers.AveragePooling3D,
-    keras.layers.GlobalAveragePooling1D,
-    keras.layers.GlobalAveragePooling2D,
-    keras.layers.GlobalAveragePooling3D,
-)
-_FEATURES_LAST = (keras.layers.Dense, keras.layers.EinsumDense, *ATTENTION_LAYERS)  # whatever they are applied to
 _MOVING_OPERATIONS = {"BroadcastTo", "Copy", "ExpandDims", "Flip", "GetItem", "Reshape", "Roll", "Squeeze", "Transpose"}
+_FEATURES_LAST = (keras.layers.Dense, keras.layers.EinsumDense, *ATTENTION_LAYERS)  # whatever they are applied to
 _LAYERS_WITH_ACTIVATION = (
     keras.layers.Activation,
     keras.layers.Dense,
     keras.layers.EinsumDense,
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.Conv1DTranspose,
-    keras.layers.Conv2DTranspose,
-    keras.layers.Conv3DTranspose,
     keras.layers.SeparableConv1D,
     keras.layers.SeparableConv2D,
+    *_for_each_rank("Conv{}D", "Conv{}DTranspose"),
 )
+
+
+@dataclasses.dataclass(frozen=True)
+class Ending:
+    """How an output of a model ends, and in which form it is stored."""
+
+    activation: str = UNKNOWN  # as `output_activations` gives it
+    undone: str | None = None  # "softmax" or "sigmoid" where the output is stored as logits, without it
+    output_name: str | None = None  # the teacher's name of an output in a list
 
 
 def output_activations(model):
@@ -160,19 +157,14 @@ def _final_activation(tensor):
         return _softmax_over(operation.axis, len(tensor.shape))
     if _keeps_distributions(operation, inputs, tensor):
         endings = {_final_activation(one) for one in inputs}
-        return endings.pop() if len(endings) == 1 else "unknown"
-    return _own_activation(operation, tensor, inputs)
-
-
-def _own_activation(operation, tensor, inputs):
+        return endings.pop() if len(endings) == 1 else UNKNOWN
     if not isinstance(operation, _LAYERS_WITH_ACTIVATION):
-        return "unknown"
-    activation = operation.activation
-    if isinstance(activation, keras.layers.Softmax):
-        return _softmax_over(activation.axis, len(tensor.shape))
-    if isinstance(operation, keras.layers.Activation) and activation is keras.activations.linear:
+        return UNKNOWN
+    if isinstance(operation.activation, keras.layers.Softmax):
+        return _softmax_over(operation.activation.axis, len(tensor.shape))
+    if isinstance(operation, keras.layers.Activation) and operation.activation is keras.activations.linear:
         return _final_activation(inputs[0])
-    name = getattr(activation, "__name__", "unknown")
+    name = getattr(operation.activation, "__name__", UNKNOWN)
     return "softmax" if name == "softmax_v2" else name  # so is tf.nn.softmax called
 
 
@@ -189,8 +181,7 @@ def _keeps_distributions(operation, inputs, tensor):
         return operation.axis not in (-1, len(tensor.shape) - 1)
     if type(operation).__name__ == "Transpose":
         return operation.axes is not None and operation.axes[-1] in (-1, len(tensor.shape) - 1)
-    is_moved = isinstance(operation, (*_MOVE_POSITIONS, *_AVERAGE_POSITIONS))
-    return is_moved or type(operation).__name__ in _MOVING_OPERATIONS
+    return isinstance(operation, _MOVE_OR_AVERAGE_POSITIONS) or type(operation).__name__ in _MOVING_OPERATIONS
 
 
 def _softmax_over(axis, rank):

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import keras
 
-from keras_kd.outputs.endings import CHANNELS_FIRST, channels_last, ending_kind
+from keras_kd.outputs.endings import CHANNELS_FIRST, UNKNOWN, channels_last, ending_kind
 from keras_kd.outputs.hooks import Hook
 from keras_kd.outputs.precomputed import PrecomputedTeacher, without_teacher_outputs
 from keras_kd.outputs.reader import OutputReader
@@ -13,49 +13,36 @@ _SIDES = ("teacher", "student")
 
 
 class Pair(NamedTuple):
-    """One teacher output and one student output of a batch, for a loss to compare.
-
-    Attributes:
-        teacher, student: The outputs.
-        labels: The labels of the compared output, or None.
-        sample_weight: Its sample weights, or None.
-        projection: The name of the projection after the student's output, if there is one.
-    """
+    """One teacher output and one student output of a batch, for a loss to compare."""
 
     teacher: object
     student: object
-    labels: object
-    sample_weight: object
-    projection: str
+    labels: object  # of the compared output, or None
+    sample_weight: object  # likewise
+    projection: str  # the name of the projection after the student's output, if there is one
 
 
 class Pairing:
     """The outputs of two models, read once each and paired for every loss.
 
-    Args:
-        distillation_losses: `DistillationLoss`es.
-        student: A built `keras.Model`.
-        teacher: A built `keras.Model`; the student itself for one that learns from its own outputs; a
-            `PrecomputedTeacher` for outputs that come with the batches; or None.
-        hooks: `{"teacher": (Hook, ...), "student": (Hook, ...)}` to read besides those of the losses.
-
-    Raises:
-        ValueError: Outputs do not fit: other shapes or activations, unknown layers or outputs.
+    The teacher is a built `keras.Model`; the student itself for one that learns from its own outputs; a
+    `PrecomputedTeacher` for outputs that come with the batches; or None. `hooks`, `{"teacher": (Hook, ...), "student":
+    (Hook, ...)}`, are read besides those of the losses.
     """
 
     def __init__(self, distillation_losses, student, teacher=None, *, hooks=None):
-        self.distillation_losses = distillation_losses
-        self.teacher = teacher
+        self.distillation_losses, self.teacher = distillation_losses, teacher
         self.is_self_taught = teacher is student
         if self.is_self_taught:
             _require_two_outputs(distillation_losses)
-        by_side = {side: hooks_of(distillation_losses, side) + (hooks or {}).get(side, ()) for side in _SIDES}
-        student_hooks = by_side["student"] + (by_side["teacher"] if self.is_self_taught else ())
+        hooks = {side: hooks_of(distillation_losses, side) + (hooks or {}).get(side, ()) for side in _SIDES}
+        student_hooks = hooks["student"] + (hooks["teacher"] if self.is_self_taught else ())
         self._student_reader = self._teacher_reader = OutputReader(student, student_hooks, role="student")
-        if isinstance(teacher, PrecomputedTeacher) or teacher is None:
+        if teacher is None or isinstance(teacher, PrecomputedTeacher):
             self._teacher_reader = teacher
         elif not self.is_self_taught:
-            self._teacher_reader = OutputReader(teacher, by_side["teacher"], role="teacher")
+            self._teacher_reader = OutputReader(teacher, hooks["teacher"], role="teacher")
+        self._readers = {"teacher": self._teacher_reader, "student": self._student_reader}
 
     def student_inputs(self, x):
         """Of a batch, what the student reads."""
@@ -79,54 +66,44 @@ class Pairing:
         return self._student_reader(x, training=training)
 
     def pairs(self, loss, teacher_outputs, student_outputs, y=None, sample_weight=None):
-        """The `Pair`s that a loss compares.
-
-        Sample weights that differ by output weigh the losses over outputs; those over layers are then not weighted.
-        """
-        student = _outputs(self._student_reader, student_outputs, loss, "student")
-        teacher = self._ordered_as_student(
-            _outputs(self._teacher_reader, teacher_outputs, loss, "teacher"), loss, teacher_outputs, student_outputs
-        )
+        """The `Pair`s that a loss compares."""
+        teacher = _compared(self._teacher_reader, teacher_outputs, loss, "teacher")
+        student = _compared(self._student_reader, student_outputs, loss, "student")
         if len(teacher) != len(student):
             raise ValueError(
                 f"{loss.name} compares every output of the teacher with one of the student, but the teacher has "
                 f"{len(teacher)} and the student {len(student)}. Name one with output= and teacher_output=."
             )
-        if loss.layers_of("student"):
-            labels, weights = ([_shared_by_all_outputs(part)] * len(student) for part in (y, sample_weight))
+        if not loss.layers_of("teacher") and not loss.layers_of("student") and loss.output_of("teacher") is None:
+            teacher = self._in_order_of_names(teacher, teacher_outputs, student_outputs)
+        if loss.layers_of("student"):  # to which labels or weights that differ by output do not apply
+            shared = (None if keras.tree.is_nested(part) else part for part in (y, sample_weight))
+            labels, weights = ([part] * len(student) for part in shared)
         else:
-            labels = self._student_reader.labels(student_outputs, y, loss.output)
-            weights = self._student_reader.sample_weights(student_outputs, sample_weight, loss.output)
-        projections = [_projection_name(loss, index) for index in range(len(student))]
+            labels = self._student_reader.parts(student_outputs, y, loss.output)
+            weights = self._student_reader.parts(student_outputs, sample_weight, loss.output)
+            _require_weight_per_output(sample_weight, student_outputs.prediction)
+        others = [loss.name if loss.shares_projection else f"{loss.name}_{i}" for i in range(1, len(student))]
+        projections = [loss.name, *others]
         return [Pair(*parts) for parts in zip(teacher, student, labels, weights, projections, strict=True)]
 
-    def _ordered_as_student(self, teacher, loss, teacher_outputs, student_outputs):
+    def _in_order_of_names(self, teacher, teacher_outputs, student_outputs):
         """All outputs of the teacher, in the order of the student's where both have the same names."""
-        if loss.layers_of("teacher") or loss.output_of("teacher") is not None or loss.layers_of("student"):
-            return teacher
-        names = [
-            reader.names(outputs)
-            for reader, outputs in ((self._teacher_reader, teacher_outputs), (self._student_reader, student_outputs))
-        ]
-        if len(names[0]) != len(teacher) or sorted(names[0]) != sorted(names[1]):
-            return teacher
-        return [teacher[names[0].index(name)] for name in names[1]]
+        names, student_names = self._teacher_reader.names(teacher_outputs), self._student_reader.names(student_outputs)
+        is_named = names and sorted(names) == sorted(student_names)
+        return [teacher[names.index(name)] for name in student_names] if is_named else teacher
 
     def outputs_of_unknown_ending(self, teacher_outputs, student_outputs):
         """`(name of the loss, side, tensors)` of the outputs that a loss takes for logits on trust."""
-        sides = {"teacher": (self._teacher_reader, teacher_outputs), "student": (self._student_reader, student_outputs)}
         for loss in self.distillation_losses:
-            for side, (reader, outputs) in sides.items():
+            for side, outputs in (("teacher", teacher_outputs), ("student", student_outputs)):
                 if loss.undoes != "softmax" or loss.layers_of(side) or outputs.prediction is None:
                     continue
-                activations = reader.activations(outputs, loss.output_of(side))
-                if "unknown" in activations:
-                    tensors = reader.select(outputs, loss.output_of(side), undo=loss.undoes)
-                    yield (
-                        loss.name,
-                        side,
-                        [t for t, name in zip(tensors, activations, strict=True) if name == "unknown"],
-                    )
+                flat, output, reader = keras.tree.flatten(outputs.prediction), loss.output_of(side), self._readers[side]
+                endings = zip(reader.positions(outputs, output), reader.activations(outputs, output), strict=True)
+                tensors = [flat[position] for position, activation in endings if activation == UNKNOWN]
+                if tensors:
+                    yield loss.name, side, tensors
 
     def logits(self, teacher_outputs, student_outputs):
         """The logits of teacher and student, for metrics that compare them."""
@@ -146,10 +123,10 @@ class Pairing:
             ValueError: An output is known to end in an activation that a loss over it cannot undo.
         """
         for loss in self.distillation_losses:
-            for reader, side in ((self._teacher_reader, "teacher"), (self._student_reader, "student")):
+            for side, reader in self._readers.items():
                 if not loss.layers_of(side):
                     require_comparable(reader, loss, side)
-            _require_one_kind(self._teacher_reader, self._student_reader, loss)
+            _require_one_kind(self._readers, loss)
         teacher, student = self._teacher_reader.symbolic(), self._student_reader.symbolic()
         if teacher is None or student is None:
             return  # the shapes show when the first batch is traced, where the losses check them again
@@ -176,32 +153,46 @@ def _require_two_outputs(distillation_losses):
             )
 
 
-def _outputs(reader, outputs, loss, side):
-    layers = loss.layers_of(side)
-    if layers:
-        return [_layer(outputs, Hook(layer, part), side) for layer in layers for part in loss.parts]
-    tensors = reader.select(outputs, loss.output_of(side), undo=loss.undoes)
-    activations = reader.activations(outputs, loss.output_of(side))
-    axes = [1 if activation == CHANNELS_FIRST else None for activation in activations]
-    return [channels_last(tensor, axis) for tensor, axis in zip(tensors, axes, strict=True)]
+def _compared(reader, outputs, loss, side):
+    """The outputs of one side that a loss compares, with their channels last."""
+    if not loss.layers_of(side):
+        tensors = reader.select(outputs, loss.output_of(side), undo=loss.undoes)
+        activations = reader.activations(outputs, loss.output_of(side))
+        axes = [1 if activation == CHANNELS_FIRST else None for activation in activations]
+        return list(map(channels_last, tensors, axes))
+    hooks = hooks_of([loss], side)
+    for hook in hooks:
+        if hook not in outputs.layers:
+            raise ValueError(
+                f"{side}_layer={hook.layer!r} is not among the precomputed outputs of the batches, "
+                f"{[tuple(known) for known in outputs.layers]}. Store {hook.part!r} of it as well."
+            )
+    return [outputs.layers[hook] for hook in hooks]
 
 
-def _layer(outputs, hook, side):
-    if hook not in outputs.layers:
-        raise ValueError(
-            f"{side}_layer={hook.layer!r} is not among the precomputed outputs of the batches, "
-            f"{[tuple(known) for known in outputs.layers]}. Store {hook.part!r} of it as well."
-        )
-    return outputs.layers[hook]
+def _require_weight_per_output(weights, prediction):
+    given, count = len(keras.tree.flatten(weights)), len(keras.tree.flatten(prediction))
+    if keras.tree.is_nested(weights) and given != count:
+        raise ValueError(f"sample_weight must be one array, or one for each of {count} outputs, got {given}.")
 
 
-def _projection_name(loss, index):
-    return loss.name if index == 0 or loss.shares_projection else f"{loss.name}_{index}"
-
-
-def _shared_by_all_outputs(structure):
-    """Labels or sample weights that hold for all outputs alike; None where each output has its own."""
-    return None if keras.tree.is_nested(structure) else structure
+_LAST_AXIS = "distributions over the last axis"
+_PERMUTE = "Move the classes to the last axis before the softmax, for instance with keras.layers.Permute."
+_NOT_UNDONE = {  # what a loss compares instead of an output that ends so, how that is put, and the way out
+    "sigmoid": (
+        "distributions over classes",
+        "sigmoid, one independent probability per unit",
+        "End it in a linear layer (logits) or a softmax, name another output with output=, or use "
+        "keras_kd.losses.BinarySoftLabels.",
+    ),
+    "softmax": (
+        "independent probabilities, one per unit",
+        "softmax, a distribution over classes",
+        "End it in a linear layer (logits) or a sigmoid, name another output with output=, or use "
+        "keras_kd.losses.SoftLabels.",
+    ),
+    CHANNELS_FIRST: (_LAST_AXIS, 'a layer with data_format="channels_first", whose classes are on axis 1', _PERMUTE),
+}
 
 
 def require_comparable(reader, loss, side):
@@ -214,31 +205,20 @@ def require_comparable(reader, loss, side):
                 f"{ending_kind(activation)}. Use keras_kd.losses.SoftLabels, which takes either (BinarySoftLabels for "
                 "independent units), or, to compare outputs as they are, keras_kd.losses.Hint()."
             )
-        if loss.undoes is None:
-            continue
-        if activation in ("softmax", "sigmoid") and activation != loss.undoes:
-            raise ValueError(f"{loss.name} compares {_ENDINGS[activation].format(role=side)}")
-        if activation == CHANNELS_FIRST:
-            raise ValueError(
-                f"{loss.name} compares distributions over the last axis, but the {side} ends in a layer with "
-                'data_format="channels_first", whose classes are on axis 1. Use channels_last, or move the classes to '
-                "the last axis, for instance with keras.layers.Permute."
-            )
-        if activation.startswith("softmax over"):
-            raise ValueError(
-                f"{loss.name} compares distributions over the last axis, but the {side} ends in {activation}. "
-                "Move the classes to the last axis before the softmax, for instance with keras.layers.Permute."
-            )
+        over_other_axis = (_LAST_AXIS, activation, _PERMUTE) if activation.startswith("softmax over") else None
+        refused = _NOT_UNDONE.get(activation, over_other_axis)
+        if loss.undoes not in (None, activation) and refused is not None:
+            compared, ending, way_out = refused
+            raise ValueError(f"{loss.name} compares {compared}, but the {side} ends in {ending}. {way_out}")
 
 
-def _require_one_kind(teacher_reader, student_reader, loss):
+def _require_one_kind(readers, loss):
     """Raise ValueError if a loss over outputs as they are would compare probabilities with logits."""
-    sides = {"teacher": teacher_reader, "student": student_reader}
-    if loss.undoes or any(loss.layers_of(side) or loss.expected_ending(side) for side in sides):
+    if loss.undoes or any(loss.layers_of(side) or loss.expected_ending(side) for side in readers):
         return
-    endings = {side: set(_known_endings(reader, loss, side)) for side, reader in sides.items()}
-    kinds = [{ending_kind(ending) for ending in endings[side]} for side in sides]
-    if sorted(map(len, kinds)) == [1, 1] and None not in kinds[0] | kinds[1] and kinds[0] != kinds[1]:
+    endings = {side: set(_known_endings(reader, loss, side)) for side, reader in readers.items()}
+    kinds = [set(map(ending_kind, activations)) for activations in endings.values()]
+    if kinds in ([{"logits"}, {"probabilities"}], [{"probabilities"}, {"logits"}]):
         raise ValueError(
             f"{loss.name} compares outputs as they are, but the teacher ends in {', '.join(endings['teacher'])} and "
             f"the student in {', '.join(endings['student'])}: probabilities and logits. Use "
@@ -249,15 +229,5 @@ def _require_one_kind(teacher_reader, student_reader, loss):
 
 def _known_endings(reader, loss, side):
     """The last activations of the compared outputs; none where the model does not show them."""
-    outputs = None if reader is None else reader.symbolic()
+    outputs = reader.symbolic()
     return [] if outputs is None else reader.activations(outputs, loss.output_of(side))
-
-
-_ENDINGS = {
-    "sigmoid": "distributions over classes, but the {role} ends in sigmoid, one independent probability per unit. "
-    "End it in a linear layer (logits) or a softmax, name another output with output=, or use "
-    "keras_kd.losses.BinarySoftLabels.",
-    "softmax": "independent probabilities, one per unit, but the {role} ends in softmax, a distribution over classes. "
-    "End it in a linear layer (logits) or a sigmoid, name another output with output=, or use "
-    "keras_kd.losses.SoftLabels.",
-}

@@ -1,6 +1,5 @@
 """Batches with precomputed teacher outputs, so that no teacher has to run."""
 
-import dataclasses
 import functools
 from typing import NamedTuple
 
@@ -8,25 +7,10 @@ import keras
 import tensorflow as tf
 
 from keras_kd._keras_private import set_mask
-from keras_kd.outputs.endings import logits_of
+from keras_kd.outputs.endings import Ending
 from keras_kd.outputs.hooks import Hook
-from keras_kd.outputs.reader import ModelOutputs, dict_keys, output_positions
+from keras_kd.outputs.reader import ModelOutputs, Reader
 from keras_kd.outputs.top_classes import in_full
-
-
-@dataclasses.dataclass(frozen=True)
-class Ending:
-    """How an output of a teacher ends, and in which form it is stored.
-
-    Attributes:
-        activation: As `output_activations` gives it.
-        undone: "softmax" or "sigmoid" where the output is stored as logits without it; None where it is as it was.
-        output_name: The teacher's name of an output in a list.
-    """
-
-    activation: str = "unknown"
-    undone: str | None = None
-    output_name: str | None = None
 
 
 class PrecomputedBatch(NamedTuple):
@@ -74,12 +58,8 @@ class PrecomputedBatch(NamedTuple):
     def teacher_outputs(self):
         """The teacher's `ModelOutputs`."""
         prediction = in_full(self.prediction)
-        if isinstance(prediction, dict):
-            prediction = {key: self._masked(output, f"output {key}") for key, output in prediction.items()}
-        elif isinstance(prediction, (list, tuple)):
-            prediction = type(prediction)(self._masked(one, f"output {i}") for i, one in enumerate(prediction))
-        else:
-            prediction = self._masked(prediction, "output")
+        masked = map(self._masked, keras.tree.flatten(prediction), stored_names(prediction))
+        prediction = keras.tree.pack_sequence_as(prediction, list(masked))
         layers = {Hook.named(name): self._masked(tensor, f"layer {name}") for name, tensor in self.layers.items()}
         return ModelOutputs(prediction, layers)
 
@@ -87,19 +67,13 @@ class PrecomputedBatch(NamedTuple):
         return set_mask(output, self.masks[name]) if name in self.masks else output
 
 
-class PrecomputedTeacher:
-    """Reads the teacher outputs that come with a batch, in place of a model: the other side of `OutputReader`.
-
-    Args:
-        spec: A `PrecomputedBatch` of tensor specs: the element of a dataset.
-    """
-
-    role = "teacher"
+class PrecomputedTeacher(Reader):
+    """Reads the teacher outputs that come with batches of this spec, a `PrecomputedBatch`, in place of a model."""
 
     def __init__(self, spec):
         self.spec = spec
-        symbolic = keras.tree.map_structure(_symbolic_tensor, tuple(spec))
-        self._symbolic = type(spec)(*symbolic).teacher_outputs()
+        symbolic = keras.tree.map_structure(lambda one: keras.KerasTensor(one.shape, one.dtype), tuple(spec))
+        super().__init__("teacher", type(spec)(*symbolic).teacher_outputs())
 
     def __call__(self, batch, training):
         """The `ModelOutputs` of a `PrecomputedBatch`."""
@@ -114,51 +88,19 @@ class PrecomputedTeacher:
         """Whether batches of this spec are read as those of its own."""
         return self.spec == spec and type(self.spec) is type(spec)
 
-    def symbolic(self):
-        """The `ModelOutputs` without a batch, as symbolic tensors."""
-        return self._symbolic
+    def _names(self, outputs):
+        names = [ending.output_name for ending in self._endings(outputs)]
+        return [] if None in names else names
 
-    def select(self, outputs, output=None, *, undo=None):
-        """The outputs that `output` (name, dict key, index) names, in a list; None names all of them.
-
-        They are logits where the ending `undo`, "softmax" or "sigmoid", is known or was undone when they were stored.
-
-        Raises:
-            ValueError: An output is stored as logits, and compared as the teacher gave it.
-        """
-        flat, found = keras.tree.flatten(outputs.prediction), []
-        for position, ending in self._endings(outputs, output):
-            if ending.undone is not None and undo is None:
-                raise ValueError(
-                    f"a loss compares outputs as the teacher gives them, but output {position} of a teacher that ends "
-                    f"in {ending.activation} is stored as logits. Store it for that loss: "
-                    "keras_kd.cache_teacher_outputs(..., outputs=losses) with another path."
-                )
-            stored_as_is = ending.undone is None and undo is not None and ending.activation == undo
-            found.append(logits_of(flat[position], undo) if stored_as_is else flat[position])
-        return found
-
-    def activations(self, outputs, output=None):
-        """The last activations of the named outputs of the teacher; "unknown" where that is not known."""
-        return [ending.activation for _, ending in self._endings(outputs, output)]
-
-    def names(self, outputs):
-        """The names of all outputs, in the order of `keras.tree.flatten`; an empty list where they have none."""
-        prediction = outputs.prediction
-        in_list = [f"output {i}" for i in range(len(prediction))] if isinstance(prediction, (list, tuple)) else []
-        names = [self.spec.endings.get(name, Ending()).output_name for name in in_list]
-        return dict_keys(outputs) or ([] if None in names else names)
-
-    def _endings(self, outputs, output):
-        prediction = outputs.prediction
-        positions = output_positions(outputs, output, self.names(outputs), self.role)
-        names = dict_keys(outputs) or range(len(keras.tree.flatten(prediction)))
-        names = [f"output {name}" for name in names] if keras.tree.is_nested(prediction) else ["output"]
-        return [(i, self.spec.endings.get(names[i], Ending())) for i in positions]
+    def _endings(self, outputs):
+        return [self.spec.endings.get(name, Ending()) for name in stored_names(outputs.prediction)]
 
 
-def _symbolic_tensor(spec):
-    return keras.KerasTensor(spec.shape, spec.dtype)
+def stored_names(prediction):
+    """What outputs are called in a `PrecomputedBatch`, in the order of `keras.tree.flatten`."""
+    if isinstance(prediction, dict):
+        return [f"output {key}" for key in sorted(prediction)]
+    return [f"output {i}" for i in range(len(prediction))] if isinstance(prediction, (list, tuple)) else ["output"]
 
 
 def without_teacher_outputs(x):

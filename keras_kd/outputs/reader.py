@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from keras_kd._keras_private import call_model, functional_graph, get_mask, set_mask, symbolic_result
-from keras_kd.outputs.endings import logits_of, output_activations
+from keras_kd.outputs.endings import Ending, logits_of, output_activations
 from keras_kd.outputs.hooks import LayerCapture, with_padding_mask
 from keras_kd.outputs.model_inputs import input_names, own_entries
 
@@ -14,17 +14,14 @@ _PADDING_MASK = "padding_mask"
 
 
 class ModelOutputs(NamedTuple):
-    """The outputs of one batch.
+    """The outputs of one batch: as the model gives them, a tensor, list or dict, and those of hooked layers.
 
-    Attributes:
-        prediction: The model's output as the model gives it: a tensor, list or dict.
-        layers: The captured intermediate outputs: `{Hook: tensor}`.
-        padding_mask: Which tokens of the prediction are no padding, bool `(batch, length)`, where the model took that
-            as an input or in its attention and set no Keras mask; else None.
+    `padding_mask`, bool `(batch, length)`, tells which tokens of the prediction are no padding, where the model took
+    that as an input or in its attention and set no Keras mask.
     """
 
     prediction: object
-    layers: dict
+    layers: dict  # {Hook: tensor}
     padding_mask: object = None
 
     def detached(self):
@@ -32,28 +29,78 @@ class ModelOutputs(NamedTuple):
         return ModelOutputs(*keras.tree.map_structure(_detached, tuple(self)))
 
 
-class OutputReader:
+class Reader:
+    """Gives the outputs of one model of a distiller for a batch, and tells their names, endings and static shapes.
+
+    A subclass implements `__call__(x, training)`, which returns the `ModelOutputs`, `_endings(outputs)`, which returns
+    the `Ending` of each, and `_names(outputs)`, for outputs that are no dict.
+    """
+
+    def __init__(self, role, symbolic):
+        self.role = role
+        self._symbolic = symbolic
+
+    def symbolic(self):
+        """The `ModelOutputs` without a batch, as symbolic tensors with static shapes; None for a subclassed model."""
+        return self._symbolic
+
+    def select(self, outputs, output=None, *, undo=None):
+        """The outputs that `output` (name, dict key, index) names, in a list; None names all of them.
+
+        With `undo`, "softmax" or "sigmoid", as logits where the model is known to end in that activation.
+        """
+        flat, endings = keras.tree.flatten(outputs.prediction), self._endings(outputs)
+        selected = []
+        for position in self.positions(outputs, output):
+            tensor, ending = with_padding_mask(flat[position], outputs.padding_mask), endings[position]
+            if ending.undone is not None and undo is None:
+                raise ValueError(
+                    f"a loss compares outputs as the {self.role} gives them, but output {position}, which ends in "
+                    f"{ending.activation}, is stored as logits. Store it for that loss: "
+                    "keras_kd.cache_teacher_outputs(..., outputs=losses) with another path."
+                )
+            is_undone = undo is None or ending.undone is not None or ending.activation != undo
+            selected.append(tensor if is_undone else logits_of(tensor, undo))
+        return selected
+
+    def activations(self, outputs, output=None):
+        """The last activations of the named outputs, as `output_activations` gives them; "unknown" if subclassed."""
+        endings = self._endings(outputs)
+        return [endings[position].activation for position in self.positions(outputs, output)]
+
+    def positions(self, outputs, output=None):
+        """The positions of the named outputs among all, in the order of `keras.tree.flatten`."""
+        count, names = len(keras.tree.flatten(outputs.prediction)), self.names(outputs)
+        if output is None:
+            return range(count)
+        if output in names:
+            return [names.index(output)]
+        if type(output) is int and 0 <= output < count:
+            return [output]
+        raise ValueError(
+            f"output={output!r} is not an output of the {self.role}; it has {names or list(range(count))}."
+        )
+
+    def names(self, outputs):
+        """The names of all outputs, in the order of `keras.tree.flatten`; an empty list where they have none."""
+        return sorted(outputs.prediction) if isinstance(outputs.prediction, dict) else self._names(outputs)
+
+
+class OutputReader(Reader):
     """Reads the outputs of a model, and those of its hooked layers, in one forward pass.
 
-    Args:
-        model: A built `keras.Model`.
-        hooks: The `Hook`s to read.
-        role: "teacher" or "student", for error messages.
-
-    Raises:
-        ValueError: A layer is unknown (the known ones are listed) or ambiguous, is called more than once or gives
-            several tensors. Of a subclassed model the last two show when it is called.
+    ValueError for a layer that is unknown or ambiguous, is called more than once or gives several tensors. Of a
+    subclassed model the last two show when it is called.
     """
 
     def __init__(self, model, hooks=(), *, role):
         self.model = model
-        self.role = role
-        self.hooks = tuple(dict.fromkeys(hooks))
-        self._capture = LayerCapture(model, self.hooks, role=role)
+        self._hooks = tuple(dict.fromkeys(hooks))
+        self._capture = LayerCapture(model, self._hooks, role=role)
         self._activations = output_activations(model)
         self._inputs = input_names(model)
-        self._names = output_names(model)
-        self._symbolic = self._run_symbolically()
+        self._output_names = output_names(model)
+        super().__init__(role, self._run_symbolically())
 
     def __call__(self, inputs, training):
         """Run the model once; return its `ModelOutputs`."""
@@ -78,15 +125,11 @@ class OutputReader:
             )
         return x  # Keras takes them by position, or names what is missing
 
-    def symbolic(self):
-        """The `ModelOutputs` without a batch, as symbolic tensors with static shapes; None for a subclassed model."""
-        return self._symbolic
-
     def _run_symbolically(self):
         graph = functional_graph(self.model)
         if graph is None:
             return None
-        if not self.hooks:
+        if not self._hooks:
             return ModelOutputs(graph.output, {})
         return symbolic_result(lambda inputs: self._captured(lambda: graph(inputs), inputs), graph.input)
 
@@ -98,73 +141,24 @@ class OutputReader:
         names, tensors = keras.tree.flatten(self._inputs), keras.tree.flatten(inputs)
         return dict(zip(names, tensors, strict=False)).get(_PADDING_MASK) if len(names) == len(tensors) else None
 
-    def select(self, outputs, output=None, *, undo=None):
-        """The outputs that `output` (name, dict key, index) names, in a list; None names all of them.
+    def parts(self, outputs, structure, output=None):
+        """What labels or sample weights hold for each of the named outputs, in a list; None where that is nothing."""
+        by_position = by_output(structure, outputs.prediction, self._output_names)
+        return [by_position[position] for position in self.positions(outputs, output)]
 
-        With `undo`, "softmax" or "sigmoid", as logits where the model is known to end in that activation.
-        """
-        flat = keras.tree.flatten(outputs.prediction)
-        tensors = [with_padding_mask(flat[i], outputs.padding_mask) for i in self.positions(outputs, output)]
-        activations = self.activations(outputs, output)
-        return [
-            logits_of(tensor, activation) if undo is not None and activation == undo else tensor
-            for tensor, activation in zip(tensors, activations, strict=True)
-        ]
+    def _names(self, outputs):
+        return self._output_names
 
-    def activations(self, outputs, output=None):
-        """The last activations of the named outputs, as `output_activations` gives them; "unknown" if subclassed."""
-        positions = self.positions(outputs, output)
-        return [self._activations[i] if self._activations else "unknown" for i in positions]
-
-    def labels(self, outputs, labels, output=None):
-        """The labels of the named outputs, in a list; None where there are none."""
-        return self._parts(outputs, labels, output)
-
-    def sample_weights(self, outputs, weights, output=None):
-        """The sample weights of the named outputs, in a list: one for all outputs, or a structure with one for each."""
-        given, count = len(keras.tree.flatten(weights)), len(keras.tree.flatten(outputs.prediction))
-        if keras.tree.is_nested(weights) and given != count:
-            raise ValueError(f"sample_weight must be one array, or one for each of {count} outputs, got {given}.")
-        return self._parts(outputs, weights, output)
-
-    def _parts(self, outputs, structure, output):
-        by_position = by_output(structure, outputs.prediction, self._names)
-        return [by_position[i] for i in self.positions(outputs, output)]
-
-    def positions(self, outputs, output):
-        """The positions of the named outputs among all."""
-        return output_positions(outputs, output, self.names(outputs), self.role)
-
-    def names(self, outputs):
-        """The names of all outputs, in the order of `keras.tree.flatten`; an empty list where they have none."""
-        return dict_keys(outputs) or self._names
-
-
-def dict_keys(outputs):
-    """The keys of a dict of outputs, in the order of `keras.tree.flatten`; an empty list for other structures."""
-    return sorted(outputs.prediction) if isinstance(outputs.prediction, dict) else []
-
-
-def output_positions(outputs, output, keys, role):
-    """The positions of the outputs that `output` names, among `keras.tree.flatten(outputs.prediction)`."""
-    count = len(keras.tree.flatten(outputs.prediction))
-    if output is None:
-        return range(count)
-    if output in keys:
-        return [keys.index(output)]
-    if type(output) is int and 0 <= output < count:
-        return [output]
-    raise ValueError(f"output={output!r} is not an output of the {role}; it has {keys or list(range(count))}.")
+    def _endings(self, outputs):
+        activations = self._activations or ["unknown"] * len(keras.tree.flatten(outputs.prediction))
+        return [Ending(activation) for activation in activations]
 
 
 def by_output(structure, prediction, names=None):
     """The part of a structure that belongs to each output, in the order of `keras.tree.flatten(prediction)`.
 
-    Args:
-        structure: Losses, labels or sample weights as Keras takes them: one for all outputs, a list in their order, or
-            a dict by key or name. Where it holds nothing for an output, the part is None.
-        prediction: The outputs: a tensor, list or dict.
-        names: Names of the outputs that are not in a dict.
+    The structure holds losses, labels or sample weights as Keras takes them: one for all outputs, a list in their
+    order, or a dict by key or by the `names` of outputs that are in no dict. A part that is not there is None.
     """
     count = len(keras.tree.flatten(prediction))
     if not keras.tree.is_nested(structure):

@@ -70,17 +70,7 @@ def in_full(outputs):
 
 
 def dense_logs(classes, log_p, log_each, count):
-    """The log-probabilities of all classes.
-
-    Args:
-        classes: The likeliest classes `(..., k)` int32, each once.
-        log_p: Their log-probabilities, `(..., k)`.
-        log_each: The log-probability of each other class, `(...)`.
-        count: How many classes there are.
-
-    Returns:
-        `(..., count)`.
-    """
+    """The log-probabilities `(..., count)` of all classes, from those `(..., k)` of some and the rest's `(...)`."""
     return replaced(tf.repeat(log_each[..., None], count, axis=-1), classes, log_p)
 
 

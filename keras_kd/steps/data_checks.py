@@ -3,7 +3,6 @@
 import collections.abc
 import inspect
 import warnings
-from typing import NamedTuple
 
 import keras
 import numpy as np
@@ -15,27 +14,17 @@ from keras_kd.outputs.endings import ending_kind, output_activations
 from keras_kd.outputs.model_inputs import input_names
 from keras_kd.outputs.reader import by_output
 
+UNLABELLED = "For unlabelled examples use -1 and SparseCategoricalCrossentropy(ignore_class=-1)."
+
 
 def require_usable(distiller, x, y, arguments):
-    """Raise for arguments of `fit` or `evaluate` that Keras would drop, misread or fail on late.
-
-    Args:
-        distiller: The distiller.
-        x, y: The data.
-        arguments: All arguments of the call by name.
-
-    Raises:
-        TypeError: Labels are no numbers.
-        ValueError: No example; weights without labels; a list of batches; labels out of range; a callback that saves
-            to HDF5.
-    """
-    _require_batches(x)
+    """Raise for `arguments` of `fit` or `evaluate`, by name, that Keras would drop, misread or fail on late."""
+    _require_examples(x)
     _require_inputs(distiller.student, x)
     _require_weighable(x, y, arguments)
     _require_numeric_labels(x, y)
     _require_labels_in_range(distiller, y)
-    callbacks = arguments.get("callbacks")
-    for callback in callbacks if isinstance(callbacks, (list, tuple)) else [callbacks]:
+    for callback in keras.tree.flatten(arguments.get("callbacks")):
         if isinstance(callback, keras.callbacks.ModelCheckpoint) and not callback.save_weights_only:
             require_keras_file(callback.filepath)
 
@@ -49,11 +38,14 @@ def require_keras_file(filepath):
         )
 
 
-def _require_batches(x):
+def _require_examples(x):
     """Raise ValueError if `x` is known to hold nothing."""
-    is_dataset = isinstance(x, tf.data.Dataset)
-    leaves = [] if is_dataset else [leaf for leaf in keras.tree.flatten(x) if isinstance(leaf, (np.ndarray, tf.Tensor))]
-    if (is_dataset and int(x.cardinality()) == 0) or any(leaf.shape[0] == 0 for leaf in leaves if leaf.shape):
+    if isinstance(x, tf.data.Dataset):
+        counts = [int(x.cardinality())]
+    else:
+        arrays = [leaf for leaf in keras.tree.flatten(x) if isinstance(leaf, (np.ndarray, tf.Tensor))]
+        counts = [array.shape[0] for array in arrays if array.shape]
+    if 0 in counts:
         raise ValueError("x is an empty dataset: it holds no example. Check its source, filters and batch size.")
 
 
@@ -63,8 +55,7 @@ def _require_inputs(student, x):
     if not isinstance(x, (list, tuple)) or names is None:
         return
     inputs, arrays = len(keras.tree.flatten(names)), len(keras.tree.flatten(x))
-    is_nested = any(isinstance(part, (list, tuple, dict)) for part in x)
-    if arrays != inputs or (is_nested and not any(isinstance(part, (list, tuple, dict)) for part in names)):
+    if arrays != inputs or (any(map(keras.tree.is_nested, x)) and not any(map(keras.tree.is_nested, names))):
         raise ValueError(
             f"x must hold an array for each of the student's {inputs} inputs, got a {type(x).__name__} of {len(x)} "
             f"parts with {arrays} arrays. Batches (x, y) come in a tf.data.Dataset or keras.utils.PyDataset, not in a "
@@ -78,9 +69,8 @@ def _require_weighable(x, y, arguments):
     brings_labels = isinstance(x, (tf.data.Dataset, keras.utils.PyDataset, collections.abc.Iterator))
     if given and y is None and not brings_labels:
         raise ValueError(
-            f"{given[0]} needs y, got y=None: Keras drops weights that come without labels. For unlabelled examples "
-            "give any y of their number to a distiller compiled with loss=None, or y=-1 and a loss with "
-            "ignore_class=-1."
+            f"{given[0]} needs y, got y=None: Keras drops weights that come without labels. {UNLABELLED} If compiled "
+            "with loss=None, give any y."
         )
 
 
@@ -91,13 +81,10 @@ def _require_numeric_labels(x, y):
         y = spec[1] if isinstance(spec, tuple) and len(spec) > 1 else None
     for labels in [] if y is None else keras.tree.flatten(y):
         dtype = getattr(labels, "dtype", None)
-        kind = "string" if dtype == tf.string else np.dtype(dtype).kind if isinstance(labels, np.ndarray) else ""
-        if kind in ("string", "O", "U", "S"):
-            example = np.ravel(labels)[0] if isinstance(labels, np.ndarray) and labels.size else "a string"
+        if dtype == tf.string or (isinstance(labels, np.ndarray) and dtype.kind in "OUS"):
             raise TypeError(
-                f"y must hold numbers, got {dtype} such as {example!r}. Encode labels as integers from 0, for instance "
-                "with keras.layers.StringLookup or np.unique(y, return_inverse=True); for unlabelled examples use -1 "
-                "and SparseCategoricalCrossentropy(ignore_class=-1)."
+                f"y must hold numbers, got {dtype}. Encode labels as integers from 0, for instance with "
+                f"keras.layers.StringLookup or np.unique(y, return_inverse=True). {UNLABELLED}"
             )
 
 
@@ -109,51 +96,40 @@ def require_teacher_apart(distiller):
     shared = [variable.path for variable in distiller.student.trainable_variables if id(variable) in teacher_ids]
     if shared:
         raise ValueError(
-            f"teacher and student share {len(shared)} trainable weights ({shared[0]!r}, ...): training the student "
-            "would change the teacher. Give the student layers of its own (keras.models.clone_model), or freeze the "
-            "shared ones: layer.trainable = False."
+            f"teacher and student share {len(shared)} trainable weights ({shared[0]!r}, ...): training would change "
+            "both. Give the student layers of its own (keras.models.clone_model), or freeze these."
         )
 
 
-class SparseTarget(NamedTuple):
-    """An output of the student that learns from integer labels."""
-
-    labels: object
-    classes: int
-    ignore_class: int | None
-
-
 def sparse_targets(distiller, y, prediction):
-    """A `SparseTarget` for each of the student's outputs that learns from integer labels."""
+    """`(labels, classes, ignore_class or None)` of each of the student's outputs that learns from integer labels."""
     losses, labels = (by_output(part, prediction, distiller.output_names) for part in (loss_argument(distiller), y))
     for loss, label, output in zip(losses, labels, keras.tree.flatten(prediction), strict=True):
         is_sparse, ignore_class = sparse_label_options(loss)
         if is_sparse and label is not None:
-            yield SparseTarget(label, output.shape[-1], ignore_class)
+            yield label, output.shape[-1], ignore_class
 
 
 def _require_labels_in_range(distiller, y):
     """Raise ValueError if labels in arrays are no classes of the student; datasets are checked batch by batch."""
     graph = functional_graph(distiller.student)
-    targets = [] if graph is None else sparse_targets(distiller, y, graph.output)
-    for labels, classes, ignore_class in targets:
+    for labels, classes, ignore_class in [] if graph is None else sparse_targets(distiller, y, graph.output):
         values = np.unique(labels) if isinstance(labels, np.ndarray) else np.array([])
         is_class = (values >= 0) & (values < classes) & (values == np.floor(values))
         wrong = values[~is_class & (values != ignore_class)]
         if wrong.size:
             raise ValueError(
                 f"y holds labels outside the student's {classes} classes: {wrong[:5].tolist()}; labels are integers "
-                f"from 0 to {classes - 1}. For unlabelled examples use -1 and "
-                "SparseCategoricalCrossentropy(ignore_class=-1)."
+                f"from 0 to {classes - 1}. {UNLABELLED}"
             )
 
 
 def require_distinct_metrics(distiller, *metrics):
     """Raise ValueError if a metric of `compile` has the name of a value that the distiller logs itself."""
-    logged = {"loss", "hard_loss", *distiller.hyperparameters}
-    logged |= {loss.name for loss in distiller.distillation_losses}
+    losses = ["hard_loss", *(loss.name for loss in distiller.distillation_losses)]
+    logged = {"loss", *losses, *distiller.hyperparameters}
     if distiller.balance is not None:
-        logged |= {f"{name}_balance" for name in distiller.balance.loss_names}
+        logged |= {f"{name}_balance" for name in losses}
     for metric in keras.tree.flatten(metrics):
         name = metric if isinstance(metric, str) else getattr(metric, "name", getattr(metric, "__name__", None))
         names = {name, *(f"{output}_{name}" for output in distiller.output_names or [])}

@@ -1,15 +1,16 @@
 """Checks inside the step: they stop a batch before anything is learnt from it, and name it."""
 
 import contextlib
-import functools
+import warnings
 
 import keras
 import tensorflow as tf
 from keras import ops
 
-from keras_kd._assertions import PLACE, asserted, explained, value_error
+from keras_kd._assertions import PLACE, asserted, value_error
 from keras_kd._keras_private import backend_variable, get_mask, set_mask
 from keras_kd.steps import replicas
+from keras_kd.steps.data_checks import UNLABELLED
 
 _EXPLANATIONS = {
     "teacher": (
@@ -19,34 +20,30 @@ _EXPLANATIONS = {
     ),
     "labels": (
         f"y holds a label outside the student's classes in training batch {PLACE} (counted from 0 over all epochs); "
-        "no weight was trained on that batch. Labels are integers from 0 to classes - 1; for unlabelled examples use "
-        "-1 and SparseCategoricalCrossentropy(ignore_class=-1)."
+        f"no weight was trained on that batch. Labels are integers from 0 to classes - 1. {UNLABELLED}"
     ),
 }
 _CHECKS = list(_EXPLANATIONS)
 _CLEAN = [-1, -1]  # step and check of a note
+_UNSEEN, _LOGITS, _PROBABILITIES = range(3)
+_TOLERANCE = 1e-3  # of the sum of a row of probabilities, in half precision as well
 
 
 def all_finite(tensors):
     """Whether every floating tensor of a structure is free of NaN and infinities, as a scalar bool tensor."""
     present = [tensor for tensor in keras.tree.flatten(tensors) if tensor is not None]
-    floating = [tensor for tensor in present if keras.backend.is_float_dtype(tensor.dtype)]
-    return _all([ops.all(ops.isfinite(tensor)) for tensor in floating])
+    return _all(ops.all(ops.isfinite(tensor)) for tensor in present if keras.backend.is_float_dtype(tensor.dtype))
 
 
 def labels_in_range(targets):
-    """Whether all labels are in `[0, classes)` or equal to `ignore_class`, as a scalar bool tensor.
-
-    Args:
-        targets: `(labels, classes, ignore_class)` of each output.
-    """
+    """Whether all labels of `(labels, classes, ignore_class)`s are in `[0, classes)` or equal to `ignore_class`."""
 
     def inside(labels, classes, ignore_class):
         labels = ops.cast(labels, "int")
         valid = ops.logical_and(labels >= 0, labels < classes)
         return valid if ignore_class is None else ops.logical_or(valid, ops.equal(labels, ignore_class))
 
-    return _all([ops.all(inside(*target)) for target in targets])
+    return _all(ops.all(inside(*target)) for target in targets)
 
 
 def require(condition, check, step, tensors):
@@ -61,9 +58,7 @@ class Note:
     """The first failed check of steps that XLA compiles, where assertions are dropped.
 
     From a failed check on, the steps are to leave everything as it is (`is_clean`); after the call, `explain` raises.
-
-    Attributes:
-        variable: Step and check, `(2,)` integers, -1 where nothing is noted.
+    `variable` holds step and check, `(2,)` integers, -1 where nothing is noted.
     """
 
     def __init__(self):
@@ -109,25 +104,44 @@ def explain(noted):
         raise value_error(_EXPLANATIONS[_CHECKS[check]], step)
 
 
-def raising_value_errors(function, check_after=lambda: None):
-    """Wrap a train or test function: an error with a marked message surfaces as the ValueError that explains it.
+class ProbabilityCheck:
+    """Notices, in the first batch, outputs that a loss takes for logits and that look like probabilities.
 
-    `check_after()` runs after each call, for checks that cannot stop a step from within.
+    Only for outputs whose last activation is unknown. `take` is traced into the step, and costs nothing where all are
+    known; `warn` is called after each step. Make it in the strategy's scope.
     """
 
-    @functools.wraps(function)
-    def wrapped(iterator):
-        try:
-            logs = function(iterator)
-        except tf.errors.OpError as error:
-            explanation = explained(error)
-            if explanation is None:
-                raise
-            raise explanation from None
-        check_after()
-        return logs
+    def __init__(self):
+        options = {"dtype": "int32", "trainable": False, "aggregation": "only_first_replica"}
+        self._verdicts = {side: keras.Variable(_UNSEEN, **options) for side in ("teacher", "student")}
+        self._pending = {}
 
-    return wrapped
+    def take(self, pairing, teacher, student):
+        """Look at the outputs of a batch, `ModelOutputs`."""
+        for loss_name, side, tensors in pairing.outputs_of_unknown_ending(teacher, student):
+            verdict = self._verdicts[side]
+            seen = ops.where(_are_probabilities(tensors), _PROBABILITIES, _LOGITS)
+            verdict.assign(ops.where(ops.equal(verdict, _UNSEEN), seen, ops.convert_to_tensor(verdict)))
+            self._pending[side] = loss_name
+
+    def warn(self):
+        """Warn if the outputs of the first batch looked like probabilities; once."""
+        while self._pending:
+            side, loss_name = self._pending.popitem()
+            if int(self._verdicts[side].numpy()) == _PROBABILITIES:
+                warnings.warn(
+                    f"the {side} gives what looks like probabilities (rows of numbers from 0 to 1 that sum to 1), "
+                    f"which {loss_name} takes for logits: its last activation is unknown, as of subclassed models and "
+                    "Lambda layers. End it in a linear layer, or in a Dense or Softmax layer of a functional model.",
+                    stacklevel=3,
+                )
+
+
+def _are_probabilities(tensors):
+    """Whether all rows along the last axis sum to 1 and hold nothing below 0, as a scalar bool tensor."""
+    rows = [ops.cast(tensor, "float32") for tensor in tensors]
+    sums = [ops.all(ops.abs(ops.sum(one, axis=-1) - 1.0) < _TOLERANCE) for one in rows]
+    return _all([ops.size(tensors[0]) > 0, *(ops.all(one >= 0.0) for one in rows), *sums])
 
 
 def _identity(tensor):
@@ -136,4 +150,4 @@ def _identity(tensor):
 
 
 def _all(conditions):
-    return ops.all(ops.stack([ops.convert_to_tensor(True), *conditions]))
+    return ops.all(ops.stack([ops.convert_to_tensor(one) for one in (True, *conditions)]))

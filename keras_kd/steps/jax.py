@@ -7,7 +7,6 @@ constants in it nor given up to it.
 
 import collections
 import functools
-import warnings
 from typing import NamedTuple
 
 import jax
@@ -15,12 +14,9 @@ import keras
 import numpy as np
 
 from keras_kd._keras_private import backend_variable
-from keras_kd.large_vocabulary.fusion import refusal
 from keras_kd.metrics import MacroF1ByLanguage
-from keras_kd.outputs.precomputed import without_teacher_outputs
-from keras_kd.steps import data_checks, guards
-from keras_kd.steps.common import Batch, CommonStep
-from keras_kd.steps.loss_terms import LossTerms
+from keras_kd.steps import guards
+from keras_kd.steps.common import CommonStep
 
 _CALLS_IN_FLIGHT = 2  # steps that run on before the note of the first is read: so the host does not wait for the device
 
@@ -53,15 +49,15 @@ class JAXStep(CommonStep):
 
         def learn(trainable):
             """The scaled loss; the logs, whether the checks hold, and the values after the step."""
-            with _scope(
+            with self._scope(
+                teacher_values,
                 (self.trainable_variables, trainable),
                 (self.non_trainable_variables, non_trainable),
                 (self.optimizer.variables, optimizer_values),
                 (self.metrics_variables, metric_values),
-                (self._untracked_variables(), teacher_values),
             ) as scope:
-                scaled_loss, logs = self._learn(data)
-                sound = self._note.is_clean()
+                loss, report = self._loss_and_report(*self._read(data))
+                scaled_loss, logs, sound = self.optimizer.scale_loss(loss), report(), self._note.is_clean()
             after = _final_values(scope, self.non_trainable_variables), _final_values(scope, self.metrics_variables)
             return scaled_loss, (logs, sound, after)
 
@@ -70,46 +66,34 @@ class JAXStep(CommonStep):
         new_trainable, new_optimizer_values = self.optimizer.stateless_apply(optimizer_values, gradients, trainable)
         # where a check has failed, all but the note stays as it was
         kept = functools.partial(jax.tree.map, functools.partial(jax.numpy.where, sound))
-        new_non_trainable = [
+        non_trainable = [
             new if variable is self._note_variable else kept(new, old)
             for variable, new, old in zip(self.non_trainable_variables, new_non_trainable, non_trainable, strict=True)
         ]
-        new_trainable, new_optimizer_values = (
-            kept(new_trainable, trainable),
-            kept(new_optimizer_values, optimizer_values),
-        )
-        return logs, (new_trainable, new_non_trainable, new_optimizer_values, metric_values)
-
-    def _learn(self, data):
-        """The scaled loss of a batch, and the logs."""
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        terms, step = self.connection_of(x).terms, self.optimizer.iterations
-        pairing = terms.pairing
-        teacher, batch = terms.read_teacher(x), Batch(without_teacher_outputs(x), y, sample_weight)
-        self._note.take(guards.all_finite(teacher), "teacher", step)
-        student = pairing.read_student(batch.x, training=True)
-        teacher = student.detached() if teacher is None else teacher
-        targets = list(data_checks.sparse_targets(self, y, student.prediction))
-        self._note.take(guards.labels_in_range(targets), "labels", step)
-        hard_loss, soft_losses, total = terms.training(teacher, student, batch, tape=None)
-        loss = total + self.regularization(batch.x)
-        logs = self._report(pairing, teacher, student.detached(), batch, (loss, hard_loss, soft_losses))
-        return self.optimizer.scale_loss(loss), logs
+        trainable, optimizer_values = kept((new_trainable, new_optimizer_values), (trainable, optimizer_values))
+        return logs, (trainable, non_trainable, optimizer_values, metric_values)
 
     def test_step(self, state, data):
         data, teacher_values = self._beside_teacher(data)
         trainable, non_trainable, metric_values = state
-        with _scope(
+        with self._scope(
+            teacher_values,
             (self.trainable_variables, trainable),
             (self.non_trainable_variables, non_trainable),
             (self.metrics_variables, metric_values),
-            (self._untracked_variables(), teacher_values),
         ) as scope:
-            logs = self._examine(data)
+            logs = super().test_step(data)
         metric_values = _final_values(scope, self.metrics_variables)
         return logs, (trainable, _final_values(scope, self.non_trainable_variables), metric_values)
 
-    # The teacher's weights -----------------------------------------------------------------------------------------
+    def _scope(self, teacher_values, *groups):
+        """A scope in which the teacher's variables and those of `(variables, values)` groups have these values.
+
+        Layers add their losses to it.
+        """
+        groups = [*groups, (self._untracked_variables(), teacher_values)]
+        values = [pair for variables, values in groups for pair in zip(variables, values, strict=True)]
+        return keras.StatelessScope(values, collect_losses=True)
 
     def _untracked_variables(self):
         """The hyperparameters, and the teacher's variables that are not the distiller's as well."""
@@ -133,70 +117,41 @@ class JAXStep(CommonStep):
             return data
         return data, [backend_variable(variable) for variable in self._untracked_variables()]
 
-    # What Keras asks for before the first step ---------------------------------------------------------------------
-
-    def require_in_scope(self, student):
-        """Nothing: `keras.distribution` needs no scope of its own."""
-
-    def _choose_terms(self, connection):
-        """Compute the losses from the logits."""
-        connection.terms = LossTerms(self, connection.pairing)
-
     def _check_compiled(self):
-        by_language = [
-            distillation_loss.name
-            for distillation_loss in self.distillation_losses
-            if distillation_loss.language_key is not None
-        ]
+        by_language = [loss.name for loss in self.distillation_losses if loss.language_key is not None]
         by_language += [metric.name for metric in self._observers.all if isinstance(metric, MacroF1ByLanguage)]
         if by_language:
             raise ValueError(
                 f"{by_language} go by language, which needs the tensorflow backend: KERAS_BACKEND=tensorflow."
             )
-        if self.fuse_logits:
-            raise ValueError(refusal("it needs the tensorflow backend: KERAS_BACKEND=tensorflow"))
-        if self.balance is not None and self.balance.needs_gradients:
-            raise ValueError(
-                f"balance={self.balance.name!r} needs the tensorflow backend (KERAS_BACKEND=tensorflow). On jax, use "
-                "keras_kd.UncertaintyBalance()."
-            )
+        if self.balance is not None:
+            self.balance.require_supported(1, self.jit_compile)
 
     def make_train_function(self, force=False):
         self._note.clear()
         self._notes_in_flight.clear()
-        if self.train_function is not None and not force:
-            return
-        data_checks.require_teacher_apart(self)
-        self._build_optimizer()
-        if not self.trainable_variables:
-            warnings.warn("the student has no trainable weights: nothing is learnt.", stacklevel=2)
-        super().make_train_function(force=True)
-        self.train_function = self._reading_notes(self._with_teacher(self.train_function))
+        super().make_train_function(force)
 
-    def make_test_function(self, force=False):
-        if self.test_function is not None and not force:
-            return
-        super().make_test_function(force=True)
-        if self._observers.need_teacher:
-            self.test_function = self._with_teacher(self.test_function)
+    def _checked(self, condition, check, tensors):
+        """The tensors; where the condition does not hold, a note is taken, and nothing is learnt from then on."""
+        self._note.take(condition, check, self.optimizer.iterations)
+        return tensors
 
-    def _build_optimizer(self):
-        self.optimizer.build(self.trainable_variables)
-
-    # Checks --------------------------------------------------------------------------------------------------------
-
-    def _reading_notes(self, function):
-        """A train function that raises ValueError for a failed check, some calls late; meanwhile nothing is learnt."""
+    def _raising(self, function, is_train):
+        """A train function that raises ValueError for failed checks, some calls late; meanwhile nothing is learnt."""
+        if not is_train:
+            return self._with_teacher(function) if self._observers.need_teacher else function
+        with_teacher = self._with_teacher(function)
         position = [variable is self._note_variable for variable in self.non_trainable_variables].index(True)
 
-        def reading(state, batches):
+        def reading_notes(state, batches):
             if len(self._notes_in_flight) >= _CALLS_IN_FLIGHT:
                 guards.explain(np.asarray(self._notes_in_flight.popleft()))
-            logs, state = function(state, batches)
+            logs, state = with_teacher(state, batches)
             self._notes_in_flight.append(jax.numpy.copy(state[1][position]))  # the next step takes the state itself
             return logs, state
 
-        return reading
+        return reading_notes
 
     def _get_metrics_result_or_logs(self, logs):
         self._note.explain()
@@ -207,16 +162,6 @@ class JAXStep(CommonStep):
         logs = super().train_on_batch(*args, **kwargs)
         self._note.explain()
         return logs
-
-
-def _scope(*groups):
-    """A scope in which variables have other values, and in which layers add their losses to it.
-
-    Args:
-        groups: `(variables, values)`.
-    """
-    values = [pair for variables, values in groups for pair in zip(variables, values, strict=True)]
-    return keras.StatelessScope(values, collect_losses=True)
 
 
 def _final_values(scope, variables):

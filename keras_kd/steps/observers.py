@@ -5,32 +5,27 @@ import keras
 from keras_kd._languages import languages_of
 from keras_kd.metrics import FidelityMetric, MacroF1ByLanguage
 
+_OBSERVING = (FidelityMetric, MacroF1ByLanguage)
+
 
 class Observers:
     """Takes such metrics out of `compile`'s lists, and feeds them.
 
-    Args:
-        metrics, weighted_metrics: As of `keras.Model.compile`; the weighted ones get the sample weights.
-
-    Attributes:
-        metrics, weighted_metrics: What is left, for Keras; None where nothing is.
-        given: Both as they were given, for the saved file.
+    `all` are the metrics taken out; `metrics` and `weighted_metrics` what is left, for Keras, None where nothing is;
+    `given` both as they were given, for the saved file.
     """
 
     def __init__(self, metrics=None, weighted_metrics=None):
         self.given = {"metrics": metrics, "weighted_metrics": weighted_metrics}
-        self._unweighted, self.metrics = _taken_out(metrics, "metrics")
-        self._weighted, self.weighted_metrics = _taken_out(weighted_metrics, "weighted_metrics")
-
-    @property
-    def all(self):
-        """The metrics, in their order."""
-        return [*self._unweighted, *self._weighted]
+        unweighted, self.metrics = _taken_out(metrics, "metrics")
+        weighted, self.weighted_metrics = _taken_out(weighted_metrics, "weighted_metrics")
+        self.all = [*unweighted, *weighted]
+        self._is_weighted = [False] * len(unweighted) + [True] * len(weighted)
 
     @property
     def need_teacher(self):
         """Whether one of them compares with the teacher, which then runs in `evaluate` as well."""
-        return bool(self._of(FidelityMetric))
+        return any(isinstance(metric, FidelityMetric) for metric in self.all)
 
     def compare(self, teacher_logits, student_logits, sample_weight):
         """Update those that compare with the teacher, of `(batch, ..., classes)` logits."""
@@ -48,23 +43,17 @@ class Observers:
         return {name for metric, _ in self._of(MacroF1ByLanguage) for name in metric.result()}
 
     def _of(self, kind):
-        marked = [(metric, False) for metric in self._unweighted] + [(metric, True) for metric in self._weighted]
-        return [(metric, is_weighted) for metric, is_weighted in marked if isinstance(metric, kind)]
+        """`(metric, whether it gets the sample weights)` of the metrics of a class."""
+        return [pair for pair in zip(self.all, self._is_weighted, strict=True) if isinstance(pair[0], kind)]
 
 
 def _taken_out(metrics, argument):
     """The observing metrics of a list, and the rest of it."""
-    present = [metric for metric in keras.tree.flatten(metrics) if isinstance(metric, _OBSERVING)]
-    if not present:
-        return [], metrics
     listed = list(metrics) if isinstance(metrics, (list, tuple)) else [metrics]
     observing = [metric for metric in listed if isinstance(metric, _OBSERVING)]
-    if len(observing) < len(present):
-        raise ValueError(
-            f"{argument} must name {[metric.name for metric in present]} in a flat list, not by output: they compare "
-            "the one output that student and teacher have."
-        )
+    nested = [one.name for one in keras.tree.flatten(metrics) if isinstance(one, _OBSERVING) and one not in observing]
+    if nested:
+        raise ValueError(f"{argument} must name {nested} in a flat list, not by output: they are for models with one.")
+    if not observing:
+        return [], metrics
     return observing, [metric for metric in listed if metric not in observing] or None
-
-
-_OBSERVING = (FidelityMetric, MacroF1ByLanguage)

@@ -1,10 +1,10 @@
-"""Exact means over all replicas of a `tf.distribute` strategy, whatever share of the batch each of them got."""
+"""The replicas of a `tf.distribute` strategy: exact means over all of them, and which strategies run what."""
 
 import contextlib
 import threading
-from typing import NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_kd._keras_private import (
@@ -15,7 +15,7 @@ from keras_kd._keras_private import (
     set_mask,
     sparse_label_options,
 )
-from keras_kd.losses.base import DistillationLoss
+from keras_kd.losses.base import DistillationLoss, with_rank
 
 # Sums over replicas ----------------------------------------------------------------------------------------------
 
@@ -58,9 +58,8 @@ class _SharedSums:
     """
 
     def __init__(self, x):
-        self._rows = local_rows(x)
-        self._rows_of_all = None
-        self._sums = []  # (tensor that is summed over, its sum)
+        self._rows, self._rows_of_all = local_rows(x), None
+        self._sums = []  # (tensors that are summed over, their sum)
 
     def rows(self):
         if self._rows_of_all is None:
@@ -74,12 +73,12 @@ class _SharedSums:
         total, self._rows_of_all = tf.unstack(sum_over_replicas(tf.stack([number, self._rows])))
         return total
 
-    def of(self, source, number):
-        """The sum of `number`, which is computed from the tensor `source` alone."""
+    def of(self, sources, number):
+        """The sum of `number`, which is computed from a list of tensors, or None, alone."""
         for known, total in self._sums:
-            if known is source:
+            if all(one is other for one, other in zip(known, sources, strict=True)):
                 return total
-        self._sums.append((source, sum_over_replicas(number)))
+        self._sums.append((sources, sum_over_replicas(number)))
         return self._sums[-1][1]
 
 
@@ -90,15 +89,14 @@ def local_rows(x):
 
 def rows_of_all(x):
     """Number of examples in a batch, over all replicas."""
-    return sum_over_replicas(local_rows(x)) if _STEP.sums is None else _STEP.sums.rows()
+    return (_STEP.sums or _SharedSums(x)).rows()
 
 
 def all_replicas(condition):
-    """Whether a bool scalar is True on every replica."""
+    """Whether a bool scalar is True on every replica, within a step."""
     if replica_count() == 1:
         return condition
-    failed = tf.cast(tf.logical_not(condition), tf.int32)
-    return tf.equal(sum_over_replicas(failed) if _STEP.sums is None else _STEP.sums.with_rows(failed), 0)
+    return tf.equal(_STEP.sums.with_rows(tf.cast(tf.logical_not(condition), tf.int32)), 0)
 
 
 def gathered(tensor):
@@ -166,85 +164,64 @@ class GlobalMean:
         weighted = self.loss.reduction == "mean_with_sample_weight" and sample_weight is not None
         if mask is None and ignore_class is None and not weighted:
             return tf.shape(y_pred)[0], rows_of_all(y_pred)
-        source, counted = mask, mask
         if ignore_class is not None:
             labelled = tf.not_equal(tf.reshape(y_true, tf.shape(y_pred)[:-1]), tf.cast(ignore_class, y_true.dtype))
-            source = counted = labelled if mask is None else tf.logical_and(mask, labelled)
-        counted = None if counted is None else tf.cast(counted, tf.float32)
+            mask = labelled if mask is None else tf.logical_and(mask, labelled)
+        counted = 1.0 if mask is None else tf.cast(mask, tf.float32)
         if weighted:
             weight = tf.cast(sample_weight, tf.float32)
-            source = weight
-            counted = weight if counted is None else counted * tf.reshape(weight, _broadcastable(weight, counted))
+            counted *= weight if mask is None else with_rank(weight, len(mask.shape))
         count = tf.reduce_sum(counted)
-        return count, sum_over_replicas(count) if _STEP.sums is None else _STEP.sums.of(source, count)
+        sources = (mask, sample_weight if weighted else None)
+        return count, (_STEP.sums or _SharedSums(y_pred)).of(sources, count)
 
 
 # Which strategies run what ---------------------------------------------------------------------------------------
 
 
 def require_in_scope(student, strategy):
-    """Raise ValueError if the student's variables were not made under the strategy that is to train it, or no
-    distiller trains under that strategy.
-    """
+    """Raise ValueError if a student's variables were made under another strategy, or none trains under this one."""
     unusable_settings(strategy)
     for variable in student.trainable_variables:
         if strategy.extended.variable_created_in_scope(backend_variable(variable)):
             continue
+        where = f"outside the scope of the {type(strategy).__name__} that is to train it"
         if not tf.distribute.has_strategy() and strategy is tf.distribute.get_strategy():
             where = "inside the scope of a tf.distribute strategy, but the distiller outside of it"
-        else:
-            where = f"outside the scope of the {type(strategy).__name__} that is to train it"
         raise ValueError(
             f"student {student.name!r} was made {where} (variable {variable.path!r}). Make both inside: `with "
             "strategy.scope(): student = ...; distiller = ...`. The teacher may be made anywhere."
         )
 
 
-class Unusable(NamedTuple):
-    """The settings of `compile` that TensorFlow cannot run under a strategy, with one replica and with several.
+_ACCUMULATION = ("gradient_accumulation_steps",)
+_FOR_MIRRORS = (_ACCUMULATION, ("jit_compile", "steps_per_execution", *_ACCUMULATION))
 
-    None: it does not train right with several replicas, whatever the settings.
-    """
-
-    alone: tuple = ()
-    together: tuple | None = ()
-
-
-# As seen in the tests, but for the last. What is unusable fails in TensorFlow, or gives wrong logs: metrics lose
-# updates over the replicas of a CentralStorageStrategy.
-STRATEGIES = {
-    type(tf.distribute.get_strategy()): Unusable(),
-    tf.distribute.OneDeviceStrategy: Unusable(),
-    tf.distribute.MultiWorkerMirroredStrategy: Unusable(
-        alone=("gradient_accumulation_steps",),
-        together=("jit_compile", "steps_per_execution", "gradient_accumulation_steps"),
-    ),
-    tf.distribute.MirroredStrategy: Unusable(
-        alone=("gradient_accumulation_steps",),
-        together=("jit_compile", "steps_per_execution", "gradient_accumulation_steps"),
-    ),
-    tf.distribute.experimental.CentralStorageStrategy: Unusable(
-        alone=("gradient_accumulation_steps",),
-        together=None,
-    ),
-    tf.distribute.TPUStrategy: Unusable(),  # not measured: no TPU was at hand
+# The settings of `compile` that TensorFlow cannot run under a strategy, with one replica and with several; None: it
+# does not train right, whatever the settings. As seen in the tests, but for the last. What is unusable fails in
+# TensorFlow, or gives wrong logs: metrics lose updates over the replicas of a CentralStorageStrategy.
+UNUSABLE = {
+    type(tf.distribute.get_strategy()): ((), ()),
+    tf.distribute.OneDeviceStrategy: ((), ()),
+    tf.distribute.MultiWorkerMirroredStrategy: _FOR_MIRRORS,
+    tf.distribute.MirroredStrategy: _FOR_MIRRORS,
+    tf.distribute.experimental.CentralStorageStrategy: (_ACCUMULATION, None),
+    tf.distribute.TPUStrategy: ((), ()),  # not measured: no TPU was at hand
 }
 
 
 def unusable_settings(strategy):
-    """The settings of `compile` that do not run under a strategy; ValueError for a strategy that is not known."""
-    name, replicas = type(strategy).__name__, 1
-    for kind, unusable in STRATEGIES.items():
-        if isinstance(strategy, kind):
-            replicas = strategy.num_replicas_in_sync
-            settings = unusable.together if replicas > 1 else unusable.alone
-            if settings is not None:
-                return settings
-    several = f" with {replicas} replicas" if replicas > 1 else ""
-    raise ValueError(
-        f"a Distiller does not train under {name}{several}. Use MirroredStrategy, MultiWorkerMirroredStrategy, "
-        "TPUStrategy or OneDeviceStrategy, or none."
-    )
+    """The settings of `compile` that do not run under a strategy; ValueError where no distiller trains under it."""
+    known = next((kind for kind in UNUSABLE if isinstance(strategy, kind)), None)
+    replicas = 1 if known is None else strategy.num_replicas_in_sync
+    settings = None if known is None else UNUSABLE[known][replicas > 1]
+    if settings is None:
+        several = f" with {replicas} replicas" if replicas > 1 else ""
+        raise ValueError(
+            f"a Distiller does not train under {type(strategy).__name__}{several}. Use MirroredStrategy, "
+            "MultiWorkerMirroredStrategy, TPUStrategy or OneDeviceStrategy, or none."
+        )
+    return settings
 
 
 def require_supported(distiller):
@@ -255,19 +232,17 @@ def require_supported(distiller):
         return
     name, replicas = type(strategy).__name__, strategy.num_replicas_in_sync
     accumulation = getattr(optimizer, "inner_optimizer", optimizer).gradient_accumulation_steps
-    settings = [
+    for argument, value, usable in [
         ("jit_compile", distiller.jit_compile, False),
         ("gradient_accumulation_steps", accumulation, None),
         ("steps_per_execution", distiller.steps_per_execution, 1),
-    ]
-    for argument, value, usable in settings:
+    ]:
         if value != usable and argument in unusable:
             many = "1 replica" if replicas == 1 else f"{replicas} replicas"
             raise ValueError(f"{argument}={value} does not run under {name} with {many}. Use {usable}.")
     if not strategy.extended.variable_created_in_scope(backend_variable(optimizer.variables[0])):
         raise ValueError(
-            f"optimizer was made outside the scope of the {name} that is to use it. Compile inside: `with "
-            "strategy.scope(): distiller.compile(...)`."
+            f"optimizer was made outside the scope of the {name}. Compile inside `with strategy.scope():`."
         )
 
 
@@ -278,13 +253,51 @@ def batch_spec(epoch_iterator):
     return keras.tree.map_structure(without_options, spec)
 
 
-def worker_logs(logs, strategy):
-    """Logs in the shape that Keras reduces over several workers: rank 1; elsewhere as they are."""
-    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
-        return logs
-    return {name: tf.reshape(value, (1,)) for name, value in logs.items()}
+# Several workers -------------------------------------------------------------------------------------------------
 
 
-def _broadcastable(tensor, other):
-    """The tensor's shape with ones after it, up to the rank of `other`."""
-    return tf.concat([tf.shape(tensor), tf.ones(len(other.shape) - len(tensor.shape), tf.int32)], 0)
+def with_comparison_of_workers(callbacks, distiller):
+    """The callbacks of `fit`; with several workers, `CompareWorkers` after all that restore what they keep."""
+    strategy = distiller.distribute_strategy
+    if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy) or strategy.num_replicas_in_sync == 1:
+        return callbacks
+    comparison = CompareWorkers()
+    if isinstance(callbacks, keras.callbacks.CallbackList):
+        comparison.set_model(distiller)
+        callbacks.append(comparison)
+        return callbacks
+    return [*keras.tree.flatten(callbacks or []), comparison]
+
+
+class CompareWorkers(keras.callbacks.Callback):
+    """Raises ValueError, on every worker, unless all workers start at the same step with the same weights.
+
+    They need not after a restart: `keras.callbacks.BackupAndRestore` knows one process only, so that workers stopped
+    between two workers' backups restore different epochs, and would train on without an error.
+    """
+
+    def on_train_begin(self, logs=None):
+        steps, sums = self._gathered_states()
+        same_steps, scale = (steps == steps[0]).all(), np.abs(sums[0]).max(initial=1.0)
+        if same_steps and np.allclose(sums, sums[0], rtol=0.0, atol=1e-6 * scale):
+            return
+        each = ", ".join(f"replica {index}: step {step}" for index, step in enumerate(steps))
+        raise ValueError(
+            f"the workers start {'with different weights' if same_steps else 'at different steps'} ({each}), as after "
+            "a restart from backups of different epochs. Give each worker a backup folder of its own, and restore the "
+            "same epoch on all: replace the newer backups by a copy of the oldest worker's, or remove all of them."
+        )
+
+    def _gathered_states(self):
+        """The step of each replica, `(replicas,)`, and the sum and sum of squares of its weights, `(replicas, 2 n)`."""
+        strategy, iterations = self.model.distribute_strategy, self.model.optimizer.iterations
+        weights = [backend_variable(variable) for variable in self.model.trainable_variables]
+
+        def gather():
+            values = [tf.cast(weight, tf.float64) for weight in weights]
+            sums = [reduced for value in values for reduced in (tf.reduce_sum(value), tf.reduce_sum(value**2))]
+            state = tf.stack([tf.cast(tf.convert_to_tensor(iterations), tf.float64), *sums])
+            return tf.distribute.get_replica_context().all_gather(state[None], axis=0)
+
+        states = strategy.experimental_local_results(tf.function(lambda: strategy.run(gather))())[0].numpy()
+        return states[:, 0].astype(np.int64), states[:, 1:]

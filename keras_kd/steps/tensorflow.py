@@ -1,5 +1,6 @@
-"""The step on the TensorFlow backend: train_step, test_step, and what `fit` builds and checks before the first one."""
+"""The step on the TensorFlow backend: train_step, and what `fit` builds and checks before the first one."""
 
+import contextlib
 import functools
 import warnings
 
@@ -7,70 +8,28 @@ import keras
 import tensorflow as tf
 
 from keras_kd import _keras_private
-from keras_kd.large_vocabulary.fusion import refusal
-from keras_kd.outputs.precomputed import without_teacher_outputs
-from keras_kd.steps import data_checks, fused_step, guards, replicas, workers
-from keras_kd.steps.common import Batch, CommonStep
-from keras_kd.steps.loss_terms import LossTerms
-from keras_kd.steps.probability_check import ProbabilityCheck
+from keras_kd._assertions import as_value_errors
+from keras_kd.steps import guards, replicas
+from keras_kd.steps.common import CommonStep
 
 
 class TensorFlowStep(CommonStep):
     """What a `Distiller` does with a batch on TensorFlow. Mixed in before `keras.Model`."""
 
     def train_step(self, data):
-        x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data)
-        with replicas.shared_sums(x):
-            return self._train(x, y, sample_weight)
-
-    def _train(self, x, y, sample_weight):
-        terms = self.connection_of(x).terms
-        teacher, batch = terms.read_teacher(x), Batch(without_teacher_outputs(x), y, sample_weight)
-        finite = guards.all_finite(teacher)
-        if not self.jit_compile:
-            batch, teacher = guards.require(finite, "teacher", self.optimizer.iterations, (batch, teacher))
-            return self._learn(terms, batch, teacher)
-        self._note.take(finite, "teacher", self.optimizer.iterations)  # XLA drops assertions
-        with self._note.undoing([*self.variables, *self.optimizer.variables]):
-            return self._learn(terms, batch, teacher)
-
-    def _learn(self, terms, batch, teacher):
-        """One step of the student on a batch with the teacher's outputs; None for a student that teaches itself."""
-        with tf.GradientTape(persistent=self.balance is not None and self.balance.needs_gradients) as tape:
-            student = terms.pairing.read_student(batch.x, training=True)
-            teacher = student.detached() if teacher is None else teacher
-            self._probability_check.take(terms.pairing, teacher, student)
-            batch = batch._replace(y=self._sound_labels(batch.y, student.prediction))
-            hard_loss, soft_losses, total = terms.training(teacher, student, batch, tape)
-            loss = total + self.regularization(batch.x)
-            scaled_loss = self.optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled_loss, self.trainable_variables)
-        with tf.control_dependencies([scaled_loss]):  # weight decay and step counter wait for the checks, too
-            self._apply(gradients)
-        return self._report(terms.pairing, teacher, student, batch, (loss, hard_loss, soft_losses))
-
-    def _apply(self, gradients):
-        """Let the optimizer take its step."""
-        variables = self.trainable_variables
-        if not variables:
-            warnings.warn("the student has no trainable weights: nothing is learnt.", stacklevel=2)
-            return
-        self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
-
-    def test_step(self, data):
-        x, _, _ = keras.utils.unpack_x_y_sample_weight(data)
-        with replicas.shared_sums(x):
-            return self._examine(data)
-
-    # Losses ------------------------------------------------------------------------------------------------------
-
-    def _choose_terms(self, connection):
-        """Choose, for what the distiller is compiled with, whether the losses are computed from the logits."""
-        fusion = connection.fusion
-        if fusion is None or fused_step.reason_against(self) is not None:
-            connection.terms = LossTerms(self, connection.pairing)
-        else:
-            connection.terms = fused_step.FusedLossTerms(self, connection.pairing, fusion)
+        changed = [*self.variables, *self.optimizer.variables]
+        undoing = self._note.undoing(changed) if self.jit_compile else contextlib.nullcontext()
+        with replicas.shared_sums(data), undoing:
+            terms, teacher, batch = self._read(data)
+            with tf.GradientTape(persistent=self.balance is not None and self.balance.needs_gradients) as tape:
+                loss, report = self._loss_and_report(terms, teacher, batch, tape)
+                scaled_loss = self.optimizer.scale_loss(loss)
+            variables = self.trainable_variables
+            gradients = tape.gradient(scaled_loss, variables)
+            with tf.control_dependencies([scaled_loss]):  # weight decay and step counter wait for the checks, too
+                if variables:
+                    self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
+            return report()
 
     def _gradient_norms(self, losses, tape):
         """The norm of each loss's gradient with respect to all that is trained, `(losses,)`; 0 for an absent loss."""
@@ -79,68 +38,57 @@ class TensorFlowStep(CommonStep):
             gradients = [[] if one is None else tape.gradient(one, self.trainable_variables) for one in scaled]
             return tf.stack([tf.linalg.global_norm(gradient) if gradient else 0.0 for gradient in gradients])
 
-    # Checks ------------------------------------------------------------------------------------------------------
-
-    def _sound_labels(self, y, prediction):
-        """The labels; the step fails if an integer class of an output is out of range."""
-        targets = list(data_checks.sparse_targets(self, y, prediction))
-        if not targets:
-            return y
-        inside = guards.labels_in_range(targets)
+    def _checked(self, condition, check, tensors):
+        """The tensors, from which nothing is learnt unless the condition holds; then the step fails."""
         if not self.jit_compile:
-            return guards.require(inside, "labels", self.optimizer.iterations, y)
-        self._note.take(inside, "labels", self.optimizer.iterations)
-        return y
+            return guards.require(condition, check, self.optimizer.iterations, tensors)
+        self._note.take(condition, check, self.optimizer.iterations)  # XLA drops assertions
+        return tensors
 
-    # What Keras asks for before the first step ---------------------------------------------------------------------
+    def _look_for_probabilities(self, pairing, teacher, student):
+        self._probability_check.take(pairing, teacher, student)
+
+    def _raising(self, function, is_train):
+        """A train or test function that raises ValueError for failed checks."""
+
+        @functools.wraps(function)
+        def wrapped(iterator):
+            with as_value_errors():
+                logs = function(iterator)
+            if is_train:
+                if self.jit_compile:
+                    self._note.explain()
+                self._probability_check.warn()
+            return logs
+
+        return wrapped
 
     def require_in_scope(self, student):
-        """Raise ValueError if a student was made under another strategy than the one that is to train it."""
         replicas.require_in_scope(student, self.distribute_strategy)
 
     def _check_compiled(self):
-        """Raise ValueError for what `compile` was given and TensorFlow does not run; start with a clean note."""
         replicas.require_supported(self)
-        reason = fused_step.reason_against(self) if self.fuse_logits else None
-        if reason is not None:
-            raise ValueError(refusal(reason))
         if self.balance is not None:
             self.balance.require_supported(self.distribute_strategy.num_replicas_in_sync, self.jit_compile)
         self._note = guards.Note()
         with self.distribute_strategy.scope():
-            self._probability_check = ProbabilityCheck()
-        self._first_labels = False
+            self._probability_check = guards.ProbabilityCheck()
+        self._needs_new_trace = False
 
     @functools.wraps(keras.Model.fit)
     def fit(self, x=None, y=None, batch_size=None, epochs=1, verbose="auto", callbacks=None, *args, **kwargs):
-        callbacks = workers.comparing(callbacks, self)
+        callbacks = replicas.with_comparison_of_workers(callbacks, self)
         return super().fit(x, y, batch_size, epochs, verbose, callbacks, *args, **kwargs)
 
     def make_train_function(self, force=False):
-        if self.train_function is not None and not (force or self._first_labels):
-            return
-        data_checks.require_teacher_apart(self)
-        self._build_optimizer()
         if self.jit_compile and self.teacher is not None and not _keras_private.supports_jit(self.teacher):
             warnings.warn("jit_compile is turned off: XLA cannot compile a layer of the teacher.", stacklevel=2)
             self.jit_compile = False
-        super().make_train_function(force=True)
-        self.train_function = guards.raising_value_errors(self.train_function, self._after_step)
-
-    def _after_step(self):
-        if self.jit_compile:
-            self._note.explain()
-        self._probability_check.warn()
-
-    def make_test_function(self, force=False):
-        if self.test_function is not None and not (force or self._first_labels):
-            return
-        super().make_test_function(force=True)
-        self.test_function = guards.raising_value_errors(self.test_function)
+        super().make_train_function(force)
 
     def _build_optimizer(self):
         with self.distribute_strategy.scope():
-            self.optimizer.build(self.trainable_variables)
+            super()._build_optimizer()
 
     def _maybe_symbolic_build(self, iterator=None, data_batch=None):
         """Under a strategy, build loss and metrics from the data's shapes alone, before the first step.
@@ -158,7 +106,10 @@ class TensorFlowStep(CommonStep):
         unbuilt = [part for part in (self._compile_loss, self._compile_metrics) if part is not None and not part.built]
         x, y, _ = keras.utils.unpack_x_y_sample_weight(batch)
         # A step that was traced without labels cannot build them; one without logits never does.
-        self._first_labels = y is not None and bool(unbuilt) and self.connection_of(x).terms.builds_compiled_loss
+        self._needs_new_trace = y is not None and bool(unbuilt) and self.terms_of(x).builds_compiled_loss
 
-    def _logs(self, results, absent, y):
-        return replicas.worker_logs(super()._logs(results, absent, y), self.distribute_strategy)
+    def _logs(self, *args):
+        logs, several = super()._logs(*args), tf.distribute.MultiWorkerMirroredStrategy
+        if not isinstance(self.distribute_strategy, several):
+            return logs
+        return {name: tf.reshape(value, (1,)) for name, value in logs.items()}  # the shape that Keras reduces
