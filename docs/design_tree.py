@@ -26,7 +26,8 @@ def _in_order(folder):
     paths = [
         path
         for path in folder.iterdir()
-        if (path / "__init__.py").exists() or (path.suffix == ".py" and path.name != "__init__.py")
+        if (path / "__init__.py").exists()
+        or (path.suffix == ".py" and path.name != "__init__.py")
     ]
     for path in sorted(paths, key=lambda path: (path.name.startswith("_"), path.name)):
         yield path

@@ -12,7 +12,9 @@ class Docstrings(griffe.Extension):
         if obj.is_alias or obj.docstring is None:
             return
         value = obj.docstring.value
-        obj.docstring.value = aligned_kept(value) if obj.is_module else fenced(call_arguments_listed(value))
+        obj.docstring.value = (
+            aligned_kept(value) if obj.is_module else fenced(call_arguments_listed(value))
+        )
 
 
 def fenced(docstring):
@@ -45,9 +47,13 @@ def call_arguments_listed(docstring):
 
     def as_list(section):
         text = re.sub(r"\n {8}\s*", " ", section[1])
-        return "**Call arguments:**\n\n" + re.sub(r" {4}([\w, ]+): ", r"- **`\1`** – ", text)
+        return "**Call arguments:**\n\n" + re.sub(
+            r" {4}([\w, ]+): ", r"- **`\1`** – ", text
+        )
 
-    return re.sub(r"^Call arguments:\n((?: {4}.*(?:\n|$))+)", as_list, docstring, flags=re.MULTILINE)
+    return re.sub(
+        r"^Call arguments:\n((?: {4}.*(?:\n|$))+)", as_list, docstring, flags=re.MULTILINE
+    )
 
 
 def aligned_kept(docstring):
@@ -63,4 +69,6 @@ def aligned_kept(docstring):
     """
     paragraphs = docstring.split("\n\n")
     aligned = re.compile(r"\S {3,}\S|[│├└─]")
-    return "\n\n".join(f"```text\n{text}\n```" if aligned.search(text) else text for text in paragraphs)
+    return "\n\n".join(
+        f"```text\n{text}\n```" if aligned.search(text) else text for text in paragraphs
+    )
