@@ -9,7 +9,7 @@ from keras_kd.transfer import transfer_weights
 from keras_kd.outputs import PrecomputedBatch
 from keras_kd import cache, large_vocabulary
 from keras_kd.cache import cache_teacher_outputs, open_teacher_cache
-from keras_kd.balancing import GradientNormBalance, UncertaintyBalance
+from keras_kd.balancing import UncertaintyBalance
 from keras_kd.distiller import Distiller, load_distiller
 from keras_kd.callbacks import LambdaRamp
 from keras_kd.tuning import tune
@@ -18,7 +18,6 @@ from keras_kd.deploy import export
 
 __all__ = [
     "Distiller",
-    "GradientNormBalance",
     "LambdaRamp",
     "PrecomputedBatch",
     "UncertaintyBalance",

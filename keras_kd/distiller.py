@@ -9,7 +9,7 @@ from keras_kd._checks import require_choice, require_model, require_teacher
 from keras_kd._files import naming_damaged_file
 from keras_kd._hyperparameters import Hyperparameter, scalar_value
 from keras_kd._keras_private import functional_graph, random_states, symbolic_result
-from keras_kd.balancing import Balance
+from keras_kd.balancing import UncertaintyBalance
 from keras_kd.cache.building import cached, require_cacheable
 from keras_kd.large_vocabulary.fusion import Fusion
 from keras_kd.losses.base import loss_from_config
@@ -84,8 +84,8 @@ class Distiller(Step, keras.Model):
             `keras_kd.losses.KerasLoss`.
         soft_weight: λ ≥ 0.
         hard_weight: Factor ≥ 0 of `L_raw`.
-        balance: `UncertaintyBalance()` or `GradientNormBalance()`, which find a further factor for each loss while
-            training; None for no such factors.
+        balance: `UncertaintyBalance()`, which finds a further factor for each loss while training; None for no such
+            factors.
         fuse_logits: Whether losses that go token by token, and the cross-entropy, are computed from the inputs of the
             last layers, without the logits, which for a large vocabulary are most of a step's memory. Both models must
             be functional, with one output from a `Dense` or a `ReversibleEmbedding`; `compile` must have no metrics,
@@ -291,7 +291,7 @@ class Distiller(Step, keras.Model):
         logs = {name: scalar_value(self.hyperparameters[name]) for name in self._logged_hyperparameters}
         if self.balance is None:
             return logs
-        factors = keras.ops.convert_to_numpy(self.balance.current())
+        factors = keras.ops.convert_to_numpy(self.balance.factors())
         return logs | {f"{n}_balance": float(f) for n, f in zip(self.balance.loss_names, factors, strict=True)}
 
     # Saving ------------------------------------------------------------------------------------------------------
@@ -397,10 +397,8 @@ def _without_config(error):
 def _built_balance(balance, distillation_losses):
     if balance is None:
         return None
-    if not isinstance(balance, Balance):
-        raise TypeError(
-            f"balance must be a keras_kd.UncertaintyBalance or GradientNormBalance, or None, got {balance!r}."
-        )
+    if not isinstance(balance, UncertaintyBalance):
+        raise TypeError(f"balance must be a keras_kd.UncertaintyBalance or None, got {balance!r}.")
     balance.setup(["hard_loss", *(loss.name for loss in distillation_losses)])
     return balance
 

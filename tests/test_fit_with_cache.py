@@ -290,15 +290,6 @@ def test_an_example_that_is_missing_says_that_random_augmentation_needs_ids(data
         distiller_of(dense_model(16, 3)).fit(augmented, cache=tmp_path / "outputs", verbose=0)
 
 
-def test_a_teacher_that_changes_is_refused(data, tmp_path):
-    distiller = distiller_of(dense_model(4, 3))
-    with pytest.raises(ValueError, match="MeanTeacher changes the teacher"):
-        distiller.fit(
-            dataset_of(*data), cache=tmp_path / "outputs", callbacks=[keras_kd.teachers.MeanTeacher()], verbose=0
-        )
-    distiller.fit(dataset_of(*data), callbacks=[keras_kd.teachers.MeanTeacher()], verbose=0)
-
-
 def test_a_fit_that_is_quiet_by_position_builds_quietly(data, tmp_path, capsys):
     x, y = data
     distiller = distiller_of(dense_model(16, 3))

@@ -355,7 +355,6 @@ def refused():
     for name, options in {
         "loss": {"distillation_losses": by_language},
         "metric": {"metrics": [keras_kd.metrics.MacroF1ByLanguage(3, [1, 2], language_key="language")]},
-        "balance": {"balance": keras_kd.GradientNormBalance()},
     }.items():
         try:
             distiller_of(dense_model(32, 3), dense_model(8, 3), **options)
@@ -563,7 +562,6 @@ def test_from_a_bad_batch_on_nothing_is_learnt_and_it_is_named(on_jax, name, say
     [
         ("loss", "['soft_labels'] go by language, which needs the tensorflow backend"),
         ("metric", "go by language, which needs the tensorflow backend"),
-        ("balance", "On jax, use keras_kd.UncertaintyBalance()"),
     ],
 )
 def test_what_needs_tensorflow_is_refused(on_jax, what, says):

@@ -19,7 +19,6 @@ ROOT = pathlib.Path(keras_kd.__file__).parent
 
 PUBLIC_NAMES = [
     "Distiller",
-    "GradientNormBalance",
     "LambdaRamp",
     "PrecomputedBatch",
     "UncertaintyBalance",
@@ -28,6 +27,7 @@ PUBLIC_NAMES = [
     "cache_teacher_outputs",
     "datasets",
     "evaluate",
+    "evaluate_embeddings",
     "export",
     "large_vocabulary",
     "load_distiller",

@@ -26,8 +26,7 @@ class CommonStep:
     """What a `Distiller` does with a batch, as far as every backend does it alike. Mixed in before `keras.Model`.
 
     The step of a backend has, besides `train_step`: `_check_compiled()`, which raises ValueError for what the backend
-    does not run, `_checked(condition, check, tensors)`, `_raising(function, is_train)`, and
-    `_gradient_norms(losses, tape)` where a balance is to have them.
+    does not run, `_checked(condition, check, tensors)` and `_raising(function, is_train)`.
     """
 
     _needs_new_trace = False  # for the first labels that a step gets
@@ -40,7 +39,7 @@ class CommonStep:
         teacher, batch = self._checked(guards.all_finite(teacher), "teacher", (teacher, batch))
         return terms, teacher, batch
 
-    def _loss_and_report(self, terms, teacher, batch, tape=None):
+    def _loss_and_report(self, terms, teacher, batch):
         """L of a training batch, and a function that counts the step in all metrics and gives the logs."""
         student = terms.pairing.read_student(batch.x, training=True)
         teacher = student.detached() if teacher is None else teacher
@@ -48,7 +47,7 @@ class CommonStep:
         targets = list(data_checks.sparse_targets(self, batch.y, student.prediction))
         if targets:
             batch = batch._replace(y=self._checked(guards.labels_in_range(targets), "labels", batch.y))
-        hard_loss, soft_losses, total = terms.training(teacher, student, batch, tape)
+        hard_loss, soft_losses, total = terms.training(teacher, student, batch)
         loss = total + self.regularization(batch.x)
 
         def report():
@@ -98,15 +97,14 @@ class CommonStep:
         rows, rows_of_all = (ops.cast(count, "float32") for count in (replicas.local_rows(x), replicas.rows_of_all(x)))
         return sum(losses) * ops.divide_no_nan(rows, rows_of_all)
 
-    def weighted_sum(self, hard_loss, soft_losses, tape):
+    def weighted_sum(self, hard_loss, soft_losses):
         """hard_weight · L_raw + soft_weight · Σ wᵢ Lᵢ, each with its factor where they are balanced."""
         losses = [hard_loss, *soft_losses]
         weights = [self.hard_weight, *(self.soft_weight * loss.weight for loss in self.distillation_losses)]
         if self.balance is None:
             factors, penalty = [1.0] * len(losses), 0.0
         else:
-            factors = self.balance.factors(lambda: self._gradient_norms(losses, tape), self.optimizer.iterations)
-            factors = ops.unstack(ops.stop_gradient(factors) if self.balance.needs_gradients else factors, len(losses))
+            factors = ops.unstack(self.balance.factors(), len(losses))
             penalty = self.balance.penalty([loss is not None for loss in losses]) / replicas.replica_count()
         terms = zip(weights, factors, losses, strict=True)
         return sum(weight * factor * loss for weight, factor, loss in terms if loss is not None) + penalty

@@ -31,7 +31,7 @@ class WithTeacher(NamedTuple):
 class JAXStep(CommonStep):
     """What a `Distiller` does with a batch on JAX. Mixed in before `keras.Model`.
 
-    `compile` refuses what is not here: what goes by language, `GradientNormBalance`, `fuse_logits=True`.
+    `compile` refuses what is not here: what goes by language, `fuse_logits=True`.
 
     From a batch on which the teacher gives NaN or whose labels are out of range, nothing is learnt, nor from any after
     it; the ValueError comes two steps later, or at the end of the epoch.
@@ -124,8 +124,6 @@ class JAXStep(CommonStep):
             raise ValueError(
                 f"{by_language} go by language, which needs the tensorflow backend: KERAS_BACKEND=tensorflow."
             )
-        if self.balance is not None:
-            self.balance.require_supported(1, self.jit_compile)
 
     def make_train_function(self, force=False):
         self._note.clear()

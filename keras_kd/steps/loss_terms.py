@@ -33,7 +33,7 @@ def reason_against(distiller):
     if has_metrics(distiller) or distiller._observers.all:
         return "metrics of compile are computed from the logits"
     if distiller.balance is not None:
-        return "balance= needs the gradient of each loss by itself"
+        return "balance= needs the value of each loss by itself"
     losses = _losses_of(distiller)
     if any(not sparse_label_options(loss)[0] or not loss_function(loss)[1].get("from_logits") for loss in losses):
         return "loss= must be keras.losses.SparseCategoricalCrossentropy(from_logits=True) or None"
@@ -61,12 +61,12 @@ class LossTerms:
         """The teacher's `ModelOutputs` for a batch; None for a student that teaches itself."""
         return self.pairing.read_teacher(x)
 
-    def training(self, teacher, student, batch, tape):
+    def training(self, teacher, student, batch):
         """L_raw or None, each Lᵢ, and the sum that is minimized."""
         distiller = self.distiller
         hard_loss = distiller.hard_loss(batch.y, student.prediction, batch.sample_weight)
         soft_losses = [self.soft_loss(loss, teacher, student, batch) for loss in distiller.distillation_losses]
-        return hard_loss, soft_losses, distiller.weighted_sum(hard_loss, soft_losses, tape)
+        return hard_loss, soft_losses, distiller.weighted_sum(hard_loss, soft_losses)
 
     def testing(self, student, batch):
         """L_raw and regularization of a batch that is not trained on."""
@@ -95,7 +95,7 @@ class FusedLossTerms(LossTerms):
         teacher = super().read_teacher(x)
         return self.fusion.without_logits(teacher, x)._replace(padding_mask=_token_mask(teacher))
 
-    def training(self, teacher, student, batch, tape):
+    def training(self, teacher, student, batch):
         """L_raw or None, each Lᵢ, and the sum of all with their weights, through which alone the gradient flows."""
         distiller = self.distiller
         hard_loss, divergence, total = self._fused(teacher, student, batch)
@@ -104,7 +104,7 @@ class FusedLossTerms(LossTerms):
             for loss in distiller.distillation_losses
         ]
         soft_losses = [divergence if loss is None else loss for loss in others]
-        return hard_loss, soft_losses, total + distiller.weighted_sum(None, others, tape)
+        return hard_loss, soft_losses, total + distiller.weighted_sum(None, others)
 
     def testing(self, student, batch):
         if batch.y is None:

@@ -21,8 +21,8 @@ class TensorFlowStep(CommonStep):
         undoing = self._note.undoing(changed) if self.jit_compile else contextlib.nullcontext()
         with replicas.shared_sums(data), undoing:
             terms, teacher, batch = self._read(data)
-            with tf.GradientTape(persistent=self.balance is not None and self.balance.needs_gradients) as tape:
-                loss, report = self._loss_and_report(terms, teacher, batch, tape)
+            with tf.GradientTape() as tape:
+                loss, report = self._loss_and_report(terms, teacher, batch)
                 scaled_loss = self.optimizer.scale_loss(loss)
             variables = self.trainable_variables
             gradients = tape.gradient(scaled_loss, variables)
@@ -30,13 +30,6 @@ class TensorFlowStep(CommonStep):
                 if variables:
                     self.optimizer.apply_gradients(zip(gradients, variables, strict=True))
             return report()
-
-    def _gradient_norms(self, losses, tape):
-        """The norm of each loss's gradient with respect to all that is trained, `(losses,)`; 0 for an absent loss."""
-        scaled = [None if loss is None else self.optimizer.scale_loss(loss) for loss in losses]
-        with tape.stop_recording():
-            gradients = [[] if one is None else tape.gradient(one, self.trainable_variables) for one in scaled]
-            return tf.stack([tf.linalg.global_norm(gradient) if gradient else 0.0 for gradient in gradients])
 
     def _checked(self, condition, check, tensors):
         """The tensors, from which nothing is learnt unless the condition holds; then the step fails."""
@@ -68,8 +61,6 @@ class TensorFlowStep(CommonStep):
 
     def _check_compiled(self):
         replicas.require_supported(self)
-        if self.balance is not None:
-            self.balance.require_supported(self.distribute_strategy.num_replicas_in_sync, self.jit_compile)
         self._note = guards.Note()
         with self.distribute_strategy.scope():
             self._probability_check = guards.ProbabilityCheck()
