@@ -15,7 +15,7 @@ import re
 import keras
 import numpy as np
 import tensorflow as tf
-from multilingual_e5 import PREFIX, load_backbone, sentence_encoder, sentencepiece_proto
+from multilingual_e5 import PREFIX, WIDTH, load_backbone, sentence_encoder, sentencepiece_proto
 
 import keras_kd
 from keras_kd import losses, students
@@ -81,20 +81,32 @@ def _units(text):
 
 
 def make_student(train, options):
-    """Return the student's encoder and its tokenizer: fewer layers, fewer pieces, a thinner embedding."""
+    """Return the student's encoder, from texts that are made tensors to unit vectors, and what makes the tensors."""
+    if options.family == "ngrams":
+        student = students.student_for(options.size_mb, units=WIDTH)
+        vector = keras.layers.UnitNormalization(name="sentence_vector")(student.output)
+        return keras.Model(student.inputs, vector), keras_kd.text.ByteEncoder(student.input.shape[1])
     texts = {
         language: [PREFIX + text for text in train["text"][train["language"] == language]]
         for language in np.unique(train["language"])
     }
-    encoder, _ = students.fewer_layers(sentence_encoder(load_backbone()), options.layers)
+    encoder = sentence_encoder(load_backbone())
+    if options.family == "layers":
+        encoder, _ = students.fewer_layers(encoder, options.layers)
     trimmed = students.trim_vocabulary(encoder, sentencepiece_proto(), texts, keep=options.pieces)
     print(trimmed)
     encoder, counts = trimmed.student, sum(students.count_pieces(trimmed.tokenizer, texts).values())
-    if options.codes:
+    if options.family == "static":
+        encoder, _ = students.static_student(
+            encoder, trimmed.tokenizer, options.rank or WIDTH, counts=counts, prefix=PREFIX
+        )
+    elif options.codes:
         encoder, _ = students.quantize_embedding(encoder, options.codes, counts=counts, seed=options.seed)
     elif options.rank:
         encoder, _ = students.factorize_embedding(encoder, options.rank, counts=counts)
-    tokenizer = keras_kd.text.SentencePieceEncoder(trimmed.tokenizer, options.length, prefix=PREFIX, segment_ids=True)
+    tokenizer = keras_kd.text.SentencePieceEncoder(
+        trimmed.tokenizer, options.length, prefix=PREFIX, segment_ids=options.family == "layers"
+    )
     return encoder, tokenizer
 
 
@@ -126,6 +138,9 @@ def batches(x, outputs, options):
     """Return batches of sentences of about one length, cut to it: a third less to compute than padded ones."""
     lengths = sorted({max(3, options.length * quarter // 4) for quarter in (1, 2, 3, 4)})
     dataset = tf.data.Dataset.from_tensor_slices((x, outputs)).shuffle(len(outputs["vector"]), seed=options.seed)
+    if not isinstance(x, dict):  # bytes
+        dataset = dataset.batch(options.batch, drop_remainder=True)
+        return dataset.map(lambda x, outputs: (keras_kd.PrecomputedBatch(x, outputs, {}),))
     dataset = dataset.bucket_by_sequence_length(
         lambda x, _: tf.reduce_sum(x["padding_mask"]),
         [length + 1 for length in lengths[:-1]],
@@ -146,9 +161,11 @@ def report(student, head, tokenizer, test, options):
     """Print and store macro-F1 by language, beside the teacher's."""
     vector = keras.Input(test["vector"].shape[1:], name="vector")
     teacher = keras.Model(vector, head(vector))
-    x = {key: tensor.numpy() for key, tensor in tokenizer(test["text"]).items()}
+    x = tokenizer(test["text"])
+    x = x if isinstance(x, dict) else {"bytes": x}
+    inputs = {key: tensor.numpy() for key, tensor in x.items()} | {"vector": test["vector"]}
     result = keras_kd.evaluate(
-        {"teacher": teacher, "student": student}, ({**x, "vector": test["vector"]}, test["label"]),
+        {"teacher": teacher, "student": student}, (inputs, test["label"]),
         languages=test["language"], latency=False,
     )  # fmt: skip
     result.print()
@@ -164,9 +181,11 @@ def arguments():
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/topics"))
     parser.add_argument("--languages", nargs="+", help="such as eng_Latn deu_Latn; all that are there")
     parser.add_argument("--sentences", type=int, default=-1, help="per language and split; all")
+    parser.add_argument("--family", choices=["layers", "static", "ngrams"], default="layers", help="of the student")
+    parser.add_argument("--size-mb", type=float, default=3.0, help="of the n-grams, in 8 bits")
     parser.add_argument("--layers", type=int, default=3, help="of the teacher's 12")
     parser.add_argument("--pieces", type=int, help="of the teacher's 250,002; all that the texts use")
-    parser.add_argument("--rank", type=int, help="of the embedding; 384, as in the teacher")
+    parser.add_argument("--rank", type=int, help="of the embedding, or numbers per piece of the static student")
     parser.add_argument("--codes", type=int, help="bytes per piece of the embedding, in place of 384 numbers")
     parser.add_argument("--freeze-embedding", action="store_true", help="train the layers above it only")
     parser.add_argument("--precision", default="float32", help="mixed_bfloat16 where the processor has it")

@@ -30,10 +30,16 @@ def test_translations_are_near_each_other():
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="SIB-200 is not beside this checkout")
-def test_topics_from_labels_in_english(tmp_path):
-    small = ["--sentences", 40, "--layers", 1, "--pieces", 6000, "--rank", 16, "--length", 32, "--epochs", 2]
-    options = ["--data", DATA, "--output", tmp_path, "--languages", "eng_Latn", "deu_Latn", *small]
-    printed = run("cross_lingual_topics.py", *options)
+@pytest.mark.parametrize(
+    "family",
+    [
+        ["--layers", 1, "--pieces", 6000, "--codes", 16, "--length", 32],
+        ["--family", "ngrams", "--size-mb", 0.5],
+    ],
+)
+def test_topics_from_labels_in_english(family, tmp_path):
+    options = ["--data", DATA, "--output", tmp_path, "--languages", "eng_Latn", "deu_Latn", "--sentences", 40]
+    printed = run("cross_lingual_topics.py", *options, "--epochs", 2, *family)
     assert "macro-F1, %, by language" in printed
     report = json.loads((tmp_path / "report.json").read_text())
     assert {"teacher", "student"} <= set(report["models"])
