@@ -235,9 +235,10 @@ class Distiller(Step, keras.Model):
             The `History`.
         """
         arguments = _FIT.bind(self, x, y, *args, **kwargs).arguments
+        if cache is not None:
+            require_cacheable(x, cache)  # before the other checks, which know no way out of what cannot be stored
         data_checks.require_usable(self, x, y, arguments)
         if cache is not None:
-            require_cacheable(x, cache)
             x = cached(x, cache, self, verbose=arguments.get("verbose", 1))
         spec = precomputed_spec(x)
         if spec is None:

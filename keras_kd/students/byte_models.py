@@ -150,7 +150,7 @@ def byte_cnn(units, filters, *, blocks=4, length=256, name="byte_cnn"):
 
     >>> student = keras_kd.students.byte_cnn(units=7, filters=32)
     >>> student(keras_kd.text.ByteEncoder(256)(["Ein rotes Haus"])).shape, student.count_params()
-    (TensorShape([1, 7]), 29415)
+    (TensorShape([1, 7]), 29351)
 
     Source: van den Oord et al. 2016, "WaveNet", https://arxiv.org/abs/1609.03499, for the dilated convolutions.
     """

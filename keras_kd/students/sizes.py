@@ -30,7 +30,7 @@ def student_for(size_mb, units, *, family="ngrams", bits=8, length=256, name=Non
 
     >>> student = keras_kd.students.student_for(size_mb=3, units=7)
     >>> student.count_params()
-    2999984
+    2999997
     """
     require_choice(bits, "bits", (4, 8, 16, 32))
     require_count(units, "units", at_least=1)
