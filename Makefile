@@ -5,7 +5,7 @@ WORKERS ?= 2
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: help install test test-jax \
-	lint docs docs-serve demo seeds gains losses transformers codings tune bench peers compare notebook wheel clean
+	lint docs docs-serve demo seeds gains losses transformers codings topics tune bench peers compare notebook wheel clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -64,6 +64,9 @@ transformers: install  ## What losses over attention and hidden states gain, wit
 
 codings: install  ## What stored logits lose by each coding, with DATA=folder: runs/codings
 	$(BIN)/python benchmarks/codings.py $(if $(DATA),--data $(DATA))
+
+topics: install  ## Topics in 46 languages from labels in English, with DATA=folder: runs/topics
+	$(BIN)/python examples/cross_lingual_topics.py --data $(DATA) $(OPTIONS)
 
 tune: install  ## What tuning λ, temperature and learning rate gains over five seeds: runs/tuning
 	$(BIN)/python benchmarks/tuning.py

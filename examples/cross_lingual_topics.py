@@ -171,6 +171,8 @@ def report(student, head, tokenizer, test, options):
     result.print()
     result.to_json(options.output / "report.json")
     student.save(options.output / "student.keras")
+    if options.family != "ngrams":
+        (options.output / "tokenizer.model").write_bytes(tokenizer.proto)
     settings = {key: str(value) for key, value in vars(options).items()} | {"parameters": student.count_params()}
     (options.output / "settings.json").write_text(json.dumps(settings, indent=1))
 
@@ -186,14 +188,14 @@ def arguments():
     parser.add_argument("--layers", type=int, default=3, help="of the teacher's 12")
     parser.add_argument("--pieces", type=int, help="of the teacher's 250,002; all that the texts use")
     parser.add_argument("--rank", type=int, help="of the embedding, or numbers per piece of the static student")
-    parser.add_argument("--codes", type=int, help="bytes per piece of the embedding, in place of 384 numbers")
+    parser.add_argument("--codes", type=int, default=32, help="bytes per piece of the embedding; 0: 384 numbers")
     parser.add_argument("--freeze-embedding", action="store_true", help="train the layers above it only")
     parser.add_argument("--precision", default="float32", help="mixed_bfloat16 where the processor has it")
-    parser.add_argument("--length", type=int, default=64, help="pieces per sentence")
+    parser.add_argument("--length", type=int, default=96, help="pieces per sentence")
     parser.add_argument("--vector-weight", type=float, default=10.0)
     parser.add_argument("--learning-rate", type=float, default=5e-4)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args()
 
