@@ -198,3 +198,13 @@ def test_importing_is_no_more_than_keras_and_tensorflow():
 def test_no_module_is_too_long_to_read_in_a_sitting():
     lengths = {module: len(path.read_text().splitlines()) for module, path in modules()}
     assert max(lengths.values()) <= 600, {name: length for name, length in lengths.items() if length > 600}
+
+
+def test_the_repository_holds_no_large_files():
+    repository = ROOT.parent
+    if not (repository / ".git").exists():
+        pytest.skip("this is no checkout of the repository")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=repository, capture_output=True, text=True, check=True)
+    tracked = [repository / name for name in listed.stdout.split("\0") if name]
+    large = [path.name for path in tracked if path.is_file() and path.stat().st_size > 1_000_000]
+    assert tracked and not large
