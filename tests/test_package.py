@@ -5,6 +5,7 @@ import configparser
 import importlib.metadata
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 
@@ -202,9 +203,9 @@ def test_no_module_is_too_long_to_read_in_a_sitting():
 
 def test_the_repository_holds_no_large_files():
     repository = ROOT.parent
-    if not (repository / ".git").exists():
-        pytest.skip("this is no checkout of the repository")
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=repository, capture_output=True, text=True, check=True)
+    git = shutil.which("git")
+    listed = git and subprocess.run([git, "ls-files", "-z"], cwd=repository, capture_output=True, text=True, check=False)
+    if not listed or listed.returncode or not listed.stdout:
+        pytest.skip("git does not list the files of this folder")
     tracked = [repository / name for name in listed.stdout.split("\0") if name]
-    large = [path.name for path in tracked if path.is_file() and path.stat().st_size > 1_000_000]
-    assert tracked and not large
+    assert not [path.name for path in tracked if path.is_file() and path.stat().st_size > 1_000_000]
