@@ -204,7 +204,9 @@ def test_no_module_is_too_long_to_read_in_a_sitting():
 def test_the_repository_holds_no_large_files():
     repository = ROOT.parent
     git = shutil.which("git")
-    listed = git and subprocess.run([git, "ls-files", "-z"], cwd=repository, capture_output=True, text=True, check=False)
+    listed = git and subprocess.run(
+        [git, "ls-files", "-z"], cwd=repository, capture_output=True, text=True, check=False
+    )
     if not listed or listed.returncode or not listed.stdout:
         pytest.skip("git does not list the files of this folder")
     tracked = [repository / name for name in listed.stdout.split("\0") if name]
