@@ -107,8 +107,7 @@ def evaluate_embeddings(
     metrics = [metric for metric in EMBEDDING_METRICS if metric in values[0]]
     table = np.array([[of_model[metric] for metric in metrics] for of_model in values])  # (models, metrics, texts)
     weigh = functools.partial(_weighted_means, table, metrics, rows_by_language)
-    at_a_time = max(1, _SIMILARITIES_AT_A_TIME // texts)
-    resampled = bootstrap and resampled_scores(weigh, resamples=bootstrap, seed=seed, at_a_time=at_a_time)
+    resampled = bootstrap and resampled_scores(weigh, resamples=bootstrap, seed=seed, numbers=texts)
     scores, differences = estimates(list(models), weigh(all_once), resampled, rows_by_language, groups, texts)
     return Evaluation(
         models={name: model_facts(runtime, x, "vectors", latency) for name, runtime in runtimes.items()},

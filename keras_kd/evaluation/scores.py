@@ -66,20 +66,19 @@ def bootstrap_scores(labels, predictions, rows_by_language, classes, *, resample
     resamples put together. `predictions` is a list of `Predictions`, `rows_by_language` {language: row numbers} or {}.
     """
     weigh = functools.partial(_weighted_scores, labels, predictions, rows_by_language, classes, class_names=class_names)
-    at_a_time = max(1, _DRAWS_AT_A_TIME // max(len(labels), _sums(classes)))
-    return resampled_scores(weigh, resamples=resamples, seed=seed, at_a_time=at_a_time)
+    return resampled_scores(weigh, resamples=resamples, seed=seed, numbers=max(len(labels), _sums(classes)))
 
 
-def resampled_scores(weigh, *, resamples, seed, at_a_time):
+def resampled_scores(weigh, *, resamples, seed, numbers):
     """Return {row name: {metric: (models, resamples)}}.
 
     Args:
         weigh: a function of `draw` that returns {row name: {metric: (resamples, models)}}, scores of examples weighted
             by `draw(their number)`, `(resamples, examples)`; it draws language by language.
         resamples, seed: how many, and of which generator.
-        at_a_time: how many of them at once.
+        numbers: that each of them holds, examples or sums, which decides how many are made at once.
     """
-    generator = np.random.default_rng(seed)
+    generator, at_a_time = np.random.default_rng(seed), max(1, _DRAWS_AT_A_TIME // numbers)
     blocks = []
     for start in range(0, resamples, at_a_time):
         count = min(at_a_time, resamples - start)
