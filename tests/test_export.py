@@ -26,6 +26,11 @@ def names_in(folder):
     return sorted(path.name for path in folder.rglob("*"))
 
 
+def with_cards(*names):
+    """The names of files, and of the two that export writes beside each."""
+    return sorted(name + ending for name in names for ending in ("", ".card.md", ".metadata.json"))
+
+
 def predict(model, x):
     """What Keras itself answers: the expected values of all comparisons, by output name."""
     outputs = model.predict(x, verbose=0)
@@ -311,7 +316,7 @@ def test_the_files_answer_as_the_student_does(tmp_path, name):
     one_a_call = name == "lstm"
     assert report.batch_size == (1 if one_a_call else None)
     assert ("1 example a call" in str(report)) == one_a_call
-    assert sorted(found.name for found in tmp_path.iterdir()) == ["a", "a.tflite"]  # nothing hidden beside them
+    assert sorted(found.name for found in tmp_path.iterdir()) == with_cards("a", "a.tflite")  # and nothing hidden
 
 
 @pytest.mark.parametrize("make", [unrolled_gru, any_length, dicts, preprocessing])
@@ -351,7 +356,7 @@ def test_a_low_precision_student_may_hold_classes_of_the_users(tmp_path):
     keras.config.set_dtype_policy("mixed_bfloat16")  # where that is still the user's policy
     assert export(student, tmp_path / "c.tflite", compare_with=FEATURES).max_difference < 0.05
     assert keras.config.dtype_policy().name == "mixed_bfloat16"
-    assert names_in(tmp_path) == ["a.tflite", "c.tflite"]
+    assert names_in(tmp_path) == with_cards("a.tflite", "c.tflite")
 
 
 @keras.saving.register_keras_serializable(package="test_export")
@@ -401,7 +406,8 @@ def test_input_names_do_not_depend_on_what_keras_has_counted(tmp_path):
     unnamed = keras.Sequential([layers.Dense(4)])
     unnamed(FEATURES)
     export(unnamed, tmp_path / "unnamed")
-    names = {path.name: set(signature(path).structured_input_signature[1]) for path in tmp_path.iterdir()}
+    folders = [path for path in tmp_path.iterdir() if path.is_dir()]
+    names = {path.name: set(signature(path).structured_input_signature[1]) for path in folders}
     assert names == {"two": {"input_0", "second"}, "one": {"inputs"}, "unnamed": {"inputs"}}
 
 
@@ -693,7 +699,7 @@ def test_overwrite_replaces(mlp, tmp_path, name):
     assert contents(tmp_path) == before
     export(student, path, overwrite=True)
     np.testing.assert_allclose(open_runtime(path).predict(x), student.predict(x, verbose=0), atol=1e-5)
-    assert [found.name for found in tmp_path.iterdir()] == [name]
+    assert sorted(found.name for found in tmp_path.iterdir()) == with_cards(name)
 
 
 def test_overwrite_does_not_remove_other_folders(mlp, tmp_path):

@@ -54,6 +54,15 @@ def test_vectors_are_the_engines_in_every_script(engine, encoder):
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=-1), 1.0, atol=1e-5)
 
 
+def test_translations_are_near_each_other(encoder, monkeypatch, capsys):
+    monkeypatch.setattr(multilingual_e5, "load_backbone", lambda: None)  # it is in the encoder, which was made once
+    monkeypatch.setattr(multilingual_e5, "sentence_encoder", lambda backbone: encoder)
+    multilingual_e5.main(["A red house.", "Ein rotes Haus.", "The stock market fell."])
+    rows = capsys.readouterr().out.splitlines()
+    cosines = [[float(number) for number in row.split()[:3]] for row in rows]
+    assert cosines[0][1] > cosines[0][2] and cosines[1][0] > cosines[1][2]
+
+
 def test_padding_changes_no_vector(encoder):
     texts = ["Short.", SENTENCES["Tamil"]]
     tokenizers = multilingual_e5.load_tokenizer(length=48), multilingual_e5.load_tokenizer(length=80)

@@ -27,6 +27,7 @@ PUBLIC_NAMES = [
     "cache",
     "cache_teacher_outputs",
     "datasets",
+    "deploy",
     "evaluate",
     "evaluate_embeddings",
     "export",

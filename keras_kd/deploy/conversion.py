@@ -7,7 +7,7 @@ import tempfile
 import keras
 import tensorflow as tf
 
-from keras_kd._keras_private import call_model
+from keras_kd._keras_private import allow_text_operations, call_model
 from keras_kd._quiet import first_line, quiet
 from keras_kd.deploy.precision import rebuilt
 from keras_kd.outputs.model_inputs import ONLY_INPUT, input_names
@@ -46,10 +46,11 @@ def write_saved_model(student, serve, folder):
         archive.write_out(os.fspath(folder), verbose=False)
 
 
-def litert_bytes(student, signature, *, quantize=None, calibration=None):
+def litert_bytes(student, signature, *, quantize=None, calibration=None, custom_operations=False):
     """Return the student as the bytes of a LiteRT file; one in low precision as its copy in float32.
 
-    RuntimeError if LiteRT lacks an operation, or the float32 copy cannot be made.
+    `custom_operations` lets those of tensorflow-text in. RuntimeError if LiteRT lacks an operation, or the float32 copy
+    cannot be made.
     """
     serve = traced(student, signature)
     low = {dtype.as_datatype_enum for dtype in _LOW_DTYPES}
@@ -68,7 +69,7 @@ def litert_bytes(student, signature, *, quantize=None, calibration=None):
         serve = traced(student, keras.tree.map_structure(_of_one_example, signature))
     with tempfile.TemporaryDirectory() as folder:
         write_saved_model(student, serve, folder)
-        return _converted(folder, quantize, calibration)
+        return _converted(folder, quantize, calibration, custom_operations)
 
 
 def _in_float32(spec):
@@ -79,8 +80,10 @@ def _of_one_example(spec):
     return tf.TensorSpec((1, *spec.shape[1:]), spec.dtype, spec.name)
 
 
-def _converted(folder, quantize, calibration):
+def _converted(folder, quantize, calibration, custom_operations):
     converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+    if custom_operations:
+        allow_text_operations(converter)
     if quantize is not None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantize == "float16":

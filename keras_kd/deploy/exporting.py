@@ -13,15 +13,19 @@ import tensorflow as tf
 from keras_kd._checks import require_choice, require_model, require_number
 from keras_kd._files import written_whole
 from keras_kd._quiet import first_line
+from keras_kd.deploy.cards import CARD, METADATA, beside, export_metadata, write_files
 from keras_kd.deploy.conversion import input_signature, litert_bytes, traced, write_saved_model
+from keras_kd.deploy.end_to_end import TEXT, end_to_end_model
 from keras_kd.deploy.example_inputs import fit_inputs, generated_inputs, read_dataset
 from keras_kd.deploy.runtimes import KerasRuntime, open_runtime
 from keras_kd.outputs.hooks import layer_paths
 from keras_kd.outputs.model_inputs import input_specs, is_input_name, specs_of
+from keras_kd.text.encoder import TextEncoder
 
 COMPARED_EXAMPLES = 1024  # at most, the first ones of `compare_with`
 CALIBRATION_EXAMPLES = 512  # at most, the first ones of `calibration`
 _BATCH = 32
+_TIE = 1e-5  # two neighbours whose cosines differ by less are equally near
 
 _FORMATS = {"saved_model": "SavedModel", "litert": "LiteRT"}
 _FOREIGN_ENDINGS = (".keras", ".h5", ".lite", ".onnx", ".pb")
@@ -39,9 +43,11 @@ class ExportReport:
     batch_size: int | None  # examples per call, where the file is bound to a number (loops in LiteRT: 1)
     max_difference: float  # the largest |file - student| over all outputs
     mean_difference: float  # the mean of |file - student| over all outputs
-    # The share of examples (for sequences, of positions) where both have the same argmax over the last axis; the lowest
-    # share where several outputs have classes, None where none has two or more.
+    # The share of examples (for sequences, of positions) on which both answer alike: the same argmax over the last axis,
+    # or for unit vectors the same nearest neighbour among the examples. The lowest share of several outputs; None where
+    # none has two classes or more.
     agreement: float | None
+    cosine: float | None  # for unit vectors, the mean cosine between the file's and the student's
     examples: int  # how many were compared
     generated: bool  # whether those were made up, because `compare_with` was None
     latency_ms: float  # median wall time of one example in the file's own runtime (LiteRT in one thread)
@@ -50,6 +56,8 @@ class ExportReport:
         kind = " ".join(filter(None, (_FORMATS[self.format], self.quantize)))
         bound = "" if self.batch_size is None else f", {self.batch_size} example a call"
         agreement = "" if self.agreement is None else f"agreement {100 * self.agreement:.2f} %, "
+        if self.cosine is not None:
+            agreement = agreement.replace("agreement", "same neighbour") + f"cosine {self.cosine:.4f}, "
         source = "generated inputs" if self.generated else "examples"
         return (
             f"{self.path}: {kind}, {self.size_bytes:,} bytes, {self.latency_ms:.3g} ms for one example{bound}\n"
@@ -58,13 +66,30 @@ class ExportReport:
         )
 
 
-def export(student, path, *, quantize=None, calibration=None, compare_with=None, min_agreement=None, overwrite=False):
+def export(
+    student,
+    path,
+    *,
+    tokenizer=None,
+    labels=None,
+    quantize=None,
+    calibration=None,
+    compare_with=None,
+    min_agreement=None,
+    overwrite=False,
+):
     """Write the student as a SavedModel or LiteRT file, run what was written, and compare its answers.
 
     The file appears whole or not at all: it is written and checked beside `path`, then moved there. Where anything
-    fails, nothing is left behind, and an older file stays as it was.
+    fails, nothing is left behind, and an older file stays as it was. Beside it lie its card, a page with what is known of
+    it, and the same as JSON: see `keras_kd.deploy.write_card`.
 
-    "int8" suits convolutions and dense layers. Attention and layer normalization can lose much: set `min_agreement`.
+    With `tokenizer` and `labels`, strings go in and answers come out: what is written is then the
+    `keras_kd.deploy.end_to_end_model` of the three. In a LiteRT file, SentencePiece and WordPiece are operations of
+    tensorflow-text, which an app links; with a `ByteEncoder`, the file takes the bytes that the encoder gives, and the
+    stock runtime of any phone runs it.
+
+    "int8" suits convolutions and dense layers. Attention and layer normalization can lose much: see `min_agreement`.
     Recurrent layers make loops, which LiteRT runs one example a call and does not quantize to int8; with `unroll=True`
     they have no such limits. A student with a mixed_float16 or mixed_bfloat16 policy goes into LiteRT as its copy in
     float32, and into a SavedModel as it is.
@@ -77,6 +102,10 @@ def export(student, path, *, quantize=None, calibration=None, compare_with=None,
             names of the `keras.Input`s; without names, "inputs" for a single one, else "input_0", "input_1", …
         path: where to write: a name ending in .tflite for LiteRT, a folder for a SavedModel. Missing parent folders
             are made.
+        tokenizer: what turns strings into the student's inputs: a layer of `keras_kd.text`, a KerasHub preprocessor, or
+            any function of TensorFlow; see `keras_kd.deploy.end_to_end_model`. With it, `compare_with` and
+            `calibration` are texts: a list of str, or a form below.
+        labels: one str for each class; the outputs are then "label", "probabilities" and "logits".
         quantize: how LiteRT keeps and uses the weights.
 
             - None: float32.
@@ -93,8 +122,9 @@ def export(student, path, *, quantize=None, calibration=None, compare_with=None,
             inputs (standard normal floats; integers 0 and 1; short strings; open lengths are 16), which show that the
             file runs, but no more. A student that is neither functional nor sequential does not tell its inputs and
             needs `compare_with`; its file takes examples of that shape and dtype.
-        min_agreement: the least share in [0, 1] of examples on which file and student must choose the same class;
-            needs `compare_with`.
+        min_agreement: the least share in [0, 1] of examples on which file and student must answer alike: choose the
+            same class, or, where the outputs are vectors of length 1, have the same nearest neighbour among the
+            examples. Needs `compare_with`.
         overwrite: whether to replace what is at `path`: a file, or a SavedModel folder.
 
     Returns:
@@ -129,14 +159,19 @@ def export(student, path, *, quantize=None, calibration=None, compare_with=None,
     _check_student(student, compare_with)
     _check_options(format, quantize, calibration, compare_with, min_agreement)
     _check_target(path, format, overwrite)
-    inputs, specs = _inputs_and_specs(student, compare_with)
+    parts = _parts(student, tokenizer, labels, format)
+    inputs, specs = _inputs_and_specs(parts, compare_with)
     if calibration is not None:
-        calibration = _examples(calibration, specs, CALIBRATION_EXAMPLES, "calibration")
-    reference = KerasRuntime(student)
-    _check_answers(reference, inputs, min_agreement)
+        calibration = _examples(calibration, specs, CALIBRATION_EXAMPLES, "calibration", parts.encode)
+    reference = KerasRuntime(parts.compared)
+    outputs = _checked_answers(reference, inputs, min_agreement)
 
-    with written_whole(path) as partial:
-        _write(student, partial, format, input_signature(student, specs), quantize, calibration)
+    with (
+        written_whole(beside(path, CARD)) as page,
+        written_whole(beside(path, METADATA)) as data,
+        written_whole(path) as partial,
+    ):
+        _write(parts.written, partial, format, specs, quantize, calibration)
         with _must_run():
             runtime = open_runtime(partial)
             latency_ms = runtime.latency_ms({name: array[:1] for name, array in inputs.items()})
@@ -151,7 +186,28 @@ def export(student, path, *, quantize=None, calibration=None, compare_with=None,
             **_compared(reference, runtime, inputs),
         )
         _check_agreement(report.agreement, min_agreement, quantize)
+        write_files(export_metadata(report, partial, specs, outputs, student, tokenizer, labels), page, data)
         return report
+
+
+@dataclasses.dataclass(frozen=True)
+class _Parts:
+    """What an export is made of: the model that is written, the one that it is compared with, and what comes before."""
+
+    written: keras.Model
+    compared: keras.Model
+    encode: object = None  # from the texts that the user gives to what both models take; None: they take them
+
+
+def _parts(student, tokenizer, labels, format):
+    if tokenizer is None and labels is None:
+        return _Parts(student, student)
+    compared = end_to_end_model(student, tokenizer, labels)
+    if format == "saved_model" or not isinstance(tokenizer, TextEncoder):
+        return _Parts(compared, compared)
+    inside = tokenizer.litert_layer()
+    written = end_to_end_model(student, inside, labels)
+    return _Parts(written, compared) if inside is not None else _Parts(written, written, tokenizer)
 
 
 def _check_student(student, compare_with):
@@ -186,10 +242,13 @@ def _check_options(format, quantize, calibration, compare_with, min_agreement):
 
 
 def _check_target(path, format, overwrite):
+    there = [found for found in (path, beside(path, CARD), beside(path, METADATA)) if found.exists()]
+    if there and not overwrite:
+        raise FileExistsError(
+            f"path must not exist yet, nor its card, got {os.fspath(there[0])!r}; pass overwrite=True to replace it."
+        )
     if not path.exists():
         return
-    if not overwrite:
-        raise FileExistsError(f"path must not exist yet, got {os.fspath(path)!r}; pass overwrite=True to replace it.")
     if format == "litert" and not path.is_file():
         raise ValueError(f"path must be a file to be replaced by a LiteRT file, got the folder {os.fspath(path)!r}.")
     if format == "saved_model" and not (path / "saved_model.pb").exists():
@@ -199,13 +258,13 @@ def _check_target(path, format, overwrite):
         )
 
 
-def _inputs_and_specs(student, compare_with):
+def _inputs_and_specs(parts, compare_with):
     """Return the examples to compare on, and what the file will take: {input name: tf.TensorSpec}."""
-    specs = input_specs(student)
+    specs = input_specs(parts.written)
     if compare_with is None:
         inputs = generated_inputs(specs)
     else:
-        inputs = _examples(compare_with, specs, COMPARED_EXAMPLES, "compare_with")
+        inputs = _examples(compare_with, specs, COMPARED_EXAMPLES, "compare_with", parts.encode)
     wrong = [name for name in inputs if not is_input_name(name)]
     if wrong:
         raise ValueError(
@@ -215,18 +274,23 @@ def _inputs_and_specs(student, compare_with):
     return inputs, specs or specs_of(inputs)
 
 
-def _examples(data, specs, limit, argument):
+def _examples(data, specs, limit, argument, encode=None):
     """Return the first `limit` examples of `data` as {input name: array}, fitted to `specs`."""
     if isinstance(data, tf.data.Dataset):
         data = read_dataset(data, argument, lambda batch: batch[0] if isinstance(batch, tuple) else batch, limit)
+    if isinstance(data, list) and all(isinstance(text, (str, bytes)) for text in data):
+        data = np.array(data, dtype=object)
     arrays = list(data.values()) if isinstance(data, dict) else [data]
     if not arrays or not all(isinstance(array, (np.ndarray, tf.Tensor)) for array in arrays):
         raise TypeError(
-            f"{argument} must be an array, a dict of arrays, or a batched tf.data.Dataset of x, (x, y) or "
+            f"{argument} must be an array, a list of str, a dict of arrays, or a batched tf.data.Dataset of x, (x, y) or "
             f"(x, y, weight), got {type(data).__name__}. (Labels are not used: pass x alone.)"
         )
     first = {name: array[:limit] for name, array in data.items()} if isinstance(data, dict) else data[:limit]
     try:
+        if encode is not None:
+            first, _ = fit_inputs(first, {TEXT: tf.TensorSpec((None,), tf.string)})
+            first = encode(first[TEXT]).numpy()
         inputs, _ = fit_inputs(first, specs)
     except ValueError as error:
         raise ValueError(f"{argument}: {error}") from error
@@ -234,12 +298,13 @@ def _examples(data, specs, limit, argument):
     return {name: array.astype(np.float32) if array.dtype == np.float64 else array for name, array in inputs.items()}
 
 
-def _check_answers(reference, inputs, min_agreement):
-    """Let the student answer once before anything is written, and see that its outputs can agree."""
+def _checked_answers(reference, inputs, min_agreement):
+    """The student's answer to one example, before anything is written; its outputs can agree where that is asked."""
     outputs = _answers(reference, {name: array[:1] for name, array in inputs.items()})
     if min_agreement is not None and not any(map(_has_classes, outputs.values())):
         shapes = {name: array.shape for name, array in outputs.items()}
         raise ValueError(f"min_agreement must be None for a student without two classes or more, got outputs {shapes}.")
+    return outputs
 
 
 def _check_agreement(agreement, min_agreement, quantize):
@@ -251,7 +316,8 @@ def _check_agreement(agreement, min_agreement, quantize):
         )
 
 
-def _write(student, path, format, signature, quantize, calibration):
+def _write(student, path, format, specs, quantize, calibration):
+    signature = input_signature(student, specs)
     # The file or folder comes first: where nothing can be written, nothing needs to be converted.
     if format == "saved_model":
         path.mkdir()
@@ -259,7 +325,9 @@ def _write(student, path, format, signature, quantize, calibration):
         return
     path.touch()
     try:
-        path.write_bytes(litert_bytes(student, signature, quantize=quantize, calibration=calibration))
+        text = any(spec.dtype == tf.string for spec in specs.values())
+        options = {"quantize": quantize, "calibration": calibration, "custom_operations": text}
+        path.write_bytes(litert_bytes(student, signature, **options))
     except RuntimeError as error:
         quantized = {
             path: layer.dtype_policy.name
@@ -278,26 +346,71 @@ def _write(student, path, format, signature, quantize, calibration):
 def _compared(reference, runtime, inputs):
     """Part of an `ExportReport`, by batches: all outputs of a large vocabulary may not fit in memory."""
     examples = len(next(iter(inputs.values())))
-    largest, total, numbers = 0.0, 0.0, 0
-    same, places = collections.Counter(), collections.Counter()
+    comparison = _Comparison()
     for start in range(0, examples, _BATCH):
         rows = {name: array[start : start + _BATCH] for name, array in inputs.items()}
         expected = _answers(reference, rows)
         with _must_run():
             given = _answers(runtime, rows)
         _check_outputs(expected, given)
+        comparison.add(expected, given)
+    return {**comparison.summary(), "examples": examples}
+
+
+class _Comparison:
+    """How the outputs of two models differ, summed over batches of {output name: array}."""
+
+    def __init__(self):
+        self.largest, self.total, self.numbers = 0.0, 0.0, 0
+        self.same, self.places = collections.Counter(), collections.Counter()
+        self.vectors = collections.defaultdict(list)
+
+    def add(self, expected, given):
         for name, output in expected.items():
+            if output.dtype == object:  # strings
+                self._count(name, given[name] == output)
+                continue
             difference = np.abs(given[name].astype(np.float64) - output)
-            largest = max(largest, float(difference.max()))
-            total += float(difference.sum())
-            numbers += difference.size
-            if _has_classes(output):
-                equal = given[name].argmax(axis=-1) == output.argmax(axis=-1)
-                same[name] += int(equal.sum())
-                places[name] += equal.size
-    agreement = min((same[name] / places[name] for name in places), default=None)
-    differences = {"max_difference": largest, "mean_difference": total / numbers}
-    return {**differences, "agreement": agreement, "examples": examples}
+            self.largest = max(self.largest, float(difference.max()))
+            self.total += float(difference.sum())
+            self.numbers += difference.size
+            if name in self.vectors or _are_unit_vectors(output):
+                self.vectors[name].append((output, given[name]))
+            elif _has_classes(output):
+                self._count(name, given[name].argmax(axis=-1) == output.argmax(axis=-1))
+
+    def _count(self, name, equal):
+        self.same[name] += int(equal.sum())
+        self.places[name] += equal.size
+
+    def summary(self):
+        pairs = [map(np.concatenate, zip(*batches, strict=True)) for batches in self.vectors.values()]
+        cosines, neighbours = zip(*(_likeness(*pair) for pair in pairs), strict=True) if pairs else ((), ())
+        shares = [self.same[name] / self.places[name] for name in self.places]
+        return {
+            "max_difference": self.largest,
+            "mean_difference": self.total / max(1, self.numbers),
+            "agreement": min([*shares, *filter(lambda share: share is not None, neighbours)], default=None),
+            "cosine": min(cosines, default=None),
+        }
+
+
+def _are_unit_vectors(output):
+    """Whether these are vectors of length 1, such as sentence embeddings; not distributions, which have no sign."""
+    if output.ndim != 2 or output.shape[1] < 2:
+        return False
+    return bool((np.abs(np.linalg.norm(output, axis=-1) - 1) < 1e-2).all() and output.min() < 0)
+
+
+def _likeness(expected, given):
+    """Of vectors, (examples, width): the mean cosine, and the share of examples whose nearest neighbour is the same."""
+    expected, given = (v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in (expected, given))
+    cosine = float((expected * given).sum(axis=1).mean())
+    if len(expected) < 3:
+        return cosine, None
+    similarity, of_given = (v @ v.T - 3.0 * np.eye(len(v), dtype=v.dtype) for v in (expected, given))
+    found = np.take_along_axis(similarity, of_given.argmax(axis=1)[:, None], axis=1)[:, 0]
+    return cosine, float((found >= similarity.max(axis=1) - _TIE).mean())
 
 
 def _answers(runtime, rows):
@@ -306,7 +419,7 @@ def _answers(runtime, rows):
 
 
 def _has_classes(output):
-    return output.ndim > 1 and output.shape[-1] > 1
+    return output.dtype == object or (output.ndim > 1 and output.shape[-1] > 1)
 
 
 def _check_outputs(expected, given):
@@ -314,7 +427,8 @@ def _check_outputs(expected, given):
     if shapes[0] != shapes[1]:
         raise RuntimeError(f"the exported file gives outputs {shapes[1]} where the student gives {shapes[0]}.")
     for whose, outputs in (("student", expected), ("exported file", given)):
-        spoilt = [name for name, array in outputs.items() if not np.isfinite(array).all()]
+        numbers = {name: array for name, array in outputs.items() if array.dtype != object}
+        spoilt = [name for name, array in numbers.items() if not np.isfinite(array).all()]
         if spoilt:
             raise RuntimeError(f"the {whose} gives NaN or infinite outputs ({', '.join(spoilt)}); nothing was kept.")
 

@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from keras_kd._checks import require_count
 from keras_kd._files import bytes_on_disk, naming_damaged_file
-from keras_kd._keras_private import call_model
+from keras_kd._keras_private import call_model, text_interpreter
 from keras_kd._quiet import quiet
 from keras_kd.deploy.example_inputs import fit_inputs
 from keras_kd.outputs.model_inputs import ONLY_INPUT, any_batch, input_names, input_specs, specs_of
@@ -62,7 +62,9 @@ class Runtime(abc.ABC):
         self.fixed_batch = fixed_batch
 
     def predict(self, x, batch_size=256):
-        """Return the model's outputs in inference mode, float32: an array, (examples, ...), or a dict of several.
+        """Return the model's outputs in inference mode: an array, (examples, ...), or a dict of several.
+
+        They are float32, but for strings, which are objects of bytes.
 
         `x` is an array or {input name: array}. Integers are cast to the model's dtype if they fit, float64 to float32.
         """
@@ -73,7 +75,7 @@ class Runtime(abc.ABC):
             for start in range(0, examples, batch_size)
         ]
         names = sorted(batches[0])  # files list them in any order
-        outputs = {name: np.concatenate([batch[name] for batch in batches]).astype(np.float32) for name in names}
+        outputs = {name: _joined([batch[name] for batch in batches]) for name in names}
         for name, array in outputs.items():
             if len(array) != examples:
                 raise ValueError(f"output {name!r} has {len(array)} rows for {examples} examples; it needs one each.")
@@ -250,8 +252,16 @@ def _interpreter(path):
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:
         Interpreter = tf.lite.Interpreter
+    content = path.read_bytes()  # not the path: the interpreter would map the file, which must stay replaceable
     with quiet(), naming_damaged_file(path, Exception):
-        # By content, not by path: the interpreter would map the file, which must stay replaceable.
-        interpreter = Interpreter(model_content=path.read_bytes())
+        interpreter = Interpreter(model_content=content)
+        if any(np.dtype(details["dtype"]).kind in "OS" for details in interpreter.get_input_details()):
+            interpreter = text_interpreter(content)  # strings: a tokenizer of tensorflow-text is inside
         interpreter.allocate_tensors()  # the first time in a process, this announces a delegate
         return interpreter
+
+
+def _joined(batches):
+    """Outputs of one name, end to end."""
+    joined = np.concatenate(batches)
+    return joined if joined.dtype == object else joined.astype(np.float32)

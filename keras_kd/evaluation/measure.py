@@ -3,6 +3,7 @@
 import contextlib
 
 from keras_kd._checks import require_count, require_tensorflow
+from keras_kd.deploy.end_to_end import ANSWERS, LOGITS
 from keras_kd.deploy.runtimes import open_runtime
 from keras_kd.evaluation.examples import check_classes, class_indices, language_rows, read_examples
 from keras_kd.evaluation.predictions import checked_outputs, predictions_from
@@ -52,7 +53,7 @@ def evaluate(
 
     Args:
         models: {name: model}; a model is a `keras.Model` or the path of a SavedModel folder, a .tflite or a .keras
-            file. Each has one output, (batch, classes), the same classes for all.
+            file. Each has one output, (batch, classes), the same classes for all; or it was exported with labels.
         data: `(x, y)`, arrays (x may be a dict of arrays, of which each model reads those named after its inputs), or a
             batched `tf.data.Dataset`, read once, in order. y holds integer labels, (examples,), or one-hot rows,
             (examples, classes). A third member, sample weights, is not used: every labelled example counts the same.
@@ -156,6 +157,8 @@ def _predict(runtimes, x, y, labels, teacher, batch_size):
     for name in order:
         with errors_naming(name):
             outputs = runtimes[name].predict(own_inputs(runtimes[name], x), batch_size=batch_size)
+        if isinstance(outputs, dict) and set(outputs) == set(ANSWERS):  # of a file exported with labels
+            outputs = outputs[LOGITS]
         checked_outputs(outputs, name, len(y))
         if classes is None:
             classes = outputs.shape[1]

@@ -2,6 +2,6 @@
 
 from keras_kd.text.bytes import ByteEncoder
 from keras_kd.text.characters import PADDING, UNKNOWN, CharacterEncoder
-from keras_kd.text.pieces import SentencePieceEncoder
+from keras_kd.text.pieces import SentencePieceEncoder, WordPieceEncoder
 
-__all__ = ["PADDING", "UNKNOWN", "ByteEncoder", "CharacterEncoder", "SentencePieceEncoder"]
+__all__ = ["PADDING", "UNKNOWN", "ByteEncoder", "CharacterEncoder", "SentencePieceEncoder", "WordPieceEncoder"]

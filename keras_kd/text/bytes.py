@@ -4,11 +4,11 @@ import keras
 import tensorflow as tf
 
 from keras_kd._checks import require_count
-from keras_kd.text.characters import as_strings
+from keras_kd.text.encoder import TextEncoder
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class ByteEncoder(keras.layers.Layer):
+class ByteEncoder(TextEncoder):
     """Map text to the bytes of its UTF-8 form, padded with 0.
 
     Any language can do the same in a line, so that a model which begins after this layer runs on a phone without a
@@ -41,8 +41,8 @@ class ByteEncoder(keras.layers.Layer):
         self.length = require_count(length, "length", at_least=1)
         self.built = True
 
-    def __call__(self, inputs, **kwargs):
-        return super().__call__(as_strings(inputs), **kwargs)
+    def litert_layer(self):
+        return None  # the app makes the bytes
 
     def call(self, inputs):
         return tf.io.decode_raw(tf.reshape(inputs, (-1,)), tf.uint8, fixed_length=self.length)

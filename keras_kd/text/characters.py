@@ -6,13 +6,14 @@ import keras
 import tensorflow as tf
 
 from keras_kd._checks import require_count
+from keras_kd.text.encoder import TextEncoder
 
 PADDING, UNKNOWN = 0, 1
 _SPECIAL_IDS = 2  # PADDING and UNKNOWN
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class CharacterEncoder(keras.layers.Layer):
+class CharacterEncoder(TextEncoder):
     """Map text to ids of its characters: one vocabulary for all scripts, and no tokenizer to train.
 
     `keras.layers.TextVectorization(split="character")` after tensorflow-text has folded case and decomposed Unicode
@@ -78,8 +79,11 @@ class CharacterEncoder(keras.layers.Layer):
         """Number of different ids: the `input_dim` of the `Embedding` that follows."""
         return _SPECIAL_IDS + len(self.vocabulary)
 
-    def __call__(self, inputs, **kwargs):
-        return super().__call__(as_strings(inputs), **kwargs)
+    def litert_layer(self):
+        raise ValueError(
+            "tokenizer must run in LiteRT, which has no operations for CharacterEncoder. Export without tokenizer, for "
+            "a file that takes ids; or train the student on a SentencePieceEncoder, WordPieceEncoder or ByteEncoder."
+        )
 
     def call(self, inputs):
         ids = self._vectorization(_normalize(tf.reshape(inputs, (-1,))))
@@ -90,11 +94,6 @@ class CharacterEncoder(keras.layers.Layer):
 
     def get_config(self):
         return {"name": self.name, "vocabulary": self.vocabulary, "length": self.length}
-
-
-def as_strings(inputs):
-    """`inputs` as a tensor of strings; Keras would make float tensors of str."""
-    return inputs if isinstance(inputs, (keras.KerasTensor, tf.Tensor)) else tf.constant(inputs, dtype=tf.string)
 
 
 def _normalize(texts):

@@ -1,6 +1,7 @@
-"""Text to SentencePiece ids, in the form that KerasHub's encoders take."""
+"""Text to ids of SentencePiece or WordPiece pieces, in the form that KerasHub's encoders take."""
 
 import base64
+import collections
 import os
 import pathlib
 
@@ -8,13 +9,44 @@ import keras
 import tensorflow as tf
 
 from keras_kd._checks import require_count, require_flag
-from keras_kd.text.characters import as_strings
+from keras_kd.text.encoder import TextEncoder
 
 _BEGIN, _END, _PADDING = "<s>", "</s>", "<pad>"
+_WORD_PIECE_SPECIAL = "[CLS]", "[SEP]", "[PAD]", "[UNK]"
+_SPACE = "▁".encode()  # as SentencePiece writes it
+
+
+class _PieceEncoder(TextEncoder):
+    """Encodes text as a first id, the ids of its pieces, a last id, and padding."""
+
+    def __init__(self, length, segment_ids, name):
+        super().__init__(trainable=False, name=name, dtype="int32")
+        self.length = require_count(length, "length", at_least=3)
+        self.segment_ids = require_flag(segment_ids, "segment_ids")
+
+    def _framed(self, pieces, first):
+        """What the layer returns, of ragged pieces: between the ids `first` and the end, padded."""
+        room = self.length - len(first) - 1
+        shape = (None, self.length)
+        ids = tf.pad(pieces.to_tensor(self._padding, shape=(None, room)), [[0, 0], [len(first), 1]])
+        last = len(first) + tf.minimum(tf.cast(pieces.row_lengths(), tf.int32), room)[:, None]
+        position = tf.range(self.length)[None]
+        ids = tf.where(position < last, ids, tf.where(position == last, self._last, self._padding))
+        for number, special in enumerate(first):
+            ids = tf.where(position == number, special, ids)
+        token_ids = tf.ensure_shape(ids, shape)
+        encoded = {"token_ids": token_ids, "padding_mask": tf.ensure_shape(tf.cast(position <= last, tf.int32), shape)}
+        if self.segment_ids:
+            encoded["segment_ids"] = tf.zeros_like(token_ids)
+        return encoded
+
+    def compute_output_spec(self, inputs):
+        names = ["token_ids", "padding_mask"] + ["segment_ids"] * self.segment_ids
+        return {name: keras.KerasTensor((inputs.shape[0], self.length), "int32") for name in names}
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
-class SentencePieceEncoder(keras.layers.Layer):
+class SentencePieceEncoder(_PieceEncoder):
     """Map text to ids of SentencePiece pieces, as the inputs of a KerasHub encoder (BERT, XLM-RoBERTa).
 
     Each text becomes `<s> pieces </s>`; a longer text loses pieces before `</s>`, a shorter one is padded. The ids are
@@ -58,15 +90,13 @@ class SentencePieceEncoder(keras.layers.Layer):
     """
 
     def __init__(self, proto, length, *, prefix="", segment_ids=False, name=None):
-        super().__init__(trainable=False, name=name, dtype="int32")
+        super().__init__(length, segment_ids, name)
         if not isinstance(prefix, str):
             raise TypeError(f"prefix must be a str, got {type(prefix).__name__}: {prefix!r}.")
         self.proto = _proto_bytes(proto)
-        self.length = require_count(length, "length", at_least=3)
         self.prefix = prefix
-        self.segment_ids = require_flag(segment_ids, "segment_ids")
         self._tokenizer = _tokenizer(self.proto)
-        self._begin, self._end, self._padding = (_special_id(self._tokenizer, p) for p in (_BEGIN, _END, _PADDING))
+        self._begin, self._last, self._padding = (_special_id(self._tokenizer, p) for p in (_BEGIN, _END, _PADDING))
         self.built = True
 
     @property
@@ -74,29 +104,20 @@ class SentencePieceEncoder(keras.layers.Layer):
         """Number of pieces of the SentencePiece model."""
         return int(self._tokenizer.vocab_size())
 
-    def __call__(self, inputs, **kwargs):
-        return super().__call__(as_strings(inputs), **kwargs)
+    def litert_layer(self):
+        return _FastSentencePieceEncoder(**self._options())
 
     def call(self, inputs):
-        pieces = self._tokenizer.tokenize(self.prefix + tf.reshape(inputs, (-1,)))[:, : self.length - 2]
-        first, last = (tf.fill((pieces.nrows(), 1), special) for special in (self._begin, self._end))
-        ids = tf.concat([first, tf.cast(pieces, tf.int32), last], axis=1)
-        shape = (None, self.length)
-        token_ids = tf.ensure_shape(ids.to_tensor(self._padding, shape=shape), shape)
-        padding_mask = tf.ensure_shape(tf.ones_like(ids).to_tensor(0, shape=shape), shape)
-        encoded = {"token_ids": token_ids, "padding_mask": padding_mask}
-        if self.segment_ids:
-            encoded["segment_ids"] = tf.zeros_like(token_ids)
-        return encoded
-
-    def compute_output_spec(self, inputs):
-        names = ["token_ids", "padding_mask"] + ["segment_ids"] * self.segment_ids
-        return {name: keras.KerasTensor((inputs.shape[0], self.length), "int32") for name in names}
+        pieces = self._tokenizer.tokenize(self.prefix + tf.reshape(inputs, (-1,)))
+        return self._framed(pieces, [self._begin])
 
     def get_config(self):
+        return {**self._options(), "proto": base64.b64encode(self.proto).decode()}
+
+    def _options(self):
         return {
             "name": self.name,
-            "proto": base64.b64encode(self.proto).decode(),
+            "proto": self.proto,
             "length": self.length,
             "prefix": self.prefix,
             "segment_ids": self.segment_ids,
@@ -105,6 +126,121 @@ class SentencePieceEncoder(keras.layers.Layer):
     @classmethod
     def from_config(cls, config):
         return cls(**{**config, "proto": base64.b64decode(config["proto"])})
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class _FastSentencePieceEncoder(SentencePieceEncoder):
+    """The encoder in operations of LiteRT, which joins no strings: the pieces of the prefix are constants.
+
+    Where two ways to cut a word are equally likely, it may take the other one.
+    """
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        import tensorflow_text
+
+        _check_prefix(self.prefix, self._tokenizer)
+        self._fast_tokenizer = tensorflow_text.FastSentencepieceTokenizer(self.proto)
+        self._first = [self._begin, *self._tokenizer.tokenize(self.prefix.rstrip()).numpy().tolist()]
+        require_count(self.length, f"length after the prefix {self.prefix!r}", at_least=len(self._first) + 1)
+
+    def call(self, inputs):
+        return self._framed(self._fast_tokenizer.tokenize(inputs), self._first)
+
+
+def _check_prefix(prefix, tokenizer):
+    """The pieces of prefix and text are those of each alone if a space parts them, and no piece goes across a space."""
+    if prefix and not prefix[-1].isspace():
+        raise ValueError(f"tokenizer must have a prefix that ends in a space to run in LiteRT, got {prefix!r}.")
+    pieces = tokenizer.id_to_string(tf.range(tokenizer.vocab_size())).numpy() if prefix else []
+    across = [piece.decode() for piece in pieces if _SPACE in piece.lstrip(_SPACE)]
+    if across:
+        raise ValueError(
+            f"tokenizer must have no pieces with a space inside to run in LiteRT after a prefix, got {across[:5]}."
+        )
+
+
+@keras.saving.register_keras_serializable(package="keras_kd")
+class WordPieceEncoder(_PieceEncoder):
+    """Map text to ids of WordPiece pieces, as BERT does: `[CLS] pieces [SEP]`, cut or padded to one length.
+
+    tensorflow-text's `FastBertTokenizer`: words are parted at white space, punctuation and Chinese characters, then cut
+    into the longest pieces. The same operations run in `tf.data`, in models, in SavedModels and in LiteRT files.
+
+    Args:
+        vocabulary: The pieces in the order of their ids: a list of str, or the path of BERT's `vocab.txt`. It must hold
+            `[CLS]`, `[SEP]`, `[PAD]` and `[UNK]`; pieces inside of words begin with `##`.
+        length: Ids per text ≥ 3.
+        lowercase: Whether text is put in lower case and loses its accents, as BERT's "uncased" models want it.
+        segment_ids: Whether to return segment ids, all 0, which `keras_hub.models.BertBackbone` takes.
+        name: Name of the layer.
+
+    Call arguments:
+        inputs: Strings, `(batch,)` or `(batch, 1)`: a tensor, an array or a list of str.
+
+    Returns:
+        A dict of int32 tensors, each `(batch, length)`: `token_ids`, `padding_mask` (1 for a piece, 0 for padding) and
+        with `segment_ids=True` also `segment_ids`.
+
+    Raises:
+        TypeError: `vocabulary` is neither a list of str nor a path, `length` no int.
+        ValueError: `vocabulary` lacks one of the four pieces, or holds one twice; `length` < 3.
+
+    Example:
+
+    >>> encoder = keras_kd.text.WordPieceEncoder(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "tea", "##s"], length=5)
+    >>> encoder(["teas"])["token_ids"].numpy()
+    array([[2, 4, 5, 3, 0]], dtype=int32)
+
+    Reference:
+        [Devlin et al., 2019](https://arxiv.org/abs/1810.04805);
+        [Song et al., 2021](https://arxiv.org/abs/2012.15524) for the fast algorithm
+    """
+
+    def __init__(self, vocabulary, length, *, lowercase=False, segment_ids=False, name=None):
+        import tensorflow_text
+
+        super().__init__(length, segment_ids, name)
+        self.vocabulary = _checked_vocabulary(vocabulary)
+        self.lowercase = require_flag(lowercase, "lowercase")
+        self._first, self._last, self._padding, _ = map(self.vocabulary.index, _WORD_PIECE_SPECIAL)
+        self._tokenizer = tensorflow_text.FastBertTokenizer(
+            self.vocabulary, token_out_type=tf.int32, lower_case_nfd_strip_accents=self.lowercase
+        )
+        self.built = True
+
+    @property
+    def vocabulary_size(self):
+        """Number of pieces."""
+        return len(self.vocabulary)
+
+    def litert_layer(self):
+        return self
+
+    def call(self, inputs):
+        return self._framed(self._tokenizer.tokenize(tf.reshape(inputs, (-1,))), [self._first])
+
+    def get_config(self):
+        return {
+            "name": self.name,
+            "vocabulary": self.vocabulary,
+            "length": self.length,
+            "lowercase": self.lowercase,
+            "segment_ids": self.segment_ids,
+        }
+
+
+def _checked_vocabulary(vocabulary):
+    if isinstance(vocabulary, (str, os.PathLike)):
+        vocabulary = pathlib.Path(vocabulary).read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    if not isinstance(vocabulary, (list, tuple)) or not all(isinstance(piece, str) for piece in vocabulary):
+        raise TypeError(f"vocabulary must be a list of str, or the path of a file, got {type(vocabulary).__name__}.")
+    missing = [piece for piece in _WORD_PIECE_SPECIAL if piece not in vocabulary]
+    twice = [piece for piece, count in collections.Counter(vocabulary).items() if count > 1]
+    if missing or twice:
+        wrong = f"{missing} missing" if missing else f"{twice[:5]} more than once"
+        raise ValueError(f"vocabulary must hold each piece once, and {list(_WORD_PIECE_SPECIAL)}; got {wrong}.")
+    return list(vocabulary)
 
 
 def _proto_bytes(proto):

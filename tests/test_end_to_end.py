@@ -1,0 +1,388 @@
+"""end_to_end_model, and export with a tokenizer and labels: a string goes in, the same answer comes out of every form."""
+
+import csv
+import io
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import sentencepiece
+import tensorflow as tf
+
+import keras_kd
+from keras_kd.deploy import end_to_end_model, export, open_runtime
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
+layers = keras.layers
+LENGTH, LABELS = 16, ["sport", "Wetter", "наука"]
+SIB200 = pathlib.Path(__file__).parents[2] / "shared/data/sib200"
+TEXTS = ["ein Haus am See", "une maison", "a house!", "Вокзал закрыт", "駅は閉まっています", "the house"] * 9
+ODD = [
+    "",
+    " ",
+    "\t\n",
+    "😀 a",
+    "ａ́b ﬁ",
+    "Вокзал house 駅",
+    "a" * 100_000,
+    "houses " * 20_000,
+    b"\xff\xfe a",
+    "\u200b",
+    "a",
+]
+
+
+def piece_proto(texts=TEXTS, vocabulary=120):
+    proto = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts),
+        model_writer=proto,
+        vocab_size=vocabulary,
+        hard_vocab_limit=False,
+        pad_id=3,
+        normalization_rule_name="nmt_nfkc",
+        minloglevel=2,
+    )
+    return proto.getvalue()
+
+
+WORD_PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "house", "##s", "ein", "am", "see", "!", "a", "вокзал", "駅"]
+ENCODERS = {
+    "sentencepiece": lambda: keras_kd.text.SentencePieceEncoder(piece_proto(), LENGTH, segment_ids=True),
+    "prefix": lambda: keras_kd.text.SentencePieceEncoder(piece_proto(), LENGTH, prefix="query: "),
+    "wordpiece": lambda: keras_kd.text.WordPieceEncoder(WORD_PIECES, LENGTH),
+    "uncased": lambda: keras_kd.text.WordPieceEncoder(WORD_PIECES, LENGTH, lowercase=True, segment_ids=True),
+    "bytes": lambda: keras_kd.text.ByteEncoder(LENGTH),
+    "characters": lambda: keras_kd.text.CharacterEncoder("abcdehosu", LENGTH),
+}
+
+
+def student_for(encoder, last=None, units=3):
+    """A small student that takes what an encoder gives: the mean of embedded ids, and a dense layer."""
+    keras.utils.set_random_seed(0)
+    encoded = encoder(["a"])
+    names = encoded if isinstance(encoded, dict) else {"ids": encoded}
+    inputs = {name: keras.Input((LENGTH,), dtype=names[name].dtype.name, name=name) for name in names}
+    (ids, *others) = inputs.values()
+    h = layers.Embedding(256, 8, embeddings_initializer="normal")(ids)
+    for other in others:
+        h = h + keras.ops.cast(other, "float32")[..., None]
+    outputs = layers.Dense(units, last, kernel_initializer="orthogonal")(layers.GlobalAveragePooling1D()(h))
+    return keras.Model(inputs if isinstance(encoded, dict) else ids, outputs)
+
+
+def by_hand(student, encoder, texts):
+    """What the student answers to texts that are encoded outside of it."""
+    outputs = student.predict(keras.tree.map_structure(lambda t: t.numpy(), encoder(texts)), verbose=0)
+    return outputs, [LABELS[i].encode() for i in outputs.argmax(axis=-1)]
+
+
+# --- One model --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_text_in_answer_out(kind):
+    encoder = ENCODERS[kind]()
+    student = student_for(encoder)
+    model = end_to_end_model(student, encoder, LABELS)
+    texts = TEXTS[:6] + ODD
+    logits, labels = by_hand(student, encoder, texts)
+    given = model(tf.constant(texts))
+    np.testing.assert_allclose(given["logits"], logits, atol=1e-6)
+    np.testing.assert_allclose(given["probabilities"], tf.nn.softmax(logits), atol=1e-6)
+    assert given["label"].numpy().tolist() == labels
+    empty = model(tf.constant([], tf.string))
+    assert {key: tuple(tensor.shape) for key, tensor in empty.items()} == {
+        "label": (0,),
+        "logits": (0, 3),
+        "probabilities": (0, 3),
+    }
+
+
+def test_without_labels_or_tokenizer_the_rest_stays_the_students():
+    encoder = ENCODERS["sentencepiece"]()
+    student = student_for(encoder)
+    expected, labels = by_hand(student, encoder, TEXTS)
+    np.testing.assert_allclose(end_to_end_model(student, encoder)(tf.constant(TEXTS)), expected, atol=1e-6)
+    ids = encoder(TEXTS)
+    assert end_to_end_model(student, labels=LABELS)(ids)["label"].numpy().tolist() == labels
+
+
+def test_the_logits_of_a_softmax_are_its_log_probabilities():
+    encoder = ENCODERS["bytes"]()
+    student = student_for(encoder, last="softmax")
+    answers = end_to_end_model(student, encoder, LABELS)(tf.constant(TEXTS))
+    expected, _ = by_hand(student, encoder, TEXTS)
+    np.testing.assert_allclose(answers["probabilities"], expected, atol=1e-6)
+    np.testing.assert_allclose(answers["logits"], np.log(expected), atol=1e-5)
+
+
+def test_the_weights_are_the_students():
+    encoder = ENCODERS["bytes"]()
+    student = student_for(encoder)
+    model = end_to_end_model(student, encoder, LABELS)
+    student.layers[-1].set_weights([np.zeros((8, 3)), np.array([0.0, 5.0, 0.0])])
+    assert model(tf.constant(["a"]))["label"].numpy().tolist() == ["Wetter".encode()]
+    assert [id(w) for w in model.weights] == [id(w) for w in student.weights]
+
+
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_it_is_saved_with_its_tokenizer(kind, tmp_path):
+    encoder = ENCODERS[kind]()
+    model = end_to_end_model(student_for(encoder), encoder, LABELS)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    for key, tensor in model(tf.constant(TEXTS)).items():
+        np.testing.assert_array_equal(loaded(tf.constant(TEXTS))[key], tensor)
+
+
+def test_any_function_of_tensorflow_is_a_tokenizer():
+    encoder = ENCODERS["bytes"]()
+    student = student_for(encoder)
+    model = end_to_end_model(student, lambda texts: encoder(tf.strings.upper(texts)), LABELS)
+    np.testing.assert_allclose(
+        model(tf.constant(["house"]))["logits"], by_hand(student, encoder, ["HOUSE"])[0], atol=1e-6
+    )
+
+
+def test_a_preprocessor_of_keras_hub(tmp_path):
+    keras_hub = pytest.importorskip("keras_hub")
+    tokenizer = keras_hub.models.BertTokenizer([*WORD_PIECES, "[MASK]"])
+    preprocess = keras_hub.models.BertTextClassifierPreprocessor(tokenizer, sequence_length=LENGTH)
+    encoder = keras_kd.text.WordPieceEncoder(WORD_PIECES, LENGTH, segment_ids=True)
+    student = student_for(encoder)
+    report = export(
+        student, tmp_path / "saved", tokenizer=preprocess, labels=LABELS, compare_with=["a house", "ein see"]
+    )
+    assert report.max_difference == 0.0
+    logits, _ = by_hand(student, encoder, ["a house"])
+    given = open_runtime(tmp_path / "saved").predict(np.array(["a house"]))["logits"]
+    np.testing.assert_allclose(given, logits, atol=1e-6)
+
+
+# --- Files ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("file", ["saved", "float32.tflite", "dynamic.tflite"])
+@pytest.mark.parametrize("kind", ENCODERS)
+def test_every_file_answers_as_the_model_does(kind, file, tmp_path):
+    encoder = ENCODERS[kind]()
+    student = student_for(encoder)
+    if kind == "characters" and file != "saved":
+        with pytest.raises(ValueError, match=r"LiteRT, which has no operations for CharacterEncoder"):
+            export(student, tmp_path / file, tokenizer=encoder, compare_with=TEXTS)
+        assert not list(tmp_path.iterdir())
+        return
+    quantize = "dynamic" if file.startswith("dynamic") else None
+    report = export(
+        student, tmp_path / file, tokenizer=encoder, labels=LABELS, quantize=quantize, compare_with=TEXTS + ODD
+    )
+    assert report.agreement >= 0.9 and report.max_difference <= (0.05 if quantize else 1e-5)
+    texts = np.array([t if isinstance(t, bytes) else t.encode() for t in TEXTS[:6] + ODD], dtype=object)
+    logits, labels = by_hand(student, encoder, texts)
+    x = encoder(texts).numpy() if kind == "bytes" and file != "saved" else texts
+    given = open_runtime(tmp_path / file).predict(x)
+    np.testing.assert_allclose(given["logits"], logits, atol=0.05 if quantize else 1e-5)
+    if not quantize:
+        assert given["label"].tolist() == labels
+
+
+ELSEWHERE = """
+import sys
+import numpy as np
+import tensorflow as tf
+import tensorflow_text
+
+sys.modules["keras_kd"] = None  # it cannot be imported
+texts = np.load("texts.npy", allow_pickle=True)
+saved = tf.saved_model.load("saved").signatures["serving_default"]
+given = [saved(text=tf.constant(texts))]
+
+from tensorflow.lite.python.interpreter import InterpreterWithCustomOps
+from tensorflow_text.core.pybinds import tflite_registrar
+
+interpreter = InterpreterWithCustomOps(
+    model_path="text.tflite", custom_op_registerers=tflite_registrar.SELECT_TFTEXT_OPS
+)
+given.append(interpreter.get_signature_runner()(text=texts))
+
+stock = tf.lite.Interpreter(model_path="bytes.tflite").get_signature_runner()
+padded = [np.frombuffer(text[:16].ljust(16, bytes(1)), np.uint8) for text in texts]
+given.append(stock(ids=np.stack(padded)))
+for name, answer in zip(["text", "text", "bytes"], given):
+    np.testing.assert_allclose(np.array(answer["logits"]), np.load(name + ".npy"), atol=1e-5)
+print(*[np.array(answer["label"])[0].decode() for answer in given])
+empty = saved(text=tf.constant([], tf.string))
+assert empty["logits"].shape == (0, 3), empty
+"""
+
+
+def test_a_string_is_answered_where_keras_kd_cannot_be_imported(tmp_path):
+    """The SavedModel, the LiteRT file with a tokenizer, and the one that stock LiteRT runs on bytes."""
+    texts = np.array([text.encode() for text in TEXTS[:6]], dtype=object)
+    np.save(tmp_path / "texts.npy", texts)
+    expected = []
+    for kind, files in {"prefix": ["saved", "text.tflite"], "bytes": ["bytes.tflite"]}.items():
+        encoder = ENCODERS[kind]()
+        student = student_for(encoder)
+        logits, labels = by_hand(student, encoder, texts)
+        np.save(tmp_path / ("bytes.npy" if kind == "bytes" else "text.npy"), logits)
+        for file in files:
+            export(student, tmp_path / file, tokenizer=encoder, labels=LABELS, compare_with=TEXTS)
+            expected.append(labels[0].decode())
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout.split() == expected, done.stderr[-2000:]
+
+
+def test_int8_runs_the_tokenizer_while_it_calibrates(tmp_path):
+    encoder = ENCODERS["prefix"]()
+    options = {"quantize": "int8", "calibration": TEXTS, "compare_with": TEXTS}
+    report = export(student_for(encoder), tmp_path / "a.tflite", tokenizer=encoder, labels=LABELS, **options)
+    assert report.agreement >= 0.9
+
+
+def test_a_low_precision_student_goes_into_litert_with_its_tokenizer(tmp_path):
+    encoder = ENCODERS["prefix"]()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    student = student_for(encoder)
+    report = export(student, tmp_path / "a.tflite", tokenizer=encoder, labels=LABELS, compare_with=TEXTS)
+    assert report.max_difference < 0.02
+
+
+def test_evaluate_reads_a_file_that_takes_text(tmp_path):
+    encoder = ENCODERS["sentencepiece"]()
+    student = student_for(encoder)
+    export(student, tmp_path / "a.tflite", tokenizer=encoder, labels=LABELS, compare_with=TEXTS)
+    x = {key: tensor.numpy() for key, tensor in encoder(TEXTS).items()} | {"text": np.array(TEXTS, dtype=object)}
+    labels = student.predict({k: v for k, v in x.items() if k != "text"}, verbose=0).argmax(axis=-1)
+    models = {"student": student, "file": tmp_path / "a.tflite"}
+    evaluation = keras_kd.evaluate(models, (x, labels), bootstrap=0)
+    assert evaluation.score("file", "accuracy").value == evaluation.score("student", "accuracy").value == 1.0
+
+
+# --- The tokenizers of LiteRT -----------------------------------------------------------------------------------------
+
+
+def sentences(count):
+    """Sentences of SIB-200 in 46 languages."""
+    if not SIB200.is_dir():
+        pytest.skip("SIB-200 is not beside this checkout")
+    found = []
+    for folder in sorted(SIB200.iterdir()):
+        with open(folder / "test.tsv", encoding="utf-8", newline="\n") as file:
+            rows = csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+            found += [row["text"] for row, _ in zip(rows, range(count), strict=False)]
+    return found
+
+
+def test_sentencepiece_in_litert_cuts_text_as_sentencepiece_does():
+    """But for words that can be cut in two equally likely ways: some 2 of 1,000 sentences, with one piece swapped."""
+    texts = sentences(30) + [t for t in ODD if isinstance(t, str)]
+    proto = piece_proto(texts, vocabulary=3000)
+    for prefix in ("", "query: ", "a  "):
+        encoder = keras_kd.text.SentencePieceEncoder(proto, 64, prefix=prefix)
+        expected, given = encoder(texts), encoder.litert_layer()(tf.constant(texts))
+        equal = (expected["token_ids"].numpy() == given["token_ids"].numpy()).all(axis=-1)
+        assert equal.mean() > 0.99, [texts[i] for i in np.flatnonzero(~equal)[:5]]
+        assert equal[-len(ODD) + 1 :].all()
+
+
+def test_wordpiece_cuts_text_as_keras_hub_does():
+    keras_hub = pytest.importorskip("keras_hub")
+    texts = sentences(10)
+    words = {word for text in texts for word in text.split() if word.isalpha()}
+    characters = sorted({character for word in words for character in word})
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *characters, *(f"##{c}" for c in characters)]
+    vocabulary += sorted(words - set(characters))[::3]
+    tokenizer = keras_hub.models.BertTokenizer(vocabulary)
+    encoder = keras_kd.text.WordPieceEncoder(vocabulary, 512)
+    given = encoder(texts)["token_ids"].numpy()
+    different = [
+        text
+        for text, ids in zip(texts, given, strict=True)
+        if ids[ids != 0][1:-1].tolist() != tokenizer(text).numpy().tolist()
+    ]
+    assert len(different) <= 0.05 * len(texts), different[:5]
+
+
+# --- Bad input --------------------------------------------------------------------------------------------------------
+
+ENCODER = keras_kd.text.ByteEncoder(LENGTH)
+
+
+def bytes_student(**options):
+    return student_for(ENCODER, **options)
+
+
+class Subclassed(keras.Model):
+    def call(self, x):
+        return keras.ops.cast(x, "float32")
+
+
+BAD = {
+    "subclassed student": lambda: (Subclassed(), ENCODER, None, ValueError, "functional or sequential"),
+    "no student": lambda: ("student", ENCODER, None, TypeError, "keras.Model"),
+    "no function": lambda: (bytes_student(), "bert", None, TypeError, "layer or function"),
+    "another length": lambda: (
+        bytes_student(),
+        keras_kd.text.ByteEncoder(8),
+        None,
+        ValueError,
+        r"shape \(None, 16\) for the student, got shape \(2, 8\)",
+    ),
+    "one tensor for two inputs": lambda: (
+        student_for(ENCODERS["prefix"]()),
+        ENCODER,
+        None,
+        ValueError,
+        r"\['padding_mask', 'token_ids'\], got one tensor",
+    ),
+    "an input is missing": lambda: (
+        student_for(ENCODERS["sentencepiece"]()),
+        ENCODERS["prefix"](),
+        None,
+        ValueError,
+        r"without \['segment_ids'\]",
+    ),
+    "too few labels": lambda: (bytes_student(), None, ["a", "b"], ValueError, "3 different strings.*got 2"),
+    "a label twice": lambda: (bytes_student(), None, ["a", "b", "a"], ValueError, "3 different strings"),
+    "labels that are numbers": lambda: (bytes_student(), None, [0, 1, 2], TypeError, "list of str"),
+    "one unit": lambda: (bytes_student(units=1), None, ["a"], ValueError, "two classes or more"),
+    "a sigmoid": lambda: (bytes_student(last="sigmoid"), None, LABELS, ValueError, "ends in 'sigmoid'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_does_not_fit_is_named(case, tmp_path):
+    student, tokenizer, labels, error, message = BAD[case]()
+    with pytest.raises(error, match=message):
+        end_to_end_model(student, tokenizer, labels)
+    if case != "no student":
+        with pytest.raises(error, match=message):
+            export(student, tmp_path / "a", tokenizer=tokenizer, labels=labels, compare_with=TEXTS)
+        assert not list(tmp_path.iterdir())
+
+
+def test_a_prefix_that_litert_cannot_join():
+    encoder = keras_kd.text.SentencePieceEncoder(piece_proto(), LENGTH, prefix="query:")
+    with pytest.raises(ValueError, match="prefix that ends in a space"):
+        encoder.litert_layer()
+    encoder = keras_kd.text.SentencePieceEncoder(piece_proto(), 3, prefix="query: ")
+    with pytest.raises(ValueError, match="length after the prefix"):
+        encoder.litert_layer()
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "error", "message"),
+    [
+        (["[PAD]", "[UNK]", "[CLS]"], ValueError, r"\['\[SEP\]'\] missing"),
+        ([*WORD_PIECES, "ein"], ValueError, r"\['ein'\] more than once"),
+        ({"a": 1}, TypeError, "list of str"),
+    ],
+)
+def test_a_vocabulary_that_is_none(vocabulary, error, message):
+    with pytest.raises(error, match=message):
+        keras_kd.text.WordPieceEncoder(vocabulary, 8)
