@@ -101,7 +101,7 @@ def test_how_it_was_trained_and_scores_is_added(tmp_path):
 
 def test_a_card_is_only_written_for_the_file_that_it_describes(tmp_path):
     student = dense_model(4, 3)
-    with pytest.raises(ValueError, match="a.tflite.metadata.json beside it"):
+    with pytest.raises(ValueError, match=r"a\.tflite\.metadata\.json beside it"):
         write_card(tmp_path / "a.tflite")
     export(student, tmp_path / "a.tflite")
     export(student, tmp_path / "b")

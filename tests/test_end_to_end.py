@@ -1,4 +1,4 @@
-"""end_to_end_model, and export with a tokenizer and labels: a string goes in, the same answer comes out of every form."""
+"""end_to_end_model, and export with a tokenizer and labels: a string goes in, the same answer comes out everywhere."""
 
 import csv
 import io
@@ -125,7 +125,7 @@ def test_the_weights_are_the_students():
     student = student_for(encoder)
     model = end_to_end_model(student, encoder, LABELS)
     student.layers[-1].set_weights([np.zeros((8, 3)), np.array([0.0, 5.0, 0.0])])
-    assert model(tf.constant(["a"]))["label"].numpy().tolist() == ["Wetter".encode()]
+    assert model(tf.constant(["a"]))["label"].numpy().tolist() == [b"Wetter"]
     assert [id(w) for w in model.weights] == [id(w) for w in student.weights]
 
 

@@ -10,7 +10,6 @@ import platform
 import subprocess
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from keras_kd._checks import require_distiller

@@ -16,7 +16,8 @@ _SAMPLE = ["a", "b c"]
 def end_to_end_model(student, tokenizer=None, labels=None):
     """Return one model from text to answer: the tokenizer before the student, the labels after it.
 
-    The student's layers and weights are shared, not copied. `keras_kd.export` with the same arguments writes this model.
+    The student's layers and weights are shared, not copied. `keras_kd.export` with the same arguments writes this
+    model.
 
     Args:
         student: A functional or sequential `keras.Model`.
@@ -139,8 +140,8 @@ def _checked_inputs(student, tokenizer):
     missing = sorted(set(specs) - set(encoded))
     if missing:
         raise ValueError(
-            f"tokenizer must give the student's inputs, {sorted(specs)}; it gives {sorted(encoded)}, without {missing}. "
-            "Give the encoder the options that add them, or name the student's inputs after its entries."
+            f"tokenizer must give the student's inputs, {sorted(specs)}; it gives {sorted(encoded)}, without "
+            f"{missing}. Give the encoder the options that add them, or name the student's inputs after its entries."
         )
     for name, spec in specs.items():
         expected, came = spec.shape, getattr(encoded[name], "shape", None)

@@ -43,9 +43,9 @@ class ExportReport:
     batch_size: int | None  # examples per call, where the file is bound to a number (loops in LiteRT: 1)
     max_difference: float  # the largest |file - student| over all outputs
     mean_difference: float  # the mean of |file - student| over all outputs
-    # The share of examples (for sequences, of positions) on which both answer alike: the same argmax over the last axis,
-    # or for unit vectors the same nearest neighbour among the examples. The lowest share of several outputs; None where
-    # none has two classes or more.
+    # The share of examples (for sequences, of positions) on which both answer alike: the same argmax over the last
+    # axis, or for unit vectors the same nearest neighbour among the examples. The lowest share of several outputs; None
+    # where none has two classes or more.
     agreement: float | None
     cosine: float | None  # for unit vectors, the mean cosine between the file's and the student's
     examples: int  # how many were compared
@@ -81,8 +81,8 @@ def export(
     """Write the student as a SavedModel or LiteRT file, run what was written, and compare its answers.
 
     The file appears whole or not at all: it is written and checked beside `path`, then moved there. Where anything
-    fails, nothing is left behind, and an older file stays as it was. Beside it lie its card, a page with what is known of
-    it, and the same as JSON: see `keras_kd.deploy.write_card`.
+    fails, nothing is left behind, and an older file stays as it was. Beside it lie its card, a page with what is known
+    of it, and the same as JSON: see `keras_kd.deploy.write_card`.
 
     With `tokenizer` and `labels`, strings go in and answers come out: what is written is then the
     `keras_kd.deploy.end_to_end_model` of the three. In a LiteRT file, SentencePiece and WordPiece are operations of
@@ -283,8 +283,8 @@ def _examples(data, specs, limit, argument, encode=None):
     arrays = list(data.values()) if isinstance(data, dict) else [data]
     if not arrays or not all(isinstance(array, (np.ndarray, tf.Tensor)) for array in arrays):
         raise TypeError(
-            f"{argument} must be an array, a list of str, a dict of arrays, or a batched tf.data.Dataset of x, (x, y) or "
-            f"(x, y, weight), got {type(data).__name__}. (Labels are not used: pass x alone.)"
+            f"{argument} must be an array, a list of str, a dict of arrays, or a batched tf.data.Dataset of x, (x, y) "
+            f"or (x, y, weight), got {type(data).__name__}. (Labels are not used: pass x alone.)"
         )
     first = {name: array[:limit] for name, array in data.items()} if isinstance(data, dict) else data[:limit]
     try:
