@@ -153,7 +153,7 @@ def _commit():
 
 
 def _training(distiller):
-    teacher, optimizer = distiller.teacher, distiller.optimizer
+    teacher, optimizer = distiller.teacher, distiller.optimizer if distiller.compiled else None
     numbers = {name: float(scalar_value(variable)) for name, variable in distiller.hyperparameters.items()}
     return {
         "teacher": None if teacher is None else {"name": teacher.name, "parameters": teacher.count_params()},
