@@ -694,7 +694,7 @@ def test_overwrite_replaces(mlp, tmp_path, name):
     path = tmp_path / name
     older(path)
     before = contents(tmp_path)
-    with pytest.raises(FileExistsError, match=r"path must not exist yet, got .*; pass overwrite=True to replace it"):
+    with pytest.raises(FileExistsError, match=r"path must not exist yet, nor its card, got .*; pass overwrite=True to replace it"):
         export(student, path)
     assert contents(tmp_path) == before
     export(student, path, overwrite=True)

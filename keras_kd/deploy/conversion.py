@@ -5,6 +5,7 @@ import re
 import tempfile
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_kd._keras_private import allow_text_operations, call_model
@@ -91,13 +92,20 @@ def _converted(folder, quantize, calibration, custom_operations):
     if quantize == "int8":
         examples = len(next(iter(calibration.values())))
         converter.representative_dataset = lambda: (
-            {name: array[row : row + 1] for name, array in calibration.items()} for row in range(examples)
+            {name: _fed(array[row : row + 1]) for name, array in calibration.items()} for row in range(examples)
         )
     with quiet():
         try:
             return converter.convert()
         except Exception as error:  # the converter has no exception of its own that is public
             raise RuntimeError(f"the student could not be converted to LiteRT: {_reason(error)}") from error
+
+
+def _fed(array):
+    """What the calibrator reads as it is: of strings, only NumPy's own bytes; objects and str come out as garbage."""
+    if array.dtype != object:
+        return array
+    return np.array([text if isinstance(text, bytes) else text.encode() for text in array.ravel()]).reshape(array.shape)
 
 
 def _reason(error):
