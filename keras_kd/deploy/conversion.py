@@ -111,10 +111,14 @@ def _fed(array):
 def _reason(error):
     """One line out of the converter's many."""
     lists = re.findall(r"(?:TF Select|Custom) ops: (.*)", str(error))
-    if not lists:
-        return first_line(error)
-    missing = ", ".join(lists)
-    return f"LiteRT has no {missing}. Keep such steps outside the student, or export a SavedModel, which has them."
+    return without_operation(", ".join(lists)) if lists else first_line(error)
+
+
+def without_operation(missing):
+    return (
+        f"LiteRT has no {missing}. Keep such steps outside the student, take a tokenizer that LiteRT has "
+        "(WordPieceEncoder, SentencePieceEncoder, ByteEncoder), or export a SavedModel, which has them."
+    )
 
 
 def _nodes(serve):

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import re
 
 import keras
 import numpy as np
@@ -14,7 +15,7 @@ from keras_kd._checks import require_choice, require_model, require_number
 from keras_kd._files import written_whole
 from keras_kd._quiet import first_line
 from keras_kd.deploy.cards import CARD, METADATA, beside, export_metadata, write_files
-from keras_kd.deploy.conversion import input_signature, litert_bytes, traced, write_saved_model
+from keras_kd.deploy.conversion import input_signature, litert_bytes, traced, without_operation, write_saved_model
 from keras_kd.deploy.end_to_end import TEXT, end_to_end_model
 from keras_kd.deploy.example_inputs import fit_inputs, generated_inputs, read_dataset
 from keras_kd.deploy.runtimes import KerasRuntime, open_runtime
@@ -447,4 +448,6 @@ def _must_run():
         yield
     except Exception as error:  # each runtime has its own
         reason = first_line(error.__cause__ or error)
+        missing = re.search(r"unresolved custom op: (?:TFText>)?(\w+)", reason)
+        reason = without_operation(missing[1]) if missing else reason
         raise RuntimeError(f"the exported file was written, but does not run, and was not kept: {reason}") from error
