@@ -70,6 +70,7 @@ class Setting:
 FULL = Setting()
 QUICK = Setting(
     languages=("en", "de", "fr", "ru", "el"),
+    teacher=Size(filters=48, windows=(2, 3, 4), dropout=0.4),
     teacher_steps=60,
     student_steps=60,
     epochs=6,

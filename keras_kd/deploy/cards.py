@@ -17,7 +17,7 @@ from keras_kd._hyperparameters import scalar_value
 from keras_kd._version import __version__
 
 CARD, METADATA = ".card.md", ".metadata.json"  # after the name of the file
-_FORMAT = "keras_kd.deploy.card/1"
+_FORMAT = "keras_kd card/1"
 _KINDS = {"saved_model": "SavedModel", "litert": "LiteRT"}
 
 

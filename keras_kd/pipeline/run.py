@@ -48,7 +48,7 @@ def distil(settings, console=None):
     `languages.png`; the teacher's outputs and a backup, from which a run that was stopped goes on.
 
     Args:
-        settings: A `keras_kd.pipeline.Settings`.
+        settings: A `keras_kd.pipeline.settings.Settings`.
         console: A `rich.console.Console`; None for standard output.
 
     Raises:
