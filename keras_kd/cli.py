@@ -138,12 +138,12 @@ def _measured(options):
         max_drop=dict(options.max_drop),
         against=options.against and Evaluation.from_json(options.against),
     )
+    with quiet():  # the first use of devices looks for GPUs
+        tf.config.list_logical_devices()
     data = read_data_file(options.data, labels=options.labels, language=options.language)
     labelled = data.y >= 0
     metrics, rows = measured_metrics(teacher, data.class_names or ()), language_rows(data.languages, labelled)
     gate.limits(Plan.of_data(models, teacher, metrics, rows, int(labelled.sum())))  # bad ones, before models run
-    with quiet():  # the first use of devices looks for GPUs
-        tf.config.list_logical_devices()
     evaluation = evaluate(
         models,
         (data.x, data.y),
@@ -176,7 +176,10 @@ def _compare(options):
     try:
         evaluation, failures = _measured(options)
     except (ImportError, OSError, TypeError, ValueError) as error:
-        print("\n  ".join([f"keras-kd compare: {error}", *getattr(error, "__notes__", ())]), file=sys.stderr)
+        lines = [f"keras-kd compare: {error}", *getattr(error, "__notes__", ())]
+        if "class_names" in lines[0]:
+            lines.append("class_names: --labels, in the order of the models' outputs; else those in the file, sorted.")
+        print("\n  ".join(lines), file=sys.stderr)
         return 2
     evaluation.print()
     if options.output is not None:

@@ -53,8 +53,8 @@ def _read_texts(path, labels, language):
 
 
 def _read_arrays(path, labels, language):
-    with naming_damaged_file(path, Exception), np.load(path) as file:
-        arrays = dict(file)
+    with naming_damaged_file(path, Exception), path.open("rb") as file, np.load(file) as content:
+        arrays = dict(content)
     if LABEL not in arrays or len(arrays) < 2 or arrays[LABEL].ndim != 1 or arrays[LABEL].dtype.kind not in "iu":
         shapes = {name: f"{array.dtype}{list(array.shape)}" for name, array in arrays.items()}
         raise ValueError(

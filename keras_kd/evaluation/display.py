@@ -30,7 +30,7 @@ _TITLES = {
 }
 _AS_IT_IS = {"kl": 3, "cosine": 3, "mse": 4}  # metrics that are no shares: decimal places
 _NOTHING = "–"
-INK, GRID = "#24292f", "#e4e6ea"  # of text and of the lines behind the dots
+INK, MUTED, GRID, PAPER = "#24292f", "#69727d", "#e4e6ea", "#ffffff"  # of figures
 TEACHER_COLOR = "#444444"
 _TEACHER_LOOK = (TEACHER_COLOR, "D")
 # Okabe and Ito's colors, which color-blind readers tell apart; shapes differ as well, for print without color.
@@ -215,7 +215,7 @@ def draw(evaluation, metric):
             low, high = ([in_display_units(metric, getattr(score, end)) for score in scores] for end in ("low", "high"))
             axes.hlines(heights, low, high, color=color, linewidth=1.4, alpha=0.55)
         values = [in_display_units(metric, score.value) for score in scores]
-        axes.scatter(values, heights, label=model, marker=shape, s=26, color=color, edgecolors="white", linewidths=0.5)
+        axes.scatter(values, heights, label=model, marker=shape, s=26, color=color, edgecolors=PAPER, linewidths=0.5)
     for heading, place in headings:
         axes.text(0.01, place, heading, transform=axes.get_yaxis_transform(), va="center", weight="bold", color=INK)
     axes.set_yticks(places, rows)

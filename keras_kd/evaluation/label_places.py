@@ -7,20 +7,21 @@ _ANGLES = (0, 180, 90, 270, 45, 135, 315, 225, 22, 158, 338, 202, 67, 113, 293, 
 _FREE = 1.5  # left between a label and what is next to it, points
 
 
-def place_labels(dots, sizes, bounds):
+def place_labels(dots, sizes, bounds, lines=()):
     """Return the lower left corner of each label, (x, y), near its dot.
 
-    A label takes the nearest free place; where there is none at all, the one that covers least. All in one unit.
+    A label takes the nearest free place; where there is none at all, the one that covers least. All in points.
 
     Args:
         dots: (x, y, radius) of each dot.
         sizes: (width, height) of each label.
         bounds: (left, bottom, right, top), within which labels stay.
+        lines: (left, bottom, right, top) of each upright or level line that had better stay free.
     """
     labels = []
     for dot, size in zip(dots, sizes, strict=True):
         places = [_place(dot, size, gap, math.radians(angle)) for gap in _GAPS for angle in _ANGLES]
-        labels.append(min(places, key=lambda place: _covered(place, dots, labels, bounds)))  # the first of the least
+        labels.append(min(places, key=lambda place: _covered(place, dots, [*labels, *lines], bounds)))  # the first
     return [label[:2] for label in labels]
 
 
@@ -40,14 +41,14 @@ def _place(dot, size, gap, angle):
     return left, bottom, left + width, bottom + height
 
 
-def _covered(place, dots, labels, bounds):
+def _covered(place, dots, boxes, bounds):
     """How much a label would cover: 0 for a free place."""
     left, bottom, right, top = place
     area = (right - left) * (top - bottom)
-    inside = _shared(place, bounds, 0)
-    of_labels = sum(_shared(place, label, _FREE) for label in labels)
+    outside = area - _shared(place, bounds, 0)
+    of_boxes = sum(_shared(place, box, _FREE) for box in boxes)
     of_dots = sum(area for dot in dots if distance(dot, place) < _FREE)
-    return (area - inside if area - inside > 1e-6 else 0) + of_labels + of_dots
+    return (outside if outside > 1e-6 else 0) + of_boxes + of_dots
 
 
 def _shared(one, other, margin):

@@ -107,7 +107,7 @@ def evaluate(
 
     class_names = _names(class_names)
     predictions, classes = _predict(runtimes, x, y, labels, teacher, batch_size, class_names)
-    class_names = _checked_class_names(class_names, classes)
+    class_names = class_names or ()
     facts = {name: model_facts(runtime, x, predictions[name].kind, latency) for name, runtime in runtimes.items()}
     options = {"classes": classes, "class_names": class_names, "bootstrap": bootstrap, "seed": seed}
     scores, differences = summarize(predictions, labels, rows_by_language, groups, **options)
@@ -189,6 +189,7 @@ def _predict(runtimes, x, y, labels, teacher, batch_size, class_names):
         checked_outputs(outputs, name, len(y))
         if classes is None:
             classes = outputs.shape[1]
+            _check_class_names(class_names, classes)
             check_classes(y, labels, classes)
             teacher_outputs = outputs if teacher is not None else None
         elif outputs.shape[1] != classes:
@@ -244,14 +245,11 @@ def _names(class_names):
     return tuple(map(str, class_names))
 
 
-def _checked_class_names(names, classes):
-    if names is None:
-        return ()
-    if len(names) != classes or len(set(names)) != classes:
+def _check_class_names(names, classes):
+    if names is not None and (len(names) != classes or len(set(names)) != classes):
         raise ValueError(
             f"class_names must be {classes} different names, one per class the models give, got {len(names)}: {names}."
         )
-    return names
 
 
 def _check_answered_labels(answers, name, class_names):

@@ -11,6 +11,8 @@ from keras_kd.evaluation.display import (
     COSTS_CAPTION,
     GRID,
     INK,
+    MUTED,
+    PAPER,
     TEACHER_COLOR,
     caption,
     class_f1_metrics,
@@ -26,7 +28,8 @@ from keras_kd.evaluation.scores import OVERALL
 from keras_kd.evaluation.tradeoff import draw_tradeoff
 
 # Colors of the figures that follow the page, light or dark.
-_OF_PAGE = {INK: "currentColor", GRID: "var(--line)", TEACHER_COLOR: "var(--teacher)", "#ffffff": "var(--page)"}
+_OF_PAGE = {INK: "currentColor", MUTED: "var(--muted)", GRID: "var(--line)", PAPER: "var(--page)"}
+_OF_PAGE |= {TEACHER_COLOR: "var(--teacher)"}
 
 _PAGE = string.Template("""<!DOCTYPE html>
 <html lang="en">
@@ -144,7 +147,7 @@ def _table(corner, headings, rows, plain=None):
 
 def _score(evaluation, model, metric, row):
     value, interval = score_text(evaluation, model, metric, row)
-    return f"<td>{value}<small>{interval}</small></td>" if interval else f"<td>{value}</td>"
+    return f"<td>{value}<small>[{interval}]</small></td>" if interval else f"<td>{value}</td>"
 
 
 def _figure(figure, title):

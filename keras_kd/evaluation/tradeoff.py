@@ -1,5 +1,6 @@
 """The figure of quality against latency: the frontier of models that no other beats in both."""
 
+import itertools
 import math
 import textwrap
 import typing
@@ -7,13 +8,12 @@ import typing
 import rich.filesize
 
 from keras_kd._extras import needs_extra
-from keras_kd.evaluation.display import GRID, INK, in_display_units, looks, metric_title, with_own_scores
+from keras_kd.evaluation.display import GRID, INK, MUTED, PAPER, in_display_units, looks, metric_title, with_own_scores
 from keras_kd.evaluation.label_places import distance, place_labels
 from keras_kd.evaluation.scores import LOWER_IS_BETTER, OVERALL
 
 _LARGEST, _SMALLEST = 1500, 30  # areas of dots, square points; the smallest can still be seen
 _NAME_WIDTH = 26  # characters in a line
-_LINE = "#8a929c"
 _FAR = 12  # points from dot to label, from which a line joins them
 
 
@@ -75,17 +75,11 @@ def draw_tradeoff(evaluation, metric, language):
     for point in sorted(points, key=lambda point: -point.size_bytes):  # small dots on large ones
         color, _ = styles[point.model]
         if point.low is not None:
-            axes.vlines(point.latency_ms, point.low, point.high, color=color, linewidth=1.2, alpha=0.5)
-        axes.scatter(
-            point.latency_ms,
-            point.value,
-            s=areas[point.model],
-            label=point.model,
-            color=color,
-            alpha=0.9 if point.on_frontier else 0.4,
-            edgecolors="white",
-            linewidths=0.8,
-        )
+            axes.vlines(point.latency_ms, point.low, point.high, color=color, linewidth=1.2, alpha=0.5, zorder=1)
+        look = {"facecolors": color, "edgecolors": PAPER, "linewidths": 0.8}
+        if not point.on_frontier:
+            look = {"facecolors": PAPER, "edgecolors": color, "linewidths": 1.8}
+        axes.scatter(point.latency_ms, point.value, s=areas[point.model], label=point.model, zorder=2, **look)
     where = "" if language == OVERALL else f", {language}"
     lower = ", lower is better" if metric in LOWER_IS_BETTER else ""
     axes.set_ylabel(metric_title(metric) + where + lower, color=INK)
@@ -108,7 +102,8 @@ def _set_scales(axes, points, metric):
     logs = [math.log10(point.latency_ms) for point in points]
     width = max(logs) - min(logs)
     axes.set_xlim(10 ** (min(logs) - 0.14 * width - 0.12), 10 ** (max(logs) + 0.14 * width + 0.12))
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if width < 3 else (1,)))
+    ticks = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8) if width < 0.6 else (1, 2, 5) if width < 3.5 else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=ticks))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_locator(NullLocator())
     ends = [number for point in points for number in point[2:5] if number is not None]
@@ -126,9 +121,10 @@ def _draw_frontier(axes, points):
     """Steps through the points of the frontier, and on to the right, and a line that says what dots and line mean."""
     best = sorted({point[1:3] for point in points if point.on_frontier})
     latencies, values = zip(*best, (axes.get_xlim()[1], best[-1][1]), strict=True)
-    axes.step(latencies, values, where="post", color=_LINE, linewidth=1.2, linestyle=(0, (4, 3)), zorder=1)
-    meaning = "area: size; dashed, with full dots: no model is both faster and better"
-    axes.set_title(meaning, loc="left", fontsize=9, color=_LINE)
+    axes.step(latencies, values, where="post", color=MUTED, linewidth=1.1, linestyle=(0, (4, 3)), zorder=1)
+    meaning = "Area: size. Full dots, dashed line: no other model is both faster and better."
+    meaning += " Bars: 95 % intervals." if points[0].low is not None else ""
+    axes.set_title(meaning, loc="left", fontsize=9, color=MUTED)
 
 
 def _draw_labels(figure, axes, points, areas):
@@ -150,15 +146,28 @@ def _draw_labels(figure, axes, points, areas):
         labels.append(label)
         sizes.append((extent.width / unit, extent.height / unit))
         dots.append((*(axes.transData.transform(at) / unit), math.sqrt(areas[point.model] / math.pi)))
-    bounds = axes.bbox.extents / unit
-    for label, dot, size, corner in zip(labels, dots, sizes, place_labels(dots, sizes, bounds), strict=True):
+    corners = place_labels(dots, sizes, axes.bbox.extents / unit, list(_drawn_lines(axes, points, unit)))
+    for label, dot, size, corner in zip(labels, dots, sizes, corners, strict=True):
         label.set_position((corner[0] - dot[0], corner[1] - dot[1]))
         if distance(dot, (*corner, corner[0] + size[0], corner[1] + size[1])) > _FAR:
             _join(axes, label.xy, dot, corner, size)
 
 
+def _drawn_lines(axes, points, unit):
+    """The intervals and the steps of the frontier, as boxes (left, bottom, right, top) in points."""
+    ends = [((p.latency_ms, p.low), (p.latency_ms, p.high)) for p in points if p.low is not None]
+    steps = [(x, y) for line in axes.lines for x, y in zip(*line.get_data(), strict=True)]
+    for (x, y), (next_x, next_y) in itertools.pairwise(steps):
+        ends += [((x, y), (next_x, y)), ((next_x, y), (next_x, next_y))]
+    for pair in ends:
+        (left, right), (bottom, top) = (
+            sorted(axis) for axis in zip(*axes.transData.transform(pair) / unit, strict=True)
+        )
+        yield left, bottom, right, top
+
+
 def _join(axes, at, dot, corner, size):
     """A thin line from the rim of a dot to the nearest point of its label."""
     end = [min(max(place, low), low + length) - place for place, low, length in zip(dot, corner, size, strict=False)]
-    line = {"arrowstyle": "-", "color": _LINE, "linewidth": 0.7, "shrinkA": 1, "shrinkB": dot[2]}
+    line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.7, "shrinkA": 1, "shrinkB": dot[2]}
     axes.annotate("", at, end, textcoords="offset points", arrowprops=line, in_layout=False)
