@@ -251,7 +251,8 @@ BEFORE_MODELS_RUN = {
     "objects": (["--data=objects.npz"], r"'objects\.npz' .*cannot be loaded .*allow_pickle"),
     "array without labels": (["--data=alone.npz"], r"'alone\.npz' must hold 'label', .*\{'x': 'float64\[2\]'\}"),
     "unknown teacher": (["--teacher=big"], r"--teacher must be one of \['teacher\.keras'\], got 'big'"),
-    "one name twice": (["teacher.keras"], r"models must have different names, .*NAME=PATH"),
+    "a file in the folder's place": (["--output=notes.txt"], "--output must be a folder, got the file 'notes.txt'"),
+    "bootstrap": (["--bootstrap=-1"], "bootstrap must be >= 0, got -1"),
 }
 
 
@@ -270,8 +271,7 @@ def test_bad_input_is_refused_before_a_model_runs_and_nothing_is_written(kind, d
     files = sorted(path.name for path in tmp_path.iterdir())
     arguments, message = BEFORE_MODELS_RUN[kind]
     data = [] if any(argument.startswith("--data") for argument in arguments) else ["--data=test.csv"]
-    arguments.sort(key=lambda argument: argument.startswith("--"))  # models come first
-    assert compare("teacher.keras", *arguments, *data, "--output=out") == 2
+    assert compare("teacher.keras", "--output=out", *data, *arguments) == 2
     error = capsys.readouterr().err
     assert error.startswith("keras-kd compare: ") and re.search(message, error), error
     assert sorted(path.name for path in tmp_path.iterdir()) == files
@@ -297,6 +297,28 @@ def test_models_that_do_not_fit(models, data, tmp_path, capsys):
     )
 
 
+def test_models_of_one_name_need_names(data, capsys):
+    assert compare("a/m.keras", "b/m.keras", f"--data={data}") == 2
+    assert "models must have different names, got ['m.keras', 'm.keras']: NAME=PATH." in capsys.readouterr().err
+
+
+def test_what_tensorflow_refuses_is_no_missed_limit(tmp_path, capsys):
+    """Ids that an embedding does not have: status 2, and the model's name."""
+    model = keras.Sequential([keras.Input((4,), dtype="int32", name="ids"), keras.layers.Embedding(9, 2)])
+    model.add(keras.layers.GlobalAveragePooling1D())
+    model.save(tmp_path / "small.keras")
+    np.savez(tmp_path / "ids.npz", ids=np.full((2, 4), 99), label=np.array([0, 1]))
+    assert compare(tmp_path / "small.keras", f"--data={tmp_path / 'ids.npz'}", "--fail-under=accuracy=0") == 2
+    assert "models['small.keras']" in capsys.readouterr().err
+
+
+def test_a_path_may_hold_an_equals_sign(data, tmp_path, models, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("a=b.keras").write_bytes((models / "teacher.keras").read_bytes())
+    assert compare("a=b.keras", f"--data={data}", "--output=out") == 0
+    assert list(Evaluation.from_json("out/evaluation.json").models) == ["a=b.keras"]
+
+
 def test_matplotlib_is_asked_for_before_a_model_runs(data, tmp_path, monkeypatch, capsys):
     never_run(monkeypatch)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -309,7 +331,9 @@ def test_matplotlib_is_asked_for_before_a_model_runs(data, tmp_path, monkeypatch
 
 def test_the_commands_of_the_guide_are_understood(monkeypatch, capsys):
     """Each gets as far as reading its files."""
-    monkeypatch.setattr(cli, "_measured", lambda options: (_ for _ in ()).throw(ValueError("read")))
+    monkeypatch.setattr(
+        "keras_kd.evaluation.command._measured", lambda options: (_ for _ in ()).throw(ValueError("read"))
+    )
     guide = (ROOT / "docs" / "guides" / "evaluation.md").read_text(encoding="utf-8")
     commands = re.findall(r"keras-kd compare(?: .*\\\n)* .*", guide)
     assert len(commands) >= 2
