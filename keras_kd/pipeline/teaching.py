@@ -93,7 +93,7 @@ def _text_model(path, gives):
     text = keras.Input((), dtype="string", name=TEXT)
     (spec,) = specs.values()
     outputs = model(text if spec.shape.rank == 1 else keras.ops.expand_dims(text, -1))
-    return keras.Model(text, _as_logits(outputs, gives, path), name=model.name)
+    return keras.Model(text, _named(_as_logits(outputs, gives, path)), name=model.name)
 
 
 def _of_saved_model(path, gives):
@@ -108,12 +108,20 @@ def _of_saved_model(path, gives):
             "tokenizer: keras_kd.export(model, path, tokenizer=...)."
         )
     text = keras.Input((), dtype="string", name=TEXT)
-    return keras.Model(text, model(text if spec.shape.rank == 1 else keras.ops.expand_dims(text, -1)), name="teacher")
+    outputs = model(text if spec.shape.rank == 1 else keras.ops.expand_dims(text, -1))
+    return keras.Model(text, _named(outputs), name="teacher")
+
+
+def _named(logits):
+    """The stored outputs go by their name, which Keras would count on in each process."""
+    return keras.layers.Identity(name=LOGITS)(logits)
 
 
 def _as_logits(outputs, gives, path):
     if isinstance(outputs, dict) and set(outputs) == set(ANSWERS):
         return outputs[LOGITS]
+    if not keras.tree.is_nested(outputs) and len(outputs.shape) == 3 and outputs.shape[1] == 1:
+        outputs = keras.ops.reshape(outputs, (-1, outputs.shape[2]))  # as TextVectorization calls bags of words
     if keras.tree.is_nested(outputs) or len(outputs.shape) != 2:
         shapes = keras.tree.map_structure(lambda tensor: tuple(tensor.shape), outputs)
         raise ValueError(f"the teacher {path} must have one output of the shape (batch, classes), got {shapes}.")
