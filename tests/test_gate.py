@@ -63,6 +63,13 @@ def test_a_drop_is_found_overall_and_in_every_language(tmp_path):
     assert earlier.check(against=now, max_drop={"kl": 0.0}) == ()  # better
 
 
+def test_a_loss_of_just_what_is_allowed_is_no_failure_by_rounding(tmp_path):
+    assert 0.93 - 0.06 > 0.87  # in floating point
+    earlier = of(tmp_path / "earlier.json", student=(0.93, 0.93, 0.93))
+    now = of(tmp_path / "now.json", student=(0.87, 0.87, 0.87))
+    assert now.check(against=earlier, max_drop={"macro_f1": 0.06}) == ()
+
+
 def test_a_language_of_its_own_limit_of_loss(tmp_path):
     earlier, now = of(tmp_path / "earlier.json"), of(tmp_path / "now.json", student=(0.57, 0.67, 0.65))
     for limits in ({"macro_f1": 0.01, "de:macro_f1": 0.05}, {"de:macro_f1": 0.05, "macro_f1": 0.01}):

@@ -231,6 +231,7 @@ def test_the_page_needs_no_other_file(page):
     assert "@import" not in page and not re.search(r"url\((?!#)", page)
     # What a figure refers to is in the page.
     ids = [value for _, name, value in parsed.attributes if name == "id"]
+    assert len(set(ids)) == len(ids)
     assert {value[1:] for value in targets} <= set(ids)
     assert set(re.findall(r"url\(#(.*?)\)", page)) <= set(ids)
 

@@ -84,11 +84,14 @@ def html_page(evaluation):
     title = metric_title(metric)
     if all(facts.latency_ms is not None for facts in evaluation.models.values()):
         heading = f"{title}, against latency"
-        parts += [f"<h2>{_text(heading)}</h2>", _figure(draw_tradeoff(evaluation, metric, OVERALL), heading)]
+        parts += [
+            f"<h2>{_text(heading)}</h2>",
+            _figure("tradeoff", draw_tradeoff(evaluation, metric, OVERALL), heading),
+        ]
     if evaluation.languages:
         heading = f"{title}, by language"
         parts += [f"<h2>{_text(heading)}</h2>", _languages_table(evaluation, metric)]
-        parts.append(_figure(draw(evaluation, metric), heading))
+        parts.append(_figure("languages", draw(evaluation, metric), heading))
     classes = class_f1_metrics(evaluation)
     if classes:
         rows = [
@@ -150,19 +153,21 @@ def _score(evaluation, model, metric, row):
     return f"<td>{value}<small>[{interval}]</small></td>" if interval else f"<td>{value}</td>"
 
 
-def _figure(figure, title):
+def _figure(name, figure, title):
     """A figure as an element of the page: its text as shapes, its colors those of the page where they have to be."""
     with needs_extra("plot"):
         import matplotlib
 
     page, nothing = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    # The salt makes the ids of a figure its own, and the same each time.
-    with matplotlib.rc_context({"svg.hashsalt": title, "svg.fonttype": "path"}):
+    with matplotlib.rc_context(
+        {"svg.hashsalt": name, "svg.fonttype": "path"}
+    ):  # with a salt, ids are the same each time
         figure.savefig(page, format="svg", transparent=True, metadata=nothing)
     drawing = page.getvalue()
     drawing = drawing[drawing.index("<svg") :]
     for color, of_page in _OF_PAGE.items():
         drawing = re.sub(color, of_page, drawing, flags=re.IGNORECASE)
+    drawing = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", drawing)  # ids are unique in the page
     head, _, rest = drawing.partition(">")
     head = re.sub(r' (width|height)="[^"]*"', "", head)
     return f'<div class="scroll">{head} role="img" aria-label="{_text(title)}">{rest}</div>'
