@@ -55,7 +55,7 @@ th, td { padding: .4rem .75rem; border-bottom: 1px solid var(--line); text-align
 th { font-weight: 600; }
 thead th { vertical-align: bottom; border-bottom: 2px solid var(--line); }
 th:first-child { position: sticky; left: 0; background: var(--page); padding-left: 0; text-align: left; }
-tbody th { min-width: 5rem; max-width: 12rem; overflow-wrap: anywhere; }
+tbody th { min-width: 5rem; max-width: 12rem; overflow-wrap: break-word; }
 td.text { text-align: left; }
 td small { display: block; color: var(--muted); font-size: .75rem; white-space: nowrap; }
 tr.summary td { font-weight: 600; }
