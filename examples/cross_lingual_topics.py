@@ -10,6 +10,7 @@ stopped resumes.
 import keras
 from e5_students import (
     batches,
+    begin,
     encoded,
     export_and_save,
     fit,
@@ -30,7 +31,7 @@ LABELLED = "eng_Latn"
 
 
 def main(options):
-    keras.utils.set_random_seed(options.seed)
+    begin(options)
     chosen = {"languages": options.languages, "sentences": options.sentences}
     train, test = (read("sib200", split, options, **chosen) for split in ("train", "test"))
     for name, split in {"train": train, "test": test}.items():

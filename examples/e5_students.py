@@ -18,6 +18,28 @@ from multilingual_e5 import PREFIX, WIDTH, load_backbone, sentence_encoder, sent
 import keras_kd
 from keras_kd import students
 
+# A run ---------------------------------------------------------------------------------------------------------------
+
+
+def begin(options):
+    """Set the seed and note the options in --output; SystemExit if it holds a run with others, which would resume."""
+    file = options.output / "settings.json"
+    known = json.loads(file.read_text()) if file.exists() else {}
+    others = [name for name, value in settings(options).items() if known.get(name, value) != value]
+    others = [name for name in others if name not in ("data", "output", "vectors")]  # places, which may move
+    if others:
+        raise SystemExit(
+            f"--output must be another folder: {options.output} holds a run with other values of {others}."
+        )
+    options.output.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(known | settings(options), indent=1))
+    keras.utils.set_random_seed(options.seed)
+
+
+def settings(options):
+    return {name: str(value) for name, value in vars(options).items()}
+
+
 # The teacher ---------------------------------------------------------------------------------------------------------
 
 
@@ -204,8 +226,8 @@ def export_and_save(student, tokenizer, x, options):
     student.save(options.output / "student.keras")
     if options.family != "ngrams":
         (options.output / "tokenizer.model").write_bytes(tokenizer.proto)
-    settings = {key: str(value) for key, value in vars(options).items()} | {"parameters": student.count_params()}
-    (options.output / "settings.json").write_text(json.dumps(settings, indent=1))
+    content = settings(options) | {"parameters": student.count_params()}
+    (options.output / "settings.json").write_text(json.dumps(content, indent=1))
     return file
 
 

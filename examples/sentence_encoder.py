@@ -20,6 +20,7 @@ import rich.console
 import rich.table
 from e5_students import (
     batches,
+    begin,
     encoded,
     export_and_save,
     fit,
@@ -54,7 +55,7 @@ SMALL = {
 
 
 def main(options):
-    keras.utils.set_random_seed(options.seed)
+    begin(options)
     train, test = (read_parallel(split, options) for split in ("train", "test"))
     for name, split in {"train": train, "test": test}.items():
         split["vector"] = teacher_vectors(split["text"], vectors_folder(name, options))
@@ -174,12 +175,12 @@ def print_summary(results):
     columns = {
         "teacher": ("teacher", "retrieval"),
         "student": ("student", "retrieval"),
-        "student,\nteacher's index": ("student", "retrieval_teacher"),
+        "student,\nteacher's\nindex": ("student", "retrieval_teacher"),
         "file": ("file", "retrieval"),
-        "file,\nteacher's index": ("file", "retrieval_teacher"),
+        "file,\nteacher's\nindex": ("file", "retrieval_teacher"),
     }
     for heading in ["case", "dimensions", *columns]:
-        table.add_column(heading, justify="left" if heading == "case" else "right")
+        table.add_column(heading, justify="left" if heading == "case" else "right", no_wrap=heading == "case")
     for (case, dimensions), result in results.items():
         scores = [result.score(*column, language="mean over languages").value for column in columns.values()]
         table.add_row(case, str(dimensions), *(f"{100 * score:.1f}" for score in scores))

@@ -15,6 +15,7 @@ import keras
 import numpy as np
 from e5_students import (
     batches,
+    begin,
     encoded,
     export_and_save,
     fit,
@@ -41,7 +42,7 @@ SMALL = {"languages": ["english", "german"], "sentences": 48, "family": "ngrams"
 
 
 def main(options):
-    keras.utils.set_random_seed(options.seed)
+    begin(options)
     chosen = {"languages": options.languages, "sentences": options.sentences}
     train, test = (read("umsab", split, options, **chosen) for split in ("train", "test"))
     for name, split in {"train": train, "test": test}.items():
@@ -77,7 +78,7 @@ def few_labels(train, share, seed):
 def n_gram_regression(texts, labels):
     """Return a logistic regression on TF-IDF of character n-grams, what one would do without a teacher."""
     n_grams = TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5), min_df=2, sublinear_tf=True)
-    return make_pipeline(n_grams, LogisticRegression(C=10.0, max_iter=1000)).fit(texts, labels)
+    return make_pipeline(n_grams, LogisticRegression(max_iter=1000)).fit(texts, labels)
 
 
 def train_on_labels(encoder, tokenizer, texts, labels, options):

@@ -181,6 +181,13 @@ def test_a_share_of_labels_is_above_0_and_up_to_1(wrong):
         sentiment.share(wrong)
 
 
+def test_english_is_among_the_languages(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sentence_encoder", "--data", "folder", "--languages", "deu_Latn"])
+    with pytest.raises(SystemExit):
+        sentence_encoder.arguments()
+    assert "--languages must hold eng_Latn" in capsys.readouterr().err
+
+
 CASES = {  # the directions of each, by the name of its file
     "multi30k_to_cs": ["de to cs", "en to cs", "fr to cs"],
     "multi30k_to_de": ["cs to de", "en to de", "fr to de"],
@@ -278,6 +285,19 @@ def test_options_that_are_given_win_over_those_of_small(monkeypatch):
     assert (options.batch, options.family, options.languages) == (4, "ngrams", ["english", "german"])
     monkeypatch.setattr(sys, "argv", ["sentiment", "--data", "folder"])
     assert (sentiment.arguments().batch, sentiment.arguments().family) == (64, "layers")
+
+
+def test_a_run_with_other_options_is_not_resumed(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["sentiment", "--data", "folder", "--output", str(tmp_path), "--labels", "0.5"])
+    e5_students.begin(sentiment.arguments())
+    before = (tmp_path / "settings.json").read_text()
+    e5_students.begin(sentiment.arguments())  # the same run goes on, wherever its data lie now
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--data", "elsewhere"])
+    e5_students.begin(sentiment.arguments())
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--data", "folder", "--labels", "0.05"])
+    with pytest.raises(SystemExit, match=r"--output must be another folder.*other values of \['labels'\]"):
+        e5_students.begin(sentiment.arguments())
+    assert json.loads((tmp_path / "settings.json").read_text()) == json.loads(before) | {"data": "elsewhere"}
 
 
 def test_given_outputs_pass_unrounded():
