@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, their sizes, and damaged ones."""
 
 import contextlib
+import hashlib
 import os
 import pathlib
 import shutil
@@ -62,6 +63,17 @@ def bytes_on_disk(path):
     path = pathlib.Path(path)
     files = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
     return sum(file.stat().st_size for file in files)
+
+
+def content_hash(path):
+    """The SHA-256 of a file's content; of a folder, of the names and contents of its files."""
+    path = pathlib.Path(path)
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    content = hashlib.sha256()
+    for file in sorted(found for found in path.rglob("*") if found.is_file()):
+        content.update(os.fsencode(file.relative_to(path)) + hashlib.sha256(file.read_bytes()).digest())
+    return content.hexdigest()
 
 
 def _move(new, path):

@@ -6,13 +6,15 @@ import sys
 from keras_kd._extras import needs_extra
 from keras_kd._quiet import quiet
 from keras_kd._version import __version__
+from keras_kd.pipeline.command import add_commands
 
 
 def main(arguments=None):
     """Run `keras-kd`; return the exit code."""
     parser = argparse.ArgumentParser(prog="keras-kd", description="Knowledge distillation for Keras 3.")
     parser.add_argument("--version", action="version", version=f"keras-kd {__version__}")
-    demo = parser.add_subparsers(required=True, metavar="command").add_parser(
+    commands = parser.add_subparsers(required=True, metavar="command")
+    demo = commands.add_parser(
         "demo",
         help="distil a multilingual classifier, print it by language, export it",
         description="Trains a teacher on all labels of the embedded data and three students of one size on few labels; "
@@ -25,7 +27,10 @@ def main(arguments=None):
         "--output", default="runs/demo", metavar="FOLDER", help="folder for report, table, figure and exported files"
     )
     demo.add_argument("--quick", action="store_true", help="few languages and steps, to see that it runs")
-    return _demo(parser.parse_args(arguments))
+    demo.set_defaults(run=_demo)
+    add_commands(commands)
+    options = parser.parse_args(arguments)
+    return options.run(options)
 
 
 def _seed(text):

@@ -21,7 +21,7 @@ WITH_EXAMPLE = [
     "transfer_weights",
 ]
 # Examples that begin with trained models and a test set, and show what one run measured: not run.
-OF_TRAINED_MODELS = ["evaluate", "export"]
+OF_TRAINED_MODELS = ["evaluate", "export", "deploy.export"]
 GLOBALS = {"keras": keras, "keras_kd": keras_kd, "np": np, "tf": tf}
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import sentencepiece
 import tensorflow as tf
+from conftest import dense_model
 
 import keras_kd
 from keras_kd.deploy import end_to_end_model, export, open_runtime
@@ -35,7 +36,7 @@ ODD = [
 ]
 
 
-def piece_proto(texts=TEXTS, vocabulary=120):
+def piece_proto(texts=TEXTS, vocabulary=120, **options):
     proto = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(texts),
@@ -45,6 +46,7 @@ def piece_proto(texts=TEXTS, vocabulary=120):
         pad_id=3,
         normalization_rule_name="nmt_nfkc",
         minloglevel=2,
+        **options,
     )
     return proto.getvalue()
 
@@ -69,7 +71,7 @@ def student_for(encoder, last=None, units=3):
     (ids, *others) = inputs.values()
     h = layers.Embedding(256, 8, embeddings_initializer="normal")(ids)
     for other in others:
-        h = h + keras.ops.cast(other, "float32")[..., None]
+        h = h * (1.0 + keras.ops.cast(other, "float32")[..., None])
     outputs = layers.Dense(units, last, kernel_initializer="orthogonal")(layers.GlobalAveragePooling1D()(h))
     return keras.Model(inputs if isinstance(encoded, dict) else ids, outputs)
 
@@ -238,10 +240,17 @@ def test_a_string_is_answered_where_keras_kd_cannot_be_imported(tmp_path):
 
 
 def test_int8_runs_the_tokenizer_while_it_calibrates(tmp_path):
+    """The file that takes text answers as the one that takes ids, which was calibrated on the same ids."""
     encoder = ENCODERS["prefix"]()
-    options = {"quantize": "int8", "calibration": TEXTS, "compare_with": TEXTS}
-    report = export(student_for(encoder), tmp_path / "a.tflite", tokenizer=encoder, labels=LABELS, **options)
-    assert report.agreement >= 0.9
+    student = student_for(encoder)
+    ids = keras.tree.map_structure(lambda tensor: tensor.numpy(), encoder(TEXTS))
+    for name, x, tokenizer in (("text.tflite", TEXTS, encoder), ("ids.tflite", ids, None)):
+        options = {"quantize": "int8", "calibration": x, "compare_with": x, "min_agreement": 0.0}
+        export(student, tmp_path / name, tokenizer=tokenizer, labels=LABELS, **options)
+    given = open_runtime(tmp_path / "text.tflite").predict(np.array(TEXTS, dtype=object))
+    expected = open_runtime(tmp_path / "ids.tflite").predict(ids)
+    np.testing.assert_allclose(given["logits"], expected["logits"], atol=1e-6)
+    assert np.ptp(given["logits"], axis=0).min() > 0
 
 
 def test_a_low_precision_student_goes_into_litert_with_its_tokenizer(tmp_path):
@@ -263,6 +272,67 @@ def test_evaluate_reads_a_file_that_takes_text(tmp_path):
     assert evaluation.score("file", "accuracy").value == evaluation.score("student", "accuracy").value == 1.0
 
 
+# --- Vectors ----------------------------------------------------------------------------------------------------------
+
+
+def vector_student(noise=0.0):
+    """Unit vectors of 8 numbers; with noise they differ in every call."""
+    x = keras.Input((8,))
+    h = layers.Dense(8, kernel_initializer="orthogonal")(x)
+    return keras.Model(x, layers.UnitNormalization()(Noise(noise)(h) if noise else h))
+
+
+class Noise(layers.Layer):
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+    def call(self, x):
+        return x + self.size * tf.random.normal(tf.shape(x))
+
+
+POINTS = np.random.default_rng(0).normal(size=(60, 8)).astype("float32")
+
+
+def test_vectors_agree_where_their_nearest_neighbours_are_the_same(tmp_path):
+    report = export(vector_student(), tmp_path / "a", compare_with=POINTS)
+    assert report.agreement == 1.0 and report.cosine == pytest.approx(1.0)
+    assert "same neighbour 100.00 %, cosine 1.0000" in str(report)
+    assert export(dense_model(4), tmp_path / "b", compare_with=POINTS).cosine is None
+
+
+def test_the_share_of_neighbours_by_hand(tmp_path, monkeypatch):
+    """Four points on a circle, of which the file moves the last: the first and the third keep their neighbours."""
+    angles = np.radians([0, 10, 90, 120])
+    moved = np.radians([0, 10, 90, 15])  # the third is still nearest to it, but the second is now, too
+    given, expected = (np.stack([np.cos(a), np.sin(a) - 1e-3], axis=1).astype("float32") for a in (moved, angles))
+    student = keras.Sequential([keras.Input((2,)), layers.UnitNormalization()])
+    runtime = sys.modules["keras_kd.deploy.runtimes"].SavedModelRuntime
+    monkeypatch.setattr(runtime, "predict", lambda self, x: given / np.linalg.norm(given, axis=1, keepdims=True))
+    report = export(student, tmp_path / "a", compare_with=expected, min_agreement=0.0)
+
+    def nearest(vectors):
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        return [max((j for j in range(4) if j != i), key=lambda j: unit[i] @ unit[j]) for i in range(4)]
+
+    assert (nearest(expected), nearest(given)) == ([1, 0, 3, 2], [1, 3, 3, 1])
+    assert report.agreement == 2 / 4
+
+
+@pytest.mark.parametrize("output", ["vectors", "classes"])
+def test_a_file_that_answers_otherwise_is_not_kept_by_default(output, tmp_path):
+    student = vector_student(noise=30.0)
+    if output == "classes":
+        student = keras.Model(student.input, Noise(30.0)(layers.Dense(4)(student.output)))
+    with pytest.raises(
+        RuntimeError, match=r"agrees with the student on \d+.\d\d % .* less than min_agreement=0.5; it was"
+    ):
+        export(student, tmp_path / "a", compare_with=POINTS)
+    assert not list(tmp_path.iterdir())
+    assert export(student, tmp_path / "a", compare_with=POINTS, min_agreement=0.0).agreement < 0.5
+    assert export(student, tmp_path / "b").generated  # made-up inputs tell nothing about it
+
+
 # --- The tokenizers of LiteRT -----------------------------------------------------------------------------------------
 
 
@@ -278,16 +348,47 @@ def sentences(count):
     return found
 
 
-def test_sentencepiece_in_litert_cuts_text_as_sentencepiece_does():
+def by_sentencepiece(proto, texts, length, prefix):
+    """What SentencePiece's own package makes of texts."""
+    processor = sentencepiece.SentencePieceProcessor(model_proto=proto)
+    rows = np.full((len(texts), length), processor.pad_id())
+    for row, text in zip(rows, texts, strict=True):
+        ids = [processor.bos_id(), *processor.encode(prefix + text)[: length - 2], processor.eos_id()]
+        row[: len(ids)] = ids
+    return rows
+
+
+@pytest.mark.parametrize("prefix", ["", "query: ", "a  ", "query:"])
+def test_text_is_cut_as_sentencepiece_does(prefix):
     """But for words that can be cut in two equally likely ways: some 2 of 1,000 sentences, with one piece swapped."""
     texts = sentences(30) + [t for t in ODD if isinstance(t, str)]
     proto = piece_proto(texts, vocabulary=3000)
-    for prefix in ("", "query: ", "a  "):
-        encoder = keras_kd.text.SentencePieceEncoder(proto, 64, prefix=prefix)
-        expected, given = encoder(texts), encoder.litert_layer()(tf.constant(texts))
-        equal = (expected["token_ids"].numpy() == given["token_ids"].numpy()).all(axis=-1)
-        assert equal.mean() > 0.99, [texts[i] for i in np.flatnonzero(~equal)[:5]]
-        assert equal[-len(ODD) + 1 :].all()
+    given = keras_kd.text.SentencePieceEncoder(proto, 64, prefix=prefix)(texts)
+    equal = (by_sentencepiece(proto, texts, 64, prefix) == given["token_ids"].numpy()).all(axis=-1)
+    assert equal.mean() > 0.99, [texts[i] for i in np.flatnonzero(~equal)[:5]]
+    assert equal[-len(ODD) + 1 :].all()
+
+
+@pytest.mark.parametrize("options", [{"model_type": "bpe"}, {"byte_fallback": True, "vocabulary": 400}])
+def test_other_kinds_of_sentencepiece_are_cut_as_it_does_and_not_in_litert(options, tmp_path):
+    proto = piece_proto(**options)
+    encoder = keras_kd.text.SentencePieceEncoder(proto, LENGTH)
+    texts = [*TEXTS[:6], "😀 zebra", ""]
+    np.testing.assert_array_equal(encoder(texts)["token_ids"], by_sentencepiece(proto, texts, LENGTH, ""))
+    with pytest.raises(ValueError, match="type unigram without byte pieces to run in LiteRT"):
+        encoder.litert_layer()
+
+
+@pytest.mark.parametrize("prefix", ["query: ", "query:"])
+def test_an_encoder_lives_on_when_seeds_are_set(prefix):
+    """TensorFlow drops the resource in which tensorflow-text's older tokenizer keeps its model."""
+    encoder = keras_kd.text.SentencePieceEncoder(piece_proto(), LENGTH, prefix=prefix)
+    expected = encoder(TEXTS)["token_ids"].numpy()
+    keras.utils.set_random_seed(3)
+    np.testing.assert_array_equal(encoder(TEXTS)["token_ids"], expected)
+    keras.utils.clear_session()
+    dataset = tf.data.Dataset.from_tensor_slices(TEXTS).batch(100).map(encoder)
+    np.testing.assert_array_equal(next(iter(dataset))["token_ids"], expected)
 
 
 def test_wordpiece_cuts_text_as_keras_hub_does():
@@ -303,7 +404,7 @@ def test_wordpiece_cuts_text_as_keras_hub_does():
     different = [
         text
         for text, ids in zip(texts, given, strict=True)
-        if ids[ids != 0][1:-1].tolist() != tokenizer(text).numpy().tolist()
+        if ids[ids != 0][1:-1].tolist() != np.asarray(tokenizer(text)).tolist()
     ]
     assert len(different) <= 0.05 * len(texts), different[:5]
 
@@ -318,12 +419,22 @@ def bytes_student(**options):
 
 
 class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(3)
+
     def call(self, x):
-        return keras.ops.cast(x, "float32")
+        return self.dense(keras.ops.cast(x, "float32"))
+
+
+def built_subclassed():
+    model = Subclassed()
+    model(np.zeros((1, LENGTH), "uint8"))
+    return model
 
 
 BAD = {
-    "subclassed student": lambda: (Subclassed(), ENCODER, None, ValueError, "functional or sequential"),
+    "subclassed student": lambda: (built_subclassed(), ENCODER, None, ValueError, "functional or sequential"),
     "no student": lambda: ("student", ENCODER, None, TypeError, "keras.Model"),
     "no function": lambda: (bytes_student(), "bert", None, TypeError, "layer or function"),
     "another length": lambda: (
@@ -371,7 +482,7 @@ def test_a_prefix_that_litert_cannot_join():
     with pytest.raises(ValueError, match="prefix that ends in a space"):
         encoder.litert_layer()
     encoder = keras_kd.text.SentencePieceEncoder(piece_proto(), 3, prefix="query: ")
-    with pytest.raises(ValueError, match="length after the prefix"):
+    with pytest.raises(ValueError, match=r"a length > \d+, for the prefix"):
         encoder.litert_layer()
 
 

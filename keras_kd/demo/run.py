@@ -4,7 +4,6 @@ names ──► ids ──► teacher (all labels) ──┐
            └────► three students (few labels, the same size and steps) ──► evaluate ──► export ──► runs/demo
 """
 
-import contextlib
 import dataclasses
 import functools
 import json
@@ -14,12 +13,11 @@ import time
 
 import keras
 import numpy as np
-import rich.console
 import tensorflow as tf
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from keras_kd import datasets
 from keras_kd._files import written_whole
+from keras_kd._progress import Stages
 from keras_kd._version import __version__
 from keras_kd.callbacks import LambdaRamp
 from keras_kd.deploy.exporting import export
@@ -72,6 +70,7 @@ class Setting:
 FULL = Setting()
 QUICK = Setting(
     languages=("en", "de", "fr", "ru", "el"),
+    teacher=Size(filters=48, windows=(2, 3, 4), dropout=0.4),
     teacher_steps=60,
     student_steps=60,
     epochs=6,
@@ -111,7 +110,7 @@ def optimizer(steps, rate):
     return keras.optimizers.AdamW(schedule, weight_decay=0.01)
 
 
-class Demo:
+class Demo(Stages):
     """The embedded names as ids, and the models that are trained and measured on them.
 
     Attributes:
@@ -119,12 +118,11 @@ class Demo:
         few_labels: The training labels, -1 where withheld, int32 `(examples,)`.
         encoder: The `CharacterEncoder`, learnt from the training texts.
         groups: Languages by script, for the table.
-        seconds: Wall time of each stage, by name.
     """
 
     def __init__(self, setting, seed, console=None):
-        self.setting, self.seed, self.seconds = setting, seed, {}
-        self.console = console or rich.console.Console()
+        super().__init__(console)
+        self.setting, self.seed = setting, seed
         with self.stage("data"):
             options = {"languages": setting.languages, "kinds": setting.kinds, "seed": seed}
             self.names = datasets.cldr_names(**options)
@@ -138,19 +136,6 @@ class Demo:
     def ids(self, split):
         """The ids of a split's texts, int32 `(examples, length)`."""
         return self.encoder(split.texts).numpy()
-
-    @contextlib.contextmanager
-    def stage(self, name, steps=None):
-        """Show a stage, with its steps and the time left if it has some, then how long it took; yield a callback."""
-        columns = [TextColumn("{task.description:<16}"), BarColumn(bar_width=20)]
-        if steps:
-            columns += [MofNCompleteColumn(), TextColumn("steps, left"), TimeRemainingColumn(compact=True)]
-        start = time.perf_counter()
-        with Progress(*columns, console=self.console, transient=True, disable=not self.console.is_terminal) as bar:
-            task = bar.add_task(name, total=steps)
-            yield keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: bar.advance(task))
-        self.seconds[name] = time.perf_counter() - start
-        self.console.print(f"{name:<16}{self.seconds[name]:>8.1f} s", highlight=False)
 
     def new_model(self, name, size):
         """A model of this size; all students start from the same weights."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import hashlib
 import json
 import os
 import pathlib
@@ -13,12 +12,12 @@ import keras
 import tensorflow as tf
 
 from keras_kd._checks import require_distiller
-from keras_kd._files import written_whole
+from keras_kd._files import content_hash, written_whole
 from keras_kd._hyperparameters import scalar_value
 from keras_kd._version import __version__
 
 CARD, METADATA = ".card.md", ".metadata.json"  # after the name of the file
-_FORMAT = "keras_kd.deploy.card/1"
+_FORMAT = "keras_kd card/1"
 _KINDS = {"saved_model": "SavedModel", "litert": "LiteRT"}
 
 
@@ -81,7 +80,7 @@ def export_metadata(report, written, specs, outputs, student, tokenizer, labels)
         "file": pathlib.Path(report.path).name,
         "kind": " ".join(filter(None, (_KINDS[report.format], report.quantize))),
         "size_bytes": report.size_bytes,
-        "sha256": _sha256(written),
+        "sha256": content_hash(written),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "student": {"name": student.name, "parameters": student.count_params()},
         "inputs": {name: {"shape": [None, *spec.shape[1:]], "dtype": spec.dtype.name} for name, spec in specs.items()},
@@ -130,22 +129,12 @@ def _read_metadata(path):
         metadata = json.loads(file.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{os.fspath(file)!r} is damaged; export the student again.") from error
-    if metadata.get("format") != _FORMAT or metadata["sha256"] != _sha256(path):
+    if metadata.get("format") != _FORMAT or metadata["sha256"] != content_hash(path):
         raise ValueError(
             f"{file.name} must describe {os.fspath(path)!r} as it is, but the file has changed since it was exported; "
             "export the student again."
         )
     return metadata
-
-
-def _sha256(path):
-    """Of a file's content; of a folder, of the names and contents of its files."""
-    if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    content = hashlib.sha256()
-    for file in sorted(found for found in path.rglob("*") if found.is_file()):
-        content.update(os.fsencode(file.relative_to(path)) + hashlib.sha256(file.read_bytes()).digest())
-    return content.hexdigest()
 
 
 def _tokenizer(tokenizer):
@@ -164,7 +153,7 @@ def _commit():
 
 
 def _training(distiller):
-    teacher, optimizer = distiller.teacher, distiller.optimizer
+    teacher, optimizer = distiller.teacher, distiller.optimizer if distiller.compiled else None
     numbers = {name: float(scalar_value(variable)) for name, variable in distiller.hyperparameters.items()}
     return {
         "teacher": None if teacher is None else {"name": teacher.name, "parameters": teacher.count_params()},

@@ -5,6 +5,7 @@ import re
 import tempfile
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_kd._keras_private import allow_text_operations, call_model
@@ -91,7 +92,7 @@ def _converted(folder, quantize, calibration, custom_operations):
     if quantize == "int8":
         examples = len(next(iter(calibration.values())))
         converter.representative_dataset = lambda: (
-            {name: array[row : row + 1] for name, array in calibration.items()} for row in range(examples)
+            {name: _fed(array[row : row + 1]) for name, array in calibration.items()} for row in range(examples)
         )
     with quiet():
         try:
@@ -100,13 +101,24 @@ def _converted(folder, quantize, calibration, custom_operations):
             raise RuntimeError(f"the student could not be converted to LiteRT: {_reason(error)}") from error
 
 
+def _fed(array):
+    """What the calibrator reads as it is: of strings, only NumPy's own bytes; objects and str come out as garbage."""
+    if array.dtype != object:
+        return array
+    return np.array([text if isinstance(text, bytes) else text.encode() for text in array.ravel()]).reshape(array.shape)
+
+
 def _reason(error):
     """One line out of the converter's many."""
     lists = re.findall(r"(?:TF Select|Custom) ops: (.*)", str(error))
-    if not lists:
-        return first_line(error)
-    missing = ", ".join(lists)
-    return f"LiteRT has no {missing}. Keep such steps outside the student, or export a SavedModel, which has them."
+    return without_operation(", ".join(lists)) if lists else first_line(error)
+
+
+def without_operation(missing):
+    return (
+        f"LiteRT has no {missing}. Keep such steps outside the student, take a tokenizer that LiteRT has "
+        "(WordPieceEncoder, SentencePieceEncoder, ByteEncoder), or export a SavedModel, which has them."
+    )
 
 
 def _nodes(serve):

@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import os
 import pathlib
+import re
 
 import keras
 import numpy as np
@@ -14,7 +15,7 @@ from keras_kd._checks import require_choice, require_model, require_number
 from keras_kd._files import written_whole
 from keras_kd._quiet import first_line
 from keras_kd.deploy.cards import CARD, METADATA, beside, export_metadata, write_files
-from keras_kd.deploy.conversion import input_signature, litert_bytes, traced, write_saved_model
+from keras_kd.deploy.conversion import input_signature, litert_bytes, traced, without_operation, write_saved_model
 from keras_kd.deploy.end_to_end import TEXT, end_to_end_model
 from keras_kd.deploy.example_inputs import fit_inputs, generated_inputs, read_dataset
 from keras_kd.deploy.runtimes import KerasRuntime, open_runtime
@@ -24,6 +25,7 @@ from keras_kd.text.encoder import TextEncoder
 
 COMPARED_EXAMPLES = 1024  # at most, the first ones of `compare_with`
 CALIBRATION_EXAMPLES = 512  # at most, the first ones of `calibration`
+LEAST_AGREEMENT = 0.5  # unless `min_agreement` says otherwise
 _BATCH = 32
 _TIE = 1e-5  # two neighbours whose cosines differ by less are equally near
 
@@ -124,7 +126,8 @@ def export(
             needs `compare_with`; its file takes examples of that shape and dtype.
         min_agreement: the least share in [0, 1] of examples on which file and student must answer alike: choose the
             same class, or, where the outputs are vectors of length 1, have the same nearest neighbour among the
-            examples. Needs `compare_with`.
+            examples. None: 0.5 where `compare_with` is given and there is something to agree on, for a file below that
+            is of use to nobody; 0 keeps any file. Needs `compare_with`.
         overwrite: whether to replace what is at `path`: a file, or a SavedModel folder.
 
     Returns:
@@ -185,7 +188,7 @@ def export(
             latency_ms=latency_ms,
             **_compared(reference, runtime, inputs),
         )
-        _check_agreement(report.agreement, min_agreement, quantize)
+        _check_agreement(report, min_agreement)
         write_files(export_metadata(report, partial, specs, outputs, student, tokenizer, labels), page, data)
         return report
 
@@ -307,12 +310,18 @@ def _checked_answers(reference, inputs, min_agreement):
     return outputs
 
 
-def _check_agreement(agreement, min_agreement, quantize):
-    if min_agreement is not None and agreement < min_agreement:
-        nearer = " More calibration examples, quantize='dynamic' or 'float16' bring it nearer." if quantize else ""
+def _check_agreement(report, min_agreement):
+    if report.agreement is None or report.generated:
+        return
+    least = LEAST_AGREEMENT if min_agreement is None else min_agreement
+    if report.agreement < least:
+        by = "" if report.cosine is None else ", by the nearest neighbours of their vectors"
+        nearer = (
+            " More calibration examples, quantize='dynamic' or 'float16' bring it nearer." if report.quantize else ""
+        )
         raise RuntimeError(
-            f"the exported file agrees with the student on {100 * agreement:.2f} % of the examples, less than "
-            f"min_agreement={min_agreement}; it was not kept.{nearer}"
+            f"the exported file agrees with the student on {100 * report.agreement:.2f} % of the examples{by}, less "
+            f"than min_agreement={least}; it was not kept.{nearer}"
         )
 
 
@@ -439,4 +448,6 @@ def _must_run():
         yield
     except Exception as error:  # each runtime has its own
         reason = first_line(error.__cause__ or error)
+        missing = re.search(r"unresolved custom op: (?:TFText>)?(\w+)", reason)
+        reason = without_operation(missing[1]) if missing else reason
         raise RuntimeError(f"the exported file was written, but does not run, and was not kept: {reason}") from error

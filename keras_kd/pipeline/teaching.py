@@ -1,0 +1,140 @@
+"""What teaches in `keras-kd distil`: a model that takes strings, run once and stored, or a file of scores."""
+
+import pathlib
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_kd._files import naming_damaged_file
+from keras_kd.cache import cache_teacher_outputs, open_teacher_cache
+from keras_kd.datasets.rows import File, broken, read_table
+from keras_kd.deploy.end_to_end import ANSWERS, LOGITS, TEXT
+from keras_kd.outputs.endings import logits_of
+from keras_kd.outputs.model_inputs import input_specs
+from keras_kd.teachers import from_saved_model
+
+_SCORE_FILES = (".csv", ".tsv", ".jsonl", ".gz")
+_BATCH = 64
+
+
+def open_teacher(settings, class_names):
+    """Return the teacher of `settings.teacher`: an object with `logits(texts, folder)`, float32 `(texts, classes)`.
+
+    ValueError or FileNotFoundError, before anything runs, if it is no teacher of these classes.
+    """
+    path = pathlib.Path(settings.model)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"teacher.model must be a .keras file, a SavedModel or a file of scores; nothing is at {path}."
+        )
+    if path.suffix in _SCORE_FILES:
+        return ScoreFile(path, settings.gives, class_names)
+    return TextTeacher(path, settings.gives, class_names)
+
+
+class TextTeacher:
+    """A Keras model or SavedModel that takes strings. Its outputs are stored by text, and a stopped run resumes."""
+
+    def __init__(self, path, gives, class_names):
+        self.model = _text_model(path, gives)
+        classes = self.model.output.shape[-1]
+        if classes != len(class_names):
+            raise ValueError(
+                f"the teacher {path} must give one number for each of the {len(class_names)} classes of the texts, "
+                f"{list(class_names)}, got outputs of the shape {tuple(self.model.output.shape)}."
+            )
+
+    def logits(self, texts, folder):
+        distinct = np.unique(texts.astype(str)).astype(object)
+        dataset = tf.data.Dataset.from_tensor_slices({TEXT: distinct}).batch(_BATCH)
+        cache_teacher_outputs(self.model, dataset, folder, key=TEXT, dtype="float32", verbose=0)
+        rows = tf.data.Dataset.from_tensor_slices({TEXT: texts}).batch(1024)
+        attached = open_teacher_cache(folder).attach(rows)
+        return np.concatenate([batch.prediction for (batch,) in attached.as_numpy_iterator()]).astype("float32")
+
+
+class ScoreFile:
+    """A file with a column of texts and one for the score of each class, from any teacher."""
+
+    def __init__(self, path, gives, class_names):
+        self.path = path
+        file = File(path, str(path))
+        table = read_table(file)
+        missing = [name for name in (TEXT, *class_names) if name not in table.columns]
+        if missing:
+            raise broken(
+                file, 1, f"no column {missing}: it needs {TEXT!r} and one for each class, {list(class_names)}."
+            )
+        self._rows = {row[TEXT]: _scores(file, line, row, class_names, gives) for line, row in table.rows}
+
+    def logits(self, texts, folder=None):
+        missing = [text for text in texts if text not in self._rows]
+        if missing:
+            raise ValueError(
+                f"{self.path} must hold the scores of every text; {len(missing)} of {len(texts)} are missing, such as "
+                f"{missing[0]!r:.80}."
+            )
+        return np.array([self._rows[text] for text in texts], "float32")
+
+
+def _text_model(path, gives):
+    """The model at a path as one functional model from strings, `(batch,)`, to logits, `(batch, classes)`."""
+    if path.is_dir():
+        return _of_saved_model(path, gives)
+    with naming_damaged_file(path, Exception):
+        model = keras.saving.load_model(path, compile=False)
+    specs = input_specs(model)
+    if specs is None or len(specs) != 1 or next(iter(specs.values())).dtype != tf.string:
+        raise ValueError(
+            f"the teacher {path} must be a functional model with one input of strings, got {specs}. Put its tokenizer "
+            "before it: keras_kd.deploy.end_to_end_model(model, tokenizer).save(path)."
+        )
+    text = keras.Input((), dtype="string", name=TEXT)
+    (spec,) = specs.values()
+    outputs = model(text if spec.shape.rank == 1 else keras.ops.expand_dims(text, -1))
+    return keras.Model(text, _named(_as_logits(outputs, gives, path)), name=model.name)
+
+
+def _of_saved_model(path, gives):
+    signature = tf.saved_model.load(str(path)).signatures.get("serving_default")
+    has_answers = signature is not None and set(signature.structured_outputs) == set(ANSWERS)
+    options = {"output": LOGITS} if has_answers else {"gives": gives}
+    model = from_saved_model(path, **options)
+    (spec, *others) = input_specs(model).values()
+    if others or spec.dtype != tf.string:
+        raise ValueError(
+            f"the teacher {path} must take one input of strings, got {input_specs(model)}. Export it with its "
+            "tokenizer: keras_kd.export(model, path, tokenizer=...)."
+        )
+    text = keras.Input((), dtype="string", name=TEXT)
+    outputs = model(text if spec.shape.rank == 1 else keras.ops.expand_dims(text, -1))
+    return keras.Model(text, _named(outputs), name="teacher")
+
+
+def _named(logits):
+    """The stored outputs go by their name, which Keras would count on in each process."""
+    return keras.layers.Identity(name=LOGITS)(logits)
+
+
+def _as_logits(outputs, gives, path):
+    if isinstance(outputs, dict) and set(outputs) == set(ANSWERS):
+        return outputs[LOGITS]
+    if not keras.tree.is_nested(outputs) and len(outputs.shape) == 3 and outputs.shape[1] == 1:
+        outputs = keras.ops.reshape(outputs, (-1, outputs.shape[2]))  # as TextVectorization calls bags of words
+    if keras.tree.is_nested(outputs) or len(outputs.shape) != 2:
+        shapes = keras.tree.map_structure(lambda tensor: tuple(tensor.shape), outputs)
+        raise ValueError(f"the teacher {path} must have one output of the shape (batch, classes), got {shapes}.")
+    return logits_of(outputs, "softmax") if gives == "probabilities" else outputs
+
+
+def _scores(file, line, row, class_names, gives):
+    try:
+        scores = np.array([float(row[name]) for name in class_names])
+    except (TypeError, ValueError) as error:
+        raise broken(file, line, f"the scores must be numbers, got {[row[name] for name in class_names]}.") from error
+    is_distribution = (scores >= 0).all() and abs(scores.sum() - 1) < 0.01
+    if not np.isfinite(scores).all() or (gives == "probabilities" and not is_distribution):
+        wanted = "probabilities that sum to 1" if gives == "probabilities" else "finite numbers"
+        raise broken(file, line, f"the scores must be {wanted}, got {scores.tolist()}.")
+    return np.log(np.maximum(scores, 1e-12)) if gives == "probabilities" else scores

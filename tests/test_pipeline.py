@@ -1,0 +1,306 @@
+"""keras-kd distil: from files of texts and a teacher to an exported student, resumable, refusing before it trains."""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import pathlib
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import keras_kd
+from keras_kd import cli
+from keras_kd.pipeline import run as run_module
+from keras_kd.pipeline.settings import Settings, Teacher, entries, read_settings, write_example
+from keras_kd.pipeline.teaching import open_teacher
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
+WORDS = {"en": (["good", "great"], ["bad", "awful"]), "de": (["gut", "prima"], ["schlecht", "mies"])}
+CLASSES = ["no", "yes"]
+
+
+def rows(count, seed):
+    """Texts in two languages with one word that tells the class; every third label is withheld."""
+    random = np.random.default_rng(seed)
+    for number in range(count):
+        language = ["en", "de"][number % 2]
+        label = int(random.integers(2))
+        word = random.choice(WORDS[language][1 - label])
+        filler = " ".join(random.choice(["the", "das", "is", "ist", "food", "Essen", "very", "so"], 3))
+        yield f"{filler} {word} {number}", CLASSES[label], language
+
+
+def write_texts(path, count, seed, withhold=3):
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", "label", "language"])
+        for number, (text, label, language) in enumerate(rows(count, seed)):
+            writer.writerow([text, "" if withhold and number % withhold == 0 else label, language])
+
+
+def word_teacher(classes=2):
+    """A teacher that knows the words: strings to logits, by hand."""
+    words = [word for good, bad in WORDS.values() for word in (*bad, *good)]
+    vectorize = keras.layers.TextVectorization(output_mode="multi_hot", vocabulary=words)
+    text = keras.Input((1,), dtype="string", name="sentence")
+    counts = vectorize(text)
+    dense = keras.layers.Dense(classes, use_bias=False)
+    model = keras.Model(text, dense(counts), name="word_teacher")
+    kernel = np.zeros((len(words) + 1, classes))
+    for good, bad in WORDS.values():
+        for word in good:
+            kernel[1 + words.index(word), 1] = 3.0
+        for word in bad:
+            kernel[1 + words.index(word), 0] = 3.0
+    dense.set_weights([kernel])
+    return model
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("files")
+    write_texts(folder / "train.csv", 120, seed=0)
+    write_texts(folder / "test.csv", 80, seed=1, withhold=0)
+    with (folder / "test.csv").open("a", encoding="utf-8") as file:
+        file.write("chakula ist prima,yes,sw\n")
+    word_teacher().save(folder / "teacher.keras")
+    word_teacher(classes=3).save(folder / "three.keras")
+    word_teacher().export(folder / "saved", verbose=False)
+    text = keras.Input((1,), dtype="string", name="text")
+    softmax = keras.Model(text, keras.layers.Softmax()(word_teacher()(text)))
+    softmax.export(folder / "softmax", verbose=False)
+    keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]).save(folder / "numbers.keras")
+    logits = word_teacher()(tf.constant([[text] for text, *_ in all_texts(folder)])).numpy()
+    with (folder / "scores.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["text", *CLASSES])
+        writer.writerows([text, *map(float, row)] for (text, *_), row in zip(all_texts(folder), logits, strict=True))
+    return folder
+
+
+def all_texts(folder):
+    return [row for name in ("train.csv", "test.csv") for row in list(csv.reader((folder / name).open()))[1:]]
+
+
+def command(files, output, *more, teacher="teacher.keras", train="train.csv", test="test.csv"):
+    """`keras-kd distil` with a small student; more flags win."""
+    given = {"train": files / train, "test": files / test, "model": files / teacher, "output": output}
+    small = {"size-mb": 0.1, "length": 64, "epochs": 3, "batch-size": 20, "min-agreement": 0.5}
+    flags = [part for name, value in (given | small).items() for part in (f"--{name}", str(value))]
+    return cli.main(["distil", *flags, *map(str, more)])
+
+
+def student_weights(output):
+    return keras.saving.load_model(output / "student.keras").get_weights()
+
+
+@pytest.fixture(scope="module")
+def finished(files, tmp_path_factory):
+    """The folder of a run, and what was printed."""
+    output = tmp_path_factory.mktemp("runs") / "first"
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        assert command(files, output) == 0
+    (output.parent / "printed.txt").write_text(printed.getvalue(), "utf-8")
+    return output
+
+
+def test_everything_is_in_the_folder(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names >= {
+        "student.tflite",
+        "student.tflite.card.md",
+        "student.tflite.metadata.json",
+        "student",
+        "student.card.md",
+        "student.keras",
+        "evaluation.json",
+        "scores.csv",
+        "languages.png",
+        "settings.json",
+        "teacher_outputs",
+    }
+    evaluation = json.loads((finished / "evaluation.json").read_text())
+    assert list(evaluation["models"]) == ["teacher", "student", "student.tflite"]
+    assert evaluation["languages"] == ["de", "en", "sw"]
+    printed = (finished.parent / "printed.txt").read_text("utf-8")
+    assert "sw: only 1 labelled test texts" in printed and "Try it" in printed
+    facts = json.loads((finished / "student.tflite.metadata.json").read_text())
+    assert facts["labels"] == CLASSES and facts["details"]["seed"] == 0
+    assert facts["training"]["losses"] == ["SoftLabels"]
+    assert facts["training"]["hyperparameters"]["soft_labels_temperature"] == 2.0
+    assert facts["training"]["steps"] == 3 * (120 // 20)
+    assert {row["language"] for row in facts["scores"]["rows"]} >= {"de", "en", "overall"}
+
+
+def test_a_string_goes_in(finished):
+    model = tf.saved_model.load(str(finished / "student"))
+    answer = model.serve(tf.constant(["das Essen ist gut"]))
+    assert answer["label"].numpy()[0].decode() in CLASSES
+
+
+def test_it_learns_what_the_teacher_knows(files, tmp_path):
+    """From a file of scores alone, without any label."""
+    options = ["--epochs", 30, "--hard-weight", 0, "--learning-rate", 0.02]
+    assert command(files, tmp_path / "a", *options, teacher="scores.csv") == 0
+    evaluation = keras_kd.evaluation.Evaluation.from_json(tmp_path / "a" / "evaluation.json")
+    assert evaluation.score("teacher", "accuracy").value == 1.0
+    assert evaluation.score("student", "accuracy").value > 0.9
+
+
+@pytest.mark.parametrize("model", ["teacher.keras", "saved", "softmax", "scores.csv"])
+def test_every_kind_of_teacher_gives_its_logits(model, files, tmp_path):
+    """Those of a softmax are log-probabilities: the logits less a constant for each text."""
+    texts = np.array([text for text, *_ in all_texts(files)] * 2, dtype=object)
+    expected = word_teacher()(tf.constant(texts[:, None])).numpy()
+    gives = "probabilities" if model == "softmax" else "logits"
+    teacher = open_teacher(Teacher(str(files / model), gives), CLASSES)
+    given = teacher.logits(texts, tmp_path / "outputs")
+    if model == "softmax":
+        expected = tf.nn.log_softmax(expected).numpy()
+    np.testing.assert_allclose(given, expected, atol=1e-4)
+    np.testing.assert_array_equal(teacher.logits(texts, tmp_path / "outputs"), given)
+
+
+def test_the_same_command_again_trains_nothing(files, finished, monkeypatch, capsys):
+    before = student_weights(finished)
+    steps = []
+    counting = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: steps.append(batch))
+    monkeypatch.setattr(run_module, "_tensorboard", lambda folder: [counting])
+    assert command(files, finished) == 0
+    assert steps == []
+    for weight, other in zip(student_weights(finished), before, strict=True):
+        np.testing.assert_array_equal(weight, other)
+    assert "Try it" in capsys.readouterr().out
+
+
+def test_what_was_stopped_goes_on_where_it_was(files, tmp_path, monkeypatch, capsys):
+    began, fail = [], [1]
+
+    def epoch_begins(epoch, logs):
+        if epoch in fail:
+            raise KeyboardInterrupt
+        began.append(epoch)
+
+    watching = keras.callbacks.LambdaCallback(on_epoch_begin=epoch_begins)
+    monkeypatch.setattr(run_module, "_tensorboard", lambda folder: [watching])
+    assert command(files, tmp_path / "a") == 130
+    assert "the same command goes on" in capsys.readouterr().err.lower()
+    assert not (tmp_path / "a" / "student.keras").exists()
+    fail.clear()
+    assert command(files, tmp_path / "a") == 0
+    assert began == [0, 1, 2]
+    facts = json.loads((tmp_path / "a" / "student.tflite.metadata.json").read_text())
+    assert facts["training"]["steps"] == 3 * (120 // 20)
+
+
+# --- Settings ---------------------------------------------------------------------------------------------------------
+
+
+def test_init_writes_the_defaults(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["init"]) == 0
+    settings = read_settings(pathlib.Path("run.toml"))
+    assert settings == Settings()
+    text = (tmp_path / "run.toml").read_text()
+    assert all(f"{field.name} = " in text and field.metadata["help"] in text for _, field, _ in entries())
+    assert cli.main(["init"]) == 2
+    assert (tmp_path / "run.toml").read_text() == text
+    assert "run.toml is there already" in capsys.readouterr().err
+
+
+def test_paths_of_a_file_are_relative_to_it_and_flags_win(tmp_path):
+    (tmp_path / "run.toml").write_text('[data]\ntrain = "a.csv"\n[student]\nsize_mb = 1\n[training]\nepochs = 7\n')
+    settings = read_settings(tmp_path / "run.toml", epochs=9, test="b.csv")
+    assert settings.data.train == str(tmp_path / "a.csv") and settings.data.test == "b.csv"
+    assert (settings.student.size_mb, settings.training.epochs) == (1.0, 9)
+
+
+def test_every_entry_is_a_flag_and_names_differ():
+    names = [field.name for _, field, _ in entries()]
+    assert len(set(names)) == len(names) == sum(len(dataclasses.fields(s.type)) for s in dataclasses.fields(Settings))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[data\n", "no TOML"),
+        ("[dat]\n", r"section must be one of .*got 'dat'. Did you mean 'data'\?"),
+        ("[student]\nsize = 3\n", r"entry of \[student\] must be one of .*got 'size'. Did you mean 'size_mb'\?"),
+        ("training = 3\n", "must be a section"),
+        ("[training]\nepochs = 2.5\n", "training.epochs must be a whole number"),
+        ("[training]\nepochs = 0\n", "training.epochs must be >= 1"),
+        ("[training]\nlearning_rate = -1\n", "training.learning_rate must be > 0"),
+        ("[export]\nmin_agreement = 1.5\n", "export.min_agreement must be >= 0 and <= 1"),
+        ('[student]\nfamily = "bert"\n', "student.family must be one of"),
+        ("[data]\ntext = 3\n", "data.text must be a string"),
+    ],
+)
+def test_settings_that_are_none(text, message, tmp_path):
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises((ValueError, TypeError), match=message):
+        read_settings(tmp_path / "run.toml")
+
+
+def test_the_example_file_is_the_example(tmp_path):
+    write_example(tmp_path / "a.toml")
+    assert read_settings(tmp_path / "a.toml").export.output == str(tmp_path / "runs/distil")
+
+
+# --- Refused before any training --------------------------------------------------------------------------------------
+
+
+def edited(files, folder, name, line, text):
+    """A copy of a file with one line changed."""
+    lines = (files / name).read_text("utf-8").splitlines()
+    lines[line - 1] = text
+    (folder / name).write_text("\n".join(lines) + "\n", "utf-8")
+    return folder / name
+
+
+BAD = {
+    "no such file": ({"train": "nothing.csv"}, [], "nothing.csv"),
+    "no such teacher": ({"teacher": "nothing.keras"}, [], "nothing is at"),
+    "a broken row": ({"train": ("train.csv", 7, "only one field")}, [], r"train.csv:7: 1 fields"),
+    "another label in the test": ({"test": ("test.csv", 5, "a,maybe,en")}, [], r"test.csv:5: the label 'maybe'"),
+    "a teacher of other classes": ({"teacher": "three.keras"}, [], r"each of the 2 classes.*\['no', 'yes'\]"),
+    "a teacher of numbers": ({"teacher": "numbers.keras"}, [], "one input of strings"),
+    "scores of other texts": ({"teacher": "scores.csv", "train": ("train.csv", 3, "new text,yes,en")}, [], "missing"),
+    "scores that are none": ({"teacher": ("scores.csv", 4, "a,b,c")}, [], r"scores.csv:4: the scores must be numbers"),
+    "logits as probabilities": ({"teacher": "scores.csv"}, ["--gives", "probabilities"], "sum to 1"),
+    "no such size": ({}, ["--size-mb", "0.0001"], "size_mb must be from"),
+    "no such column": ({}, ["--label", "mood"], "no column 'mood'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_is_refused_before_training(case, files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(run_module, "_tensorboard", lambda folder: pytest.fail("it trains"))
+    changed, more, message = BAD[case]
+    changed = {k: edited(files, tmp_path, *v) if isinstance(v, tuple) else v for k, v in changed.items()}
+    assert command(files, tmp_path / "a", *more, **changed) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("keras-kd distil: ")
+    assert re.search(message, error), error
+
+
+def test_texts_without_labels_to_test_on(files, tmp_path, capsys):
+    write_texts(tmp_path / "test.csv", 10, seed=1, withhold=1)
+    assert command(files, tmp_path / "a", test=tmp_path / "test.csv") == 2
+    assert "must hold labels" in capsys.readouterr().err
+
+
+def test_a_folder_of_another_run_or_of_other_things(files, finished, tmp_path, capsys):
+    before = student_weights(finished)
+    assert command(files, finished, "--epochs", 4) == 2
+    assert "epochs: there it is 3, here 4" in capsys.readouterr().err
+    (tmp_path / "photo.jpg").write_bytes(b"1")
+    assert command(files, tmp_path) == 2
+    assert "must be empty" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+    for weight, other in zip(student_weights(finished), before, strict=True):
+        np.testing.assert_array_equal(weight, other)
