@@ -171,7 +171,9 @@ def costs_of(models, one):
 
 def print_summary(results):
     """One row for each case and number of dimensions: the mean over its languages, in percent."""
-    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, title="nearest translation, %, mean over languages")
+    table = rich.table.Table(
+        title="nearest translation, %, mean over languages", box=rich.box.SIMPLE_HEAD, padding=(0, 0, 0, 1)
+    )
     columns = {
         "teacher": ("teacher", "retrieval"),
         "student": ("student", "retrieval"),
