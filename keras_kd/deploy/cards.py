@@ -230,26 +230,41 @@ def _page(metadata):
 
 
 def _code(metadata):
-    """Five lines or so that run the file where keras_kd is not installed."""
+    """Some lines that run the file where keras_kd is not installed."""
+    tokenizer = metadata["tokenizer"] or {"class": None}
+    takes_strings = any(spec["dtype"] == "string" for spec in metadata["inputs"].values())
+    needs_text_operations = takes_strings and tokenizer["class"] not in (None, "ByteEncoder")
     examples = {name: _example(spec) for name, spec in metadata["inputs"].items()}
-    takes_text = metadata["tokenizer"] is not None and any(s["dtype"] == "string" for s in metadata["inputs"].values())
-    if metadata["kind"].startswith("SavedModel"):
-        text = ["import tensorflow_text  # the tokenizer's operations"] * takes_text
-        call = ", ".join(f"{name}=tf.constant({value})" for name, value in examples.items())
-        load = f"model = tf.saved_model.load({metadata['file']!r})"
-        run = f'print(model.signatures["serving_default"]({call}))'
-        return "\n".join(["import numpy as np", "import tensorflow as tf", *text, load, run])
-    call = ", ".join(f"{name}={value}" for name, value in examples.items())
-    imports = ["import numpy as np", "import tensorflow as tf"]
-    interpreter = f"tf.lite.Interpreter(model_path={metadata['file']!r})"
-    if takes_text:
-        imports[1:] = [
+    lines = []
+    if tokenizer["class"] == "ByteEncoder" and not takes_strings:
+        lines = [f'text = "A text.".encode()[:{tokenizer["length"]}].ljust({tokenizer["length"]}, bytes(1))']
+        examples = dict.fromkeys(examples, "np.frombuffer(text, np.uint8)[None]")
+    write = _saved_model_lines if metadata["kind"].startswith("SavedModel") else _litert_lines
+    return "\n".join(["import numpy as np", *write(metadata["file"], examples, needs_text_operations, lines)])
+
+
+def _saved_model_lines(file, examples, needs_text_operations, lines):
+    arguments = ", ".join(f"{name}=tf.constant({value})" for name, value in examples.items())
+    return [
+        "import tensorflow as tf",
+        *["import tensorflow_text  # the tokenizer's operations"] * needs_text_operations,
+        *lines,
+        f"model = tf.saved_model.load({file!r})",
+        f'print(model.signatures["serving_default"]({arguments}))',
+    ]
+
+
+def _litert_lines(file, examples, needs_text_operations, lines):
+    arguments = ", ".join(f"{name}={value}" for name, value in examples.items())
+    imports, interpreter = ["import tensorflow as tf"], f"tf.lite.Interpreter(model_path={file!r})"
+    if needs_text_operations:
+        imports = [
             "from tensorflow.lite.python.interpreter import InterpreterWithCustomOps",
             "from tensorflow_text.core.pybinds import tflite_registrar",
         ]
         operations = "custom_op_registerers=tflite_registrar.SELECT_TFTEXT_OPS"
-        interpreter = f"InterpreterWithCustomOps(model_path={metadata['file']!r}, {operations})"
-    return "\n".join([*imports, f"run = {interpreter}.get_signature_runner()", f"print(run({call}))"])
+        interpreter = f"InterpreterWithCustomOps(model_path={file!r}, {operations})"
+    return [*imports, *lines, f"run = {interpreter}.get_signature_runner()", f"print(run({arguments}))"]
 
 
 def _example(spec):

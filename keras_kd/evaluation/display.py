@@ -1,5 +1,7 @@
 """The tables of an `Evaluation`, drawn with rich, and its figure, drawn with Matplotlib."""
 
+import itertools
+
 import rich.filesize
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -28,10 +30,13 @@ _TITLES = {
 }
 _AS_IT_IS = {"kl": 3, "cosine": 3, "mse": 4}  # metrics that are no shares: decimal places
 _NOTHING = "–"
-_TEACHER_LOOK = ("#444444", "D")
+INK, MUTED, GRID, PAPER = "#24292f", "#69727d", "#e4e6ea", "#ffffff"  # of figures
+TEACHER_COLOR = "#444444"
+_TEACHER_LOOK = (TEACHER_COLOR, "D")
 # Okabe and Ito's colors, which color-blind readers tell apart; shapes differ as well, for print without color.
 _LOOKS = list(zip(("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"), "os^vPX", strict=True))
 _ROW_INCHES = 0.27
+COSTS_CAPTION = "size: on disk, or of the weights.\nlatency: median for one example."
 
 
 def metric_title(metric):
@@ -44,6 +49,34 @@ def in_display_units(metric, value):
     return value if metric in _AS_IT_IS else 100 * value
 
 
+def shown_metrics(evaluation):
+    """The metrics of a table of models: all but the F1 of each class."""
+    return [name for name in evaluation.metrics if name in _TITLES]
+
+
+def class_f1_metrics(evaluation):
+    """{class name: metric}, empty where the classes have no names."""
+    names = [name for name in evaluation.metrics if name not in _TITLES]
+    return {name.removeprefix(class_metric("")): name for name in names}
+
+
+def looks(evaluation):
+    """{model: (color, shape)}: the teacher's own, the others' in order."""
+    others = itertools.cycle(_LOOKS)
+    return {name: _TEACHER_LOOK if name == evaluation.teacher else next(others) for name in evaluation.models}
+
+
+def with_own_scores(evaluation, metric):
+    """The models without the teacher where its score is fixed, since it agrees with itself."""
+    shown = [m for m in evaluation.models if not (m == evaluation.teacher and metric in TEACHER_METRICS)]
+    return shown or list(evaluation.models)
+
+
+def groups_of(evaluation, row):
+    """The names of the groups that a language is in."""
+    return ", ".join(group for group, members in evaluation.groups.items() if row in members)
+
+
 def fitting_tables(evaluation, metric, console, options):
     """The tables as rich renderables; one too wide for the console is drawn without intervals and groups."""
     whole, short = (_tables(evaluation, metric, intervals) for intervals in (True, False))
@@ -53,48 +86,45 @@ def fitting_tables(evaluation, metric, console, options):
 
 
 def _tables(evaluation, metric, intervals):
-    models, metrics = evaluation.models, [name for name in evaluation.metrics if name in _TITLES]
+    models, metrics = evaluation.models, shown_metrics(evaluation)
 
     def cells(row, names, of_metrics):
         return [_cell(evaluation, name, metric, row, intervals) for name in names for metric in of_metrics]
 
-    def examples(row):
-        return evaluation.score(next(iter(models)), metrics[0], language=row).examples
-
     tables = [
         _table(
-            f"{examples(OVERALL):,} examples",
+            f"{examples(evaluation, OVERALL):,} examples",
             ["model"],
             [metric_title(name).replace(", ", "\n") for name in metrics],
             [[name, *cells(OVERALL, [name], metrics)] for name in models],
             intervals,
-            caption=_caption(evaluation, intervals),
+            caption=caption(evaluation, intervals),
         ),
         _table(
             "size and latency",
             ["model"],
             ["params", "size", "latency"],
-            [[name, *_costs(facts)] for name, facts in models.items()],
+            [[name, *costs(facts)] for name, facts in models.items()],
             intervals,
-            caption="size: on disk, or of the weights.\nlatency: median for one example.",
+            caption=COSTS_CAPTION,
         ),
     ]
     if evaluation.languages:
-        rows = [[row, f"{examples(row):,}", *cells(row, models, [metric])] for row in evaluation.rows]
+        rows = [[row, f"{examples(evaluation, row):,}", *cells(row, models, [metric])] for row in evaluation.rows]
         left = ["language"]
         if evaluation.groups and intervals:
             left.append("group")
             for row in rows:
-                row.insert(1, ", ".join(group for group, members in evaluation.groups.items() if row[0] in members))
+                row.insert(1, groups_of(evaluation, row[0]))
         table = _table(f"{metric_title(metric)}, by language", left, ["examples", *models], rows, intervals)
         languages = len(evaluation.languages)
         table.rows[languages - 1].end_section = True
         for row in table.rows[languages:]:
             row.style = "bold"
         tables.append(table)
-    class_metrics = [name for name in evaluation.metrics if name not in _TITLES]
+    class_metrics = class_f1_metrics(evaluation)
     if class_metrics:
-        rows = [[name.removeprefix(class_metric("")), *cells(OVERALL, models, [name])] for name in class_metrics]
+        rows = [[name, *cells(OVERALL, models, [metric])] for name, metric in class_metrics.items()]
         tables.append(_table("F1 by class, %", ["class"], models, rows, intervals))
     return tables
 
@@ -112,7 +142,13 @@ def _table(title, left, right, rows, intervals, caption=""):
     return table
 
 
-def _caption(evaluation, intervals):
+def examples(evaluation, row):
+    """How many examples a row has."""
+    return evaluation.score(next(iter(evaluation.models)), evaluation.metrics[0], language=row).examples
+
+
+def caption(evaluation, intervals=True):
+    """What the numbers of the table of models are, in lines."""
     lines = []
     if evaluation.bootstrap and intervals:
         drawn = "resamples within each language" if evaluation.languages else "resamples of the examples"
@@ -129,20 +165,27 @@ def _caption(evaluation, intervals):
     return "\n".join(lines)
 
 
-def _costs(facts):
+def costs(facts):
+    """Parameters, size and latency of a model, in words."""
     parameters = _NOTHING if facts.parameters is None else f"{facts.parameters:,}"
     milliseconds = _NOTHING if facts.latency_ms is None else f"{facts.latency_ms:.3g} ms"
     return [parameters, rich.filesize.decimal(facts.size_bytes), milliseconds]
 
 
 def _cell(evaluation, model, metric, row, intervals):
+    value, interval = score_text(evaluation, model, metric, row)
+    return f"{value} [{interval}]" if intervals and interval else value
+
+
+def score_text(evaluation, model, metric, row):
+    """A score as it is shown, and "low, high", empty without bootstrap; for a fixed score, a dash."""
     if model == evaluation.teacher and metric in TEACHER_METRICS and metric != "retrieval_teacher":
-        return _NOTHING
+        return _NOTHING, ""
     score = evaluation.score(model, metric, language=row)
     digits = _AS_IT_IS.get(metric, 1)
-    shown = score[:3] if intervals and evaluation.bootstrap else score[:1]
+    shown = score[:3] if evaluation.bootstrap else score[:1]
     value, *bounds = (f"{in_display_units(metric, number):.{digits}f}" for number in shown)
-    return f"{value} [{', '.join(bounds)}]" if bounds else value
+    return value, ", ".join(bounds)
 
 
 def draw(evaluation, metric):
@@ -150,9 +193,7 @@ def draw(evaluation, metric):
     with needs_extra("plot"):
         from matplotlib.figure import Figure
 
-    # The teacher agrees with itself: its score is fixed.
-    shown = [m for m in evaluation.models if not (m == evaluation.teacher and metric in TEACHER_METRICS)]
-    shown = shown or list(evaluation.models)
+    shown, styles = with_own_scores(evaluation, metric), looks(evaluation)
     rows, places, headings, height = [], [], [], 0
     for heading, names in _sections(evaluation, metric, shown):
         if heading:
@@ -165,9 +206,8 @@ def draw(evaluation, metric):
     row_inches = _ROW_INCHES + 0.035 * max(0, len(shown) - 3)
     figure = Figure(figsize=(8.5, height * row_inches + 1.3), layout="constrained")
     axes = figure.add_subplot()
-    students = iter(range(len(shown)))
     for index, model in enumerate(shown):
-        color, shape = _TEACHER_LOOK if model == evaluation.teacher else _LOOKS[next(students) % len(_LOOKS)]
+        color, shape = styles[model]
         offset = 0.54 * (index / (len(shown) - 1) - 0.5) if len(shown) > 1 else 0.0
         heights = [place + offset for place in places]
         scores = [evaluation.score(model, metric, language=row) for row in rows]
@@ -175,19 +215,20 @@ def draw(evaluation, metric):
             low, high = ([in_display_units(metric, getattr(score, end)) for score in scores] for end in ("low", "high"))
             axes.hlines(heights, low, high, color=color, linewidth=1.4, alpha=0.55)
         values = [in_display_units(metric, score.value) for score in scores]
-        axes.scatter(values, heights, label=model, marker=shape, s=26, color=color, edgecolors="white", linewidths=0.5)
+        axes.scatter(values, heights, label=model, marker=shape, s=26, color=color, edgecolors=PAPER, linewidths=0.5)
     for heading, place in headings:
-        axes.text(0.01, place, heading, transform=axes.get_yaxis_transform(), va="center", weight="bold")
+        axes.text(0.01, place, heading, transform=axes.get_yaxis_transform(), va="center", weight="bold", color=INK)
     axes.set_yticks(places, rows)
     for label in axes.get_yticklabels():
         label.set_weight("normal" if label.get_text() in evaluation.languages else "bold")
     axes.set_ylim(height - 0.4, -0.6)
-    axes.set_xlabel(metric_title(metric) + " (lines: 95 % bootstrap intervals)" * (evaluation.bootstrap > 0))
-    axes.grid(color="#e4e6ea")
+    lines = " (lines: 95 % bootstrap intervals)" if evaluation.bootstrap else ""
+    axes.set_xlabel(metric_title(metric) + lines, color=INK)
+    axes.grid(color=GRID)
     axes.set_axisbelow(True)
-    axes.tick_params(length=0)
+    axes.tick_params(length=0, colors=INK)
     axes.spines[:].set_visible(False)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, labelcolor=INK)
     return figure
 
 

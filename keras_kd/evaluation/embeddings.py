@@ -52,7 +52,7 @@ def evaluate_embeddings(
         models: {name: model}; a model is a `keras.Model` or the path of a SavedModel folder, a .tflite or a .keras
             file, with one output, (batch, width).
         x: the texts as the models take them: an array or a dict of arrays, of which each model reads those named after
-            its inputs.
+            its inputs. Of an array of strings, models that take bytes get them as in `evaluate`.
         targets: the texts to find, such as sentences in English, in the same form.
         matches: integers, (texts,): the row of `targets` that is each text's own, such as its translation.
         languages: one string per text; or None.

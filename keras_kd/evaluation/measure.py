@@ -2,14 +2,18 @@
 
 import contextlib
 
+import numpy as np
+import tensorflow as tf
+
 from keras_kd._checks import require_count, require_tensorflow
-from keras_kd.deploy.end_to_end import ANSWERS, LOGITS
+from keras_kd.deploy.end_to_end import ANSWERS, LABEL, LOGITS
 from keras_kd.deploy.runtimes import open_runtime
 from keras_kd.evaluation.examples import check_classes, class_indices, language_rows, read_examples
 from keras_kd.evaluation.predictions import checked_outputs, predictions_from
 from keras_kd.evaluation.result import Evaluation, ModelFacts
 from keras_kd.evaluation.scores import METRICS, TEACHER_METRICS, class_metric, result_rows, summarize
 from keras_kd.outputs.model_inputs import own_entries
+from keras_kd.text import ByteEncoder
 
 _DEFAULT_TEACHER = "teacher"
 
@@ -57,11 +61,14 @@ def evaluate(
         data: `(x, y)`, arrays (x may be a dict of arrays, of which each model reads those named after its inputs), or a
             batched `tf.data.Dataset`, read once, in order. y holds integer labels, (examples,), or one-hot rows,
             (examples, classes). A third member, sample weights, is not used: every labelled example counts the same.
+            If x is an array of texts, a model that takes bytes, (batch, length) uint8, gets those of
+            `keras_kd.text.ByteEncoder`.
         languages: one string per example, in the order of the data; or None.
         groups: {group name: languages}, for instance {"labelled": ["en", "de"], "unlabelled": ["sw"]}: adds a row
             "mean of <group>" each.
-        class_names: one string per class: adds the F1 of each class, overall (metric "f1:<class name>"; 0 for a class
-            that occurs in neither labels nor predictions).
+        class_names: one string per class, in the order of the models' outputs: adds the F1 of each class, overall
+            (metric "f1:<class name>"; 0 for a class that occurs in neither labels nor predictions). The labels of
+            models that were exported with them must be the same.
         teacher: the name of the teacher among `models`. None, or no model called "teacher": no agreement, no KL.
         bootstrap: how many resamples; 0 for no intervals.
         seed: of the resamples; the same seed and data give the same intervals.
@@ -75,7 +82,8 @@ def evaluate(
         RuntimeError: Keras runs on another backend than tensorflow.
         TypeError: An argument of the wrong type.
         ValueError: Lengths that differ, labels out of range, no labelled example, outputs that are not (batch,
-            classes) or not finite, models that disagree in the number of classes, no examples, unknown names.
+            classes) or not finite, models that disagree in the number of classes, no examples, unknown names, labels
+            of a model that are not `class_names`.
 
     Example:
         >>> evaluation = keras_kd.evaluate(
@@ -97,16 +105,16 @@ def evaluate(
     if not labelled.all():
         x, y, labels = example_rows(x, labelled), y[labelled], labels[labelled]
 
-    predictions, classes = _predict(runtimes, x, y, labels, teacher, batch_size)
-    class_names = _checked_class_names(class_names, classes)
+    class_names = _names(class_names)
+    predictions, classes = _predict(runtimes, x, y, labels, teacher, batch_size, class_names)
+    class_names = class_names or ()
     facts = {name: model_facts(runtime, x, predictions[name].kind, latency) for name, runtime in runtimes.items()}
-    known = METRICS if teacher is not None else [metric for metric in METRICS if metric not in TEACHER_METRICS]
     options = {"classes": classes, "class_names": class_names, "bootstrap": bootstrap, "seed": seed}
     scores, differences = summarize(predictions, labels, rows_by_language, groups, **options)
     return Evaluation(
         models=facts,
         teacher=teacher,
-        metrics=(*known, *map(class_metric, class_names)),
+        metrics=measured_metrics(teacher, class_names),
         languages=tuple(rows_by_language),
         groups=groups,
         bootstrap=int(bootstrap),
@@ -114,6 +122,12 @@ def evaluate(
         scores=scores,
         differences=differences,
     )
+
+
+def measured_metrics(teacher, class_names):
+    """The metrics of an evaluation with or without (None) a teacher."""
+    known = METRICS if teacher is not None else [metric for metric in METRICS if metric not in TEACHER_METRICS]
+    return (*known, *map(class_metric, class_names))
 
 
 def checked_teacher(models, teacher, **counts):
@@ -145,12 +159,24 @@ def example_rows(x, which):
 
 
 def own_inputs(runtime, x):
-    """The entries of a dict `x` that have the names of the model's inputs; any other `x` as it is."""
-    own = own_entries(x, {name: name for name in runtime.specs() or ()})
-    return own or x
+    """The entries of a dict `x` that have the names of the model's inputs; an array of texts as the model takes it."""
+    specs = runtime.specs() or {}
+    if isinstance(x, dict):
+        return own_entries(x, {name: name for name in specs}) or x
+    if len(specs) == 1 and x.ndim == 1 and x.dtype.kind in "OSU":
+        return _texts_for(x, *specs.values())
+    return x
 
 
-def _predict(runtimes, x, y, labels, teacher, batch_size):
+def _texts_for(texts, spec):
+    if spec.shape.rank == 2 and spec.dtype == tf.string and spec.shape[1] == 1:
+        return texts[:, None]
+    if spec.shape.rank == 2 and spec.dtype == tf.uint8 and spec.shape[1] is not None:
+        return ByteEncoder(spec.shape[1])(texts.tolist()).numpy()
+    return texts
+
+
+def _predict(runtimes, x, y, labels, teacher, batch_size, class_names):
     """Return {model name: Predictions} and the number of classes. The teacher is first: others are compared with it."""
     order = sorted(runtimes, key=lambda name: name != teacher)
     classes, teacher_outputs, predictions = None, None, {}
@@ -158,10 +184,12 @@ def _predict(runtimes, x, y, labels, teacher, batch_size):
         with errors_naming(name):
             outputs = runtimes[name].predict(own_inputs(runtimes[name], x), batch_size=batch_size)
         if isinstance(outputs, dict) and set(outputs) == set(ANSWERS):  # of a file exported with labels
+            _check_answered_labels(outputs, name, class_names)
             outputs = outputs[LOGITS]
         checked_outputs(outputs, name, len(y))
         if classes is None:
             classes = outputs.shape[1]
+            _check_class_names(class_names, classes)
             check_classes(y, labels, classes)
             teacher_outputs = outputs if teacher is not None else None
         elif outputs.shape[1] != classes:
@@ -210,12 +238,28 @@ def checked_groups(groups, rows_by_language):
     return groups
 
 
-def _checked_class_names(class_names, classes):
-    if class_names is None:
-        return ()
-    names = (class_names,) if isinstance(class_names, str) else tuple(map(str, class_names))
-    if len(names) != classes or len(set(names)) != classes:
+def _names(class_names):
+    """A tuple of str, or None."""
+    if class_names is None or isinstance(class_names, str):
+        return class_names and (class_names,)
+    return tuple(map(str, class_names))
+
+
+def _check_class_names(names, classes):
+    if names is not None and (len(names) != classes or len(set(names)) != classes):
         raise ValueError(
             f"class_names must be {classes} different names, one per class the models give, got {len(names)}: {names}."
         )
-    return names
+
+
+def _check_answered_labels(answers, name, class_names):
+    """Raise ValueError where a model calls a class otherwise than `class_names` do, if there are any."""
+    class_names = class_names or ()
+    classes, first = np.unique(answers[LOGITS].argmax(axis=1), return_index=True)
+    for index, row in zip(classes, first, strict=True):
+        label = answers[LABEL][row].decode("utf-8")
+        if index < len(class_names) and label != class_names[index]:
+            raise ValueError(
+                f"class_names must be in the order of the models' outputs, but models[{name!r}] calls class {index} "
+                f"{label!r}, and class_names {class_names[index]!r}: {class_names}."
+            )

@@ -1,4 +1,4 @@
-"""What `evaluate` found: look scores up, compare models, save, load, print, draw."""
+"""What `evaluate` found: look scores up, compare models, check limits, save, load, print, draw."""
 
 import csv
 import dataclasses
@@ -10,7 +10,10 @@ import rich.console
 from keras_kd._files import written_whole
 from keras_kd._tables import plain_text
 from keras_kd.evaluation.display import draw, fitting_tables
+from keras_kd.evaluation.gate import Gate
+from keras_kd.evaluation.page import html_page
 from keras_kd.evaluation.scores import OVERALL, TEACHER_METRICS, Estimate, result_rows
+from keras_kd.evaluation.tradeoff import draw_tradeoff
 
 _FORMAT = "keras_kd.evaluation.Evaluation/2"
 _KEYS = {"scores": ["model", "language", "metric"], "differences": ["model", "other", "language", "metric"]}
@@ -81,6 +84,42 @@ class Evaluation:
         metric = self._checked_metric(metric, language, model=model, other=other)
         return self.differences[model, other, language, metric]
 
+    def check(self, *, fail_under=None, fail_over=None, against=None, max_drop=None):
+        """Return the scores that miss a limit: a gate for continuous integration.
+
+        Every model but the teacher is checked; a model without a teacher beside it too.
+
+        Args:
+            fail_under: {metric: the least that is allowed}, in the units of `score`. The metric is that of all
+                examples, "macro_f1", or of a language (or another of `rows`), "de:macro_f1".
+            fail_over: the same for metrics of which less is better, "ece", "kl", "mse": the most that is allowed.
+            against: an earlier `Evaluation` of models of the same names on the same examples, such as
+                `Evaluation.from_json` reads.
+            max_drop: {metric: how much worse than in `against` a score may be}, at least 0, overall and in every
+                language. "de:macro_f1" is for one language, in place of what is given for all.
+
+        Returns:
+            A tuple of `Failure`, empty where every limit is kept.
+
+        Raises:
+            TypeError: an argument of the wrong type.
+            ValueError: an unknown metric or language; a metric in `fail_under` of which less is better, or one in
+                `fail_over` of which more is; `against` without `max_drop` or the other way round; a model, language or
+                metric that `against` does not have, or has of another number of examples.
+
+        Example:
+            >>> for failure in evaluation.check(fail_under={"macro_f1": 0.7, "de:macro_f1": 0.6}):
+            ...     print(failure)
+            student, de: macro_f1 is 0.5800, 0.0200 below the limit of 0.6000
+        """
+        if not isinstance(against, (Evaluation, type(None))):
+            raise TypeError(
+                f"against must be an Evaluation, got {type(against).__name__}. Evaluation.from_json reads one."
+            )
+        limits = {"fail_under": fail_under, "fail_over": fail_over, "max_drop": max_drop}
+        given = {argument: limit for argument, limit in limits.items() if limit is not None}
+        return Gate(**given, against=against).failures(self)
+
     def _checked_metric(self, metric, language, **models):
         metric = self.main_metric if metric is None else metric
         for argument, model in models.items():
@@ -125,11 +164,41 @@ class Evaluation:
         agreement). With `path` (.png, .svg, .pdf) the figure is also written there.
         """
         metric = self._checked_metric(metric, self.rows[0])
-        figure = draw(self, metric)
-        if path is not None:
-            with written_whole(path) as partial:
-                figure.savefig(partial, dpi=160)
-        return figure
+        return _written(draw(self, metric), path)
+
+    def plot_tradeoff(self, path=None, *, metric=None, language=OVERALL):
+        """Draw `metric` against the latency of one example, one dot per model; return the `matplotlib.figure.Figure`.
+
+        The area of a dot is the model's size. The dashed line joins the models that no other beats in both: none is as
+        fast and as good, and in one of the two better. Up is always better, left is faster.
+
+        Args:
+            path: where to write the figure (.png, .svg, .pdf); None: nowhere.
+            metric: one of `metrics`. The teacher is left out where its score is fixed, as in agreement.
+            language: one of `rows`.
+
+        Raises:
+            ImportError: Matplotlib is not installed: the extra `plot`.
+            ValueError: an unknown metric or language; a model that was not timed.
+
+        Example:
+            >>> evaluation.plot_tradeoff("tradeoff.svg", language="mean over languages")
+        """
+        figure = draw_tradeoff(self, self._checked_metric(metric, language), language)
+        return _written(figure, path)
+
+    def to_html(self, path):
+        """Write the tables and figures as one page that needs no other file: for a browser, on a phone, light or dark.
+
+        Raises:
+            ImportError: Matplotlib is not installed: the extra `plot`.
+
+        Example:
+            >>> evaluation.to_html("report.html")
+        """
+        page = html_page(self)
+        with written_whole(path) as partial:
+            partial.write_text(page, encoding="utf-8")
 
     def to_csv(self, path):
         """Write one line per score: model, language, metric, value, low, high, examples (UTF-8)."""
@@ -151,16 +220,28 @@ class Evaluation:
     @classmethod
     def from_json(cls, path):
         """Read what `to_json` wrote. Raises ValueError for any other file."""
-        content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        expected = f"{path} must be a file written by Evaluation.to_json ({_FORMAT})"
+        try:
+            content = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+        except ValueError as error:  # also of bytes that are no UTF-8
+            raise ValueError(f"{expected}, but is no JSON: {error}.") from error
         found = content.pop("format", None) if isinstance(content, dict) else None
         if found != _FORMAT:
-            raise ValueError(f"{path} must be a file written by Evaluation.to_json ({_FORMAT}), got format {found!r}.")
+            raise ValueError(f"{expected}, got format {found!r}.")
         content["models"] = {name: ModelFacts(**facts) for name, facts in content["models"].items()}
         content["metrics"], content["languages"] = tuple(content["metrics"]), tuple(content["languages"])
         content["groups"] = {group: tuple(members) for group, members in content["groups"].items()}
         for name, keys in _KEYS.items():
             content[name] = _estimates(content[name], keys)
         return cls(**content)
+
+
+def _written(figure, path):
+    """The figure, which is also written to `path` where that is not None."""
+    if path is not None:
+        with written_whole(path) as partial:
+            figure.savefig(partial, dpi=160)
+    return figure
 
 
 def _records(estimates, names):
