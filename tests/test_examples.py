@@ -43,8 +43,8 @@ def run(script, *arguments):
     ],
 )
 def test_topics_from_labels_in_english(family, tmp_path):
-    options = ["--data", DATA, "--output", tmp_path, "--languages", "eng_Latn", "deu_Latn", "--sentences", 40]
-    printed = run("cross_lingual_topics.py", *options, "--epochs", 2, *family)
+    options = ["--data", DATA, "--output", tmp_path, "--languages", "eng_Latn", "deu_Latn", "--sentences", 16]
+    printed = run("cross_lingual_topics.py", *options, "--epochs", 2, "--batch", 16, *family)
     assert "macro-F1, %, by language" in printed
     report = json.loads((tmp_path / "report.json").read_text())
     assert set(report["models"]) == {"teacher", "student", "file"}
