@@ -3,6 +3,7 @@
 import csv
 import io
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -237,6 +238,23 @@ def test_a_string_is_answered_where_keras_kd_cannot_be_imported(tmp_path):
             expected.append(labels[0].decode())
     done = subprocess.run([sys.executable, "-c", ELSEWHERE], cwd=tmp_path, capture_output=True, text=True)
     assert done.stdout.split() == expected, done.stderr[-2000:]
+
+
+def test_the_saved_model_is_one_that_tensorflow_serving_takes(tmp_path):
+    """As TensorFlow's own command tells: the batch is open, and first in each input and output."""
+    encoder = ENCODERS["prefix"]()
+    export(student_for(encoder), tmp_path / "a", tokenizer=encoder, labels=LABELS, compare_with=TEXTS)
+    command = [sys.executable, "-m", "tensorflow.python.tools.saved_model_cli", "show", "--dir", str(tmp_path / "a")]
+    options = ["--tag_set", "serve", "--signature_def", "serving_default"]
+    told = subprocess.run([*command, *options], capture_output=True, text=True, check=True).stdout
+    found = re.findall(r"(inputs|outputs)\['(\w+)'\].*?dtype: (\w+)\s+shape: \(([^)]*)\)", told, flags=re.DOTALL)
+    assert sorted(found) == [
+        ("inputs", "text", "DT_STRING", "-1"),
+        ("outputs", "label", "DT_STRING", "-1"),
+        ("outputs", "logits", "DT_FLOAT", "-1, 3"),
+        ("outputs", "probabilities", "DT_FLOAT", "-1, 3"),
+    ]
+    assert "tensorflow/serving/predict" in told
 
 
 def test_int8_runs_the_tokenizer_while_it_calibrates(tmp_path):

@@ -99,6 +99,7 @@ def export_metadata(report, written, specs, outputs, student, tokenizer, labels)
             "max_difference": report.max_difference,
         },
         "latency_ms": report.latency_ms,
+        "latency_p99_ms": report.latency_p99_ms,
         "machine": platform.processor() or platform.machine(),
         "versions": {
             "keras_kd": __version__,
@@ -201,7 +202,8 @@ def _page(metadata):
         **{f"output `{name}`": _shape(spec) for name, spec in metadata["outputs"].items()},
         "labels": metadata["labels"] and ", ".join(metadata["labels"]),
         "tokenizer": metadata["tokenizer"] and _listed(metadata["tokenizer"]),
-        "latency": f"{metadata['latency_ms']:.3g} ms for one example, on {metadata['machine']}",
+        "latency": f"{metadata['latency_ms']:.3g} ms for one example (99th percentile {metadata['latency_p99_ms']:.3g}), "
+        f"on {metadata['machine']}",
         "created": f"{metadata['created']}" + (f", commit `{metadata['commit']}`" if metadata["commit"] else ""),
         "versions": _listed(metadata["versions"]),
     }

@@ -87,6 +87,10 @@ class Runtime(abc.ABC):
         A LiteRT file runs in one thread, TensorFlow in as many as it likes. `x_one` is a batch of one; the first
         `warmup` calls, which trace and allocate, do not count.
         """
+        return statistics.median(self.latencies_ms(x_one, repeats, warmup))
+
+    def latencies_ms(self, x_one, repeats=50, warmup=5):
+        """Return the wall time of each of `repeats` such calls, in milliseconds."""
         inputs, examples = fit_inputs(x_one, self.specs())
         if examples != 1:
             raise ValueError(f"x_one must be a batch of one example, got {examples}; pass x[:1].")
@@ -94,8 +98,8 @@ class Runtime(abc.ABC):
         for _ in range(warmup + repeats):
             start = time.perf_counter()
             self._run_batch(inputs)
-            times.append(time.perf_counter() - start)
-        return 1e3 * statistics.median(times[warmup:])
+            times.append(1e3 * (time.perf_counter() - start))
+        return times[warmup:]
 
     def _run_batch(self, inputs):
         examples = len(next(iter(inputs.values())))
