@@ -179,7 +179,8 @@ def export(
         _write(parts.written, partial, format, specs, quantize, calibration)
         with _must_run():
             runtime = open_runtime(partial)
-            latencies = runtime.latencies_ms({name: array[:1] for name, array in inputs.items()}, repeats=_TIMED_CALLS)
+            one = {name: array[:1] for name, array in inputs.items()}
+            latencies = runtime.latencies_ms(one, repeats=_TIMED_CALLS)
         report = ExportReport(
             path=os.fspath(path),
             format=format,
