@@ -202,8 +202,7 @@ def _page(metadata):
         **{f"output `{name}`": _shape(spec) for name, spec in metadata["outputs"].items()},
         "labels": metadata["labels"] and ", ".join(metadata["labels"]),
         "tokenizer": metadata["tokenizer"] and _listed(metadata["tokenizer"]),
-        "latency": f"{metadata['latency_ms']:.3g} ms for one example (99th percentile {metadata['latency_p99_ms']:.3g}), "
-        f"on {metadata['machine']}",
+        "latency": _latency(metadata),
         "created": f"{metadata['created']}" + (f", commit `{metadata['commit']}`" if metadata["commit"] else ""),
         "versions": _listed(metadata["versions"]),
     }
@@ -277,6 +276,11 @@ def _example(spec):
             text = [text]
         return f"np.array({[text]!r}, dtype=object)"
     return f"np.zeros({tuple(shape)}, {spec['dtype']!r})"
+
+
+def _latency(metadata):
+    median, high = (f"{metadata[key]:.3g} ms" for key in ("latency_ms", "latency_p99_ms"))
+    return f"{median} for one example (99th percentile {high}), on {metadata['machine']}"
 
 
 def _shape(spec):
