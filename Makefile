@@ -91,8 +91,9 @@ peers: .venv-torch/.installed  ## Make .venv-torch, with PyTorch and torchdistil
 compare: install  ## Show each difference from keras.distillation
 	$(BIN)/python benchmarks/compare_keras_distillation.py
 
-notebook: install  ## Run the notebook and write its outputs into it
-	$(BIN)/python notebooks/run.py
+notebook: install  ## Run the notebooks and write their outputs into them
+	$(BIN)/python notebooks/run.py multilingual_distillation
+	$(BIN)/python notebooks/run.py ship_to_mobile
 
 wheel: install  ## Build the wheel into dist/
 	$(BIN)/python -m build --wheel

@@ -1,23 +1,25 @@
-"""Run the notebook from top to bottom, in an empty folder, and write its outputs into it.
+"""Run a notebook from top to bottom, in an empty folder, and write its outputs into it.
 
-python notebooks/run.py [--quick] [--output FILE]
+python notebooks/run.py [NOTEBOOK] [--quick] [--output FILE]
 """
 
 import argparse
 import os
 import pathlib
+import sys
 import tempfile
 
 import nbformat
 from nbclient import NotebookClient
 
-NOTEBOOK = pathlib.Path(__file__).with_name("multilingual_distillation.ipynb")
+NOTEBOOKS = {path.stem: path for path in sorted(pathlib.Path(__file__).parent.glob("*.ipynb"))}
 
 
-def run(output, *, quick=False):
-    """Run the notebook, with small settings if `quick`, and write it with its outputs to `output`; return it."""
-    notebook = nbformat.read(NOTEBOOK, as_version=4)
-    environment = {**os.environ, "KERAS_KD_QUICK": "1" if quick else ""}
+def run(path, output, *, quick=False):
+    """Run the notebook at `path`, with small settings if `quick`, and write it to `output`; return it."""
+    notebook = nbformat.read(path, as_version=4)
+    commands = os.pathsep.join([str(pathlib.Path(sys.executable).parent), os.environ["PATH"]])  # of this environment
+    environment = {**os.environ, "KERAS_KD_QUICK": "1" if quick else "", "PATH": commands}
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
         NotebookClient(notebook, timeout=900, resources=resources, coalesce_streams=True).execute(env=environment)
@@ -31,10 +33,12 @@ def run(output, *, quick=False):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("notebook", choices=list(NOTEBOOKS), nargs="?", default="multilingual_distillation")
     parser.add_argument("--quick", action="store_true", help="small settings")
-    parser.add_argument("--output", type=pathlib.Path, default=NOTEBOOK)
+    parser.add_argument("--output", type=pathlib.Path, help="where to write it; in its place")
     options = parser.parse_args()
-    run(options.output, quick=options.quick)
+    path = NOTEBOOKS[options.notebook]
+    run(path, options.output or path, quick=options.quick)
 
 
 if __name__ == "__main__":

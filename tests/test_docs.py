@@ -103,7 +103,7 @@ def test_code_fits_the_column_of_a_page():
 
 def test_the_navigation_names_every_page_once():
     navigation = re.findall(r": ([\w/-]+\.(?:md|ipynb))$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE)
-    assert sorted(navigation) == sorted([*PAGES, "notebook.ipynb"])
+    assert sorted(navigation) == sorted([*PAGES, "notebook.ipynb", "ship-to-mobile.ipynb"])
 
 
 # Tables and pictures ------------------------------------------------------------------------------------------------

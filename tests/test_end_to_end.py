@@ -193,6 +193,24 @@ def test_every_file_answers_as_the_model_does(kind, file, tmp_path):
         assert given["label"].tolist() == labels
 
 
+@pytest.mark.parametrize("file", ["saved", "float32.tflite"])
+@pytest.mark.parametrize("kind", ["prefix", "wordpiece", "bytes"])
+def test_a_batch_of_none_is_answered_with_none(kind, file, tmp_path):
+    encoder = ENCODERS[kind]()
+    export(student_for(encoder), tmp_path / file, tokenizer=encoder, labels=LABELS, compare_with=TEXTS)
+    if file == "saved":
+        model = tf.saved_model.load(str(tmp_path / file))
+        answer = model.signatures["serving_default"](text=tf.constant([], tf.string))
+    else:
+        none = {"text": np.array([], dtype=object)} if kind != "bytes" else {"ids": np.zeros((0, LENGTH), np.uint8)}
+        answer = open_runtime(tmp_path / file)._runner(**none)
+    assert {name: tuple(np.array(array).shape) for name, array in answer.items()} == {
+        "label": (0,),
+        "logits": (0, 3),
+        "probabilities": (0, 3),
+    }
+
+
 ELSEWHERE = """
 import sys
 import numpy as np

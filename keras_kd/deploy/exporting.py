@@ -1,6 +1,5 @@
 """`export`: ship the student as a SavedModel or a LiteRT file, run what was written and compare it with the student."""
 
-import collections
 import contextlib
 import dataclasses
 import os
@@ -15,6 +14,7 @@ from keras_kd._checks import require_choice, require_model, require_number
 from keras_kd._files import written_whole
 from keras_kd._quiet import first_line
 from keras_kd.deploy.cards import CARD, METADATA, beside, export_metadata, write_files
+from keras_kd.deploy.comparison import Comparison, has_classes
 from keras_kd.deploy.conversion import input_signature, litert_bytes, traced, without_operation, write_saved_model
 from keras_kd.deploy.end_to_end import TEXT, end_to_end_model
 from keras_kd.deploy.example_inputs import fit_inputs, generated_inputs, read_dataset
@@ -28,7 +28,6 @@ CALIBRATION_EXAMPLES = 512  # at most, the first ones of `calibration`
 LEAST_AGREEMENT = 0.5  # unless `min_agreement` says otherwise
 _TIMED_CALLS = 100
 _BATCH = 32
-_TIE = 1e-5  # two neighbours whose cosines differ by less are equally near
 
 _FORMATS = {"saved_model": "SavedModel", "litert": "LiteRT"}
 _FOREIGN_ENDINGS = (".keras", ".h5", ".lite", ".onnx", ".pb")
@@ -308,7 +307,7 @@ def _examples(data, specs, limit, argument, encode=None):
 def _checked_answers(reference, inputs, min_agreement):
     """The student's answer to one example, before anything is written; its outputs can agree where that is asked."""
     outputs = _answers(reference, {name: array[:1] for name, array in inputs.items()})
-    if min_agreement is not None and not any(map(_has_classes, outputs.values())):
+    if min_agreement is not None and not any(map(has_classes, outputs.values())):
         shapes = {name: array.shape for name, array in outputs.items()}
         raise ValueError(f"min_agreement must be None for a student without two classes or more, got outputs {shapes}.")
     return outputs
@@ -359,7 +358,7 @@ def _write(student, path, format, specs, quantize, calibration):
 def _compared(reference, runtime, inputs):
     """Part of an `ExportReport`, by batches: all outputs of a large vocabulary may not fit in memory."""
     examples = len(next(iter(inputs.values())))
-    comparison = _Comparison()
+    comparison = Comparison()
     for start in range(0, examples, _BATCH):
         rows = {name: array[start : start + _BATCH] for name, array in inputs.items()}
         expected = _answers(reference, rows)
@@ -370,69 +369,9 @@ def _compared(reference, runtime, inputs):
     return {**comparison.summary(), "examples": examples}
 
 
-class _Comparison:
-    """How the outputs of two models differ, summed over batches of {output name: array}."""
-
-    def __init__(self):
-        self.largest, self.total, self.numbers = 0.0, 0.0, 0
-        self.same, self.places = collections.Counter(), collections.Counter()
-        self.vectors = collections.defaultdict(list)
-
-    def add(self, expected, given):
-        for name, output in expected.items():
-            if output.dtype == object:  # strings
-                self._count(name, given[name] == output)
-                continue
-            difference = np.abs(given[name].astype(np.float64) - output)
-            self.largest = max(self.largest, float(difference.max()))
-            self.total += float(difference.sum())
-            self.numbers += difference.size
-            if name in self.vectors or _are_unit_vectors(output):
-                self.vectors[name].append((output, given[name]))
-            elif _has_classes(output):
-                self._count(name, given[name].argmax(axis=-1) == output.argmax(axis=-1))
-
-    def _count(self, name, equal):
-        self.same[name] += int(equal.sum())
-        self.places[name] += equal.size
-
-    def summary(self):
-        pairs = [map(np.concatenate, zip(*batches, strict=True)) for batches in self.vectors.values()]
-        cosines, neighbours = zip(*(_likeness(*pair) for pair in pairs), strict=True) if pairs else ((), ())
-        shares = [self.same[name] / self.places[name] for name in self.places]
-        return {
-            "max_difference": self.largest,
-            "mean_difference": self.total / max(1, self.numbers),
-            "agreement": min([*shares, *filter(lambda share: share is not None, neighbours)], default=None),
-            "cosine": min(cosines, default=None),
-        }
-
-
-def _are_unit_vectors(output):
-    """Whether these are vectors of length 1, such as sentence embeddings; not distributions, which have no sign."""
-    if output.ndim != 2 or output.shape[1] < 2:
-        return False
-    return bool((np.abs(np.linalg.norm(output, axis=-1) - 1) < 1e-2).all() and output.min() < 0)
-
-
-def _likeness(expected, given):
-    """Of vectors, (examples, width): the mean cosine, and the share of examples whose nearest neighbour is the same."""
-    expected, given = (v / np.maximum(np.linalg.norm(v, axis=1, keepdims=True), 1e-12) for v in (expected, given))
-    cosine = float((expected * given).sum(axis=1).mean())
-    if len(expected) < 3:
-        return cosine, None
-    similarity, of_given = (v @ v.T - 3.0 * np.eye(len(v), dtype=v.dtype) for v in (expected, given))
-    found = np.take_along_axis(similarity, of_given.argmax(axis=1)[:, None], axis=1)[:, 0]
-    return cosine, float((found >= similarity.max(axis=1) - _TIE).mean())
-
-
 def _answers(runtime, rows):
     outputs = runtime.predict(rows)
     return outputs if isinstance(outputs, dict) else {"output": outputs}
-
-
-def _has_classes(output):
-    return output.dtype == object or (output.ndim > 1 and output.shape[-1] > 1)
 
 
 def _check_outputs(expected, given):
