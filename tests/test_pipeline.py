@@ -7,6 +7,7 @@ import io
 import json
 import pathlib
 import re
+import shutil
 
 import keras
 import numpy as np
@@ -17,7 +18,7 @@ import keras_kd
 from keras_kd import cli
 from keras_kd.pipeline import run as run_module
 from keras_kd.pipeline.settings import Settings, Teacher, entries, read_settings, write_example
-from keras_kd.pipeline.teaching import open_teacher
+from keras_kd.pipeline.teaching import check_order, open_teacher
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
 WORDS = {"en": (["good", "great"], ["bad", "awful"]), "de": (["gut", "prima"], ["schlecht", "mies"])}
@@ -286,6 +287,31 @@ def test_bad_input_is_refused_before_training(case, files, tmp_path, capsys, mon
     error = capsys.readouterr().err
     assert error.startswith("keras-kd distil: ")
     assert re.search(message, error), error
+
+
+def test_a_teacher_whose_classes_have_another_order(files, tmp_path, capsys, monkeypatch):
+    """Its outputs would teach the wrong classes: it is refused, and taught from with the order that is named."""
+    text = keras.Input((1,), dtype="string", name="text")
+    keras.Model(text, word_teacher()(text)[..., ::-1]).save(tmp_path / "reversed.keras")
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module, "_tensorboard", lambda folder: pytest.fail("it trains"))
+        assert command(files, tmp_path / "a", teacher=tmp_path / "reversed.keras") == 2
+    error = capsys.readouterr().err
+    assert "agrees with 0% of the labels, and would with 100%" in error and error.strip().endswith("--labels yes,no")
+    shutil.rmtree(tmp_path / "a")
+    assert command(files, tmp_path / "a", "--labels", "yes,no", teacher=tmp_path / "reversed.keras") == 0
+    evaluation = keras_kd.evaluation.Evaluation.from_json(tmp_path / "a" / "evaluation.json")
+    assert evaluation.score("teacher", "accuracy").value == 1.0
+    assert json.loads((tmp_path / "a" / "student.metadata.json").read_text())["labels"] == ["yes", "no"]
+
+
+def test_the_order_is_only_doubted_where_another_is_far_better():
+    labels = np.repeat([0, 1, 2], 20)
+    check_order(labels, labels, "abc")
+    check_order(np.zeros(60, int), labels, "abc")  # one class for all: no order would be better
+    check_order(np.concatenate([labels[:30], np.roll(labels, 20)[30:]]), labels, "abc")
+    with pytest.raises(ValueError, match=r"the order c,a,b in place of a,b,c"):
+        check_order((labels + 1) % 3, labels, "abc")
 
 
 def test_texts_without_labels_to_test_on(files, tmp_path, capsys):

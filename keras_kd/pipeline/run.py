@@ -23,7 +23,7 @@ from keras_kd.evaluation import evaluate
 from keras_kd.fingerprint import differences
 from keras_kd.losses import SoftLabels
 from keras_kd.outputs import PrecomputedBatch
-from keras_kd.pipeline.teaching import open_teacher
+from keras_kd.pipeline.teaching import check_order, open_teacher
 from keras_kd.students import student_for
 from keras_kd.text import ByteEncoder
 
@@ -74,8 +74,10 @@ class _Run(Stages):
         self.settings = settings
         self.folder = pathlib.Path(settings.export.output)
         data = settings.data
-        columns = {"text": data.text, "label": data.label, "language": data.language}
-        splits = from_files({"train": data.train, "test": data.test}, **columns)
+        options = {"text": data.text, "label": data.label, "language": data.language}
+        if data.labels:
+            options["class_names"] = [name.strip() for name in data.labels.split(",")]
+        splits = from_files({"train": data.train, "test": data.test}, **options)
         self.class_names = splits.class_names
         self.train_split, self.test_split = (_arrays(splits[name]) for name in ("train", "test"))
         self._check_splits()
@@ -134,7 +136,10 @@ class _Run(Stages):
     def teach(self):
         """The teacher's logits of the training texts, float32 `(texts, classes)`."""
         with self.stage("teacher"):
-            return self.teacher.logits(self.train_split.texts, self.folder / "teacher_outputs")
+            logits = self.teacher.logits(self.train_split.texts, self.folder / "teacher_outputs")
+        labelled = self.train_split.labels >= 0
+        check_order(logits[labelled].argmax(axis=-1), self.train_split.labels[labelled], self.class_names)
+        return logits
 
     def train(self, teacher_logits):
         """Train the student, or read the one that was trained; return it and the distiller."""

@@ -24,6 +24,7 @@ class Data:
     text: str = _entry("text", "the column with the text")
     label: str = _entry("label", "the column with the label, a name or a number")
     language: str = _entry("language", "the column with the language; or one code for all texts, such as en")
+    labels: str = _entry("", "the labels in the order of the teacher's outputs: a,b,c; if empty, they are sorted")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -33,6 +33,25 @@ def open_teacher(settings, class_names):
     return TextTeacher(path, settings.gives, class_names)
 
 
+def check_order(predicted, labels, class_names):
+    """Raise ValueError if the teacher's outputs seem to have another order than the classes.
+
+    They do where each label is mostly given another class, each of them one, and far more texts would be right so.
+    """
+    counts = np.zeros((len(class_names), len(class_names)))
+    np.add.at(counts, (labels, predicted), 1)
+    mostly = counts.argmax(axis=1)  # of each label, the class that the teacher gives most
+    right, right_so = counts.trace(), counts[np.arange(len(mostly)), mostly].sum()
+    if len(set(mostly)) < len(mostly) or right_so < right + 0.2 * len(labels):
+        return
+    order = [class_names[place] for place in np.argsort(mostly)]
+    raise ValueError(
+        f"the teacher agrees with {right / len(labels):.0%} of the labels, and would with {right_so / len(labels):.0%} "
+        f"if its outputs had the order {','.join(order)} in place of {','.join(class_names)}. Give its order: "
+        f"--labels {','.join(order)}"
+    )
+
+
 class TextTeacher:
     """A Keras model or SavedModel that takes strings. Its outputs are stored by text, and a stopped run resumes."""
 
