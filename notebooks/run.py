@@ -6,6 +6,7 @@ python notebooks/run.py [NOTEBOOK] [--quick] [--output FILE]
 import argparse
 import os
 import pathlib
+import re
 import sys
 import tempfile
 
@@ -27,8 +28,17 @@ def run(path, output, *, quick=False):
         cell.metadata.pop("execution", None)  # times of day
         if cell.cell_type == "code":  # TensorFlow's log lines, which name the machine it ran on
             cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
+            for output in cell.outputs:
+                if "text" in output:
+                    output.text = plain(output.text)
     nbformat.write(notebook, output)
     return notebook
+
+
+def plain(text):
+    """Without the colors and bars that commands draw on a terminal."""
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).split("\n")
+    return "\n".join(line.rstrip() for line in lines if "━" not in line)
 
 
 def main():
