@@ -27,10 +27,10 @@ def run(path, output, *, quick=False):
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)  # times of day
         if cell.cell_type == "code":  # TensorFlow's log lines, which name the machine it ran on
-            cell.outputs = [output for output in cell.outputs if output.get("name") != "stderr"]
-            for output in cell.outputs:
-                if "text" in output:
-                    output.text = plain(output.text)
+            cell.outputs = [shown for shown in cell.outputs if shown.get("name") != "stderr"]
+            for shown in cell.outputs:
+                if "text" in shown:
+                    shown.text = plain(shown.text)
     nbformat.write(notebook, output)
     return notebook
 
