@@ -252,7 +252,7 @@ def _print(folder, demo, evaluation, exports, transfer):
         show(f"{name} − {LABELS_ONLY}: {100 * gain.value:+.1f} points of macro-F1 [{low}, {high}]")
     show(f"\nFiles      {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     show(f"Try it     {_command(folder, demo.names.class_names)}")
-    show("Your data  keras-kd init, then keras-kd distil run.toml; in Python: notebooks/multilingual_distillation.ipynb")
+    show("Your data  keras-kd init; keras-kd distil run.toml; in Python: notebooks/multilingual_distillation.ipynb")
 
 
 def _command(folder, class_names):
