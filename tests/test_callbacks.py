@@ -259,4 +259,4 @@ def test_a_ramp_by_step_does_not_grow(data):
     before = resident()
     steps(6_000)
     assert float(distiller.soft_weight.numpy()) == pytest.approx(7_999 / 30_000, abs=1e-4)
-    assert resident() - before < 2e6
+    assert resident() - before < 3e6
