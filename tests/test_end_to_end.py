@@ -412,7 +412,7 @@ def test_other_kinds_of_sentencepiece_are_cut_as_it_does_and_not_in_litert(optio
     texts = [*TEXTS[:6], "😀 zebra", ""]
     np.testing.assert_array_equal(encoder(texts)["token_ids"], by_sentencepiece(proto, texts, LENGTH, ""))
     with pytest.raises(ValueError, match="type unigram without byte pieces to run in LiteRT"):
-        encoder.litert_layer()
+        encoder.is_in_litert()
 
 
 @pytest.mark.parametrize("prefix", ["query: ", "query:"])
@@ -516,10 +516,10 @@ def test_what_does_not_fit_is_named(case, tmp_path):
 def test_a_prefix_that_litert_cannot_join():
     encoder = keras_kd.text.SentencePieceEncoder(piece_proto(), LENGTH, prefix="query:")
     with pytest.raises(ValueError, match="prefix that ends in a space"):
-        encoder.litert_layer()
+        encoder.is_in_litert()
     encoder = keras_kd.text.SentencePieceEncoder(piece_proto(), 3, prefix="query: ")
     with pytest.raises(ValueError, match=r"a length > \d+, for the prefix"):
-        encoder.litert_layer()
+        encoder.is_in_litert()
 
 
 @pytest.mark.parametrize(

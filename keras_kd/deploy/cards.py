@@ -18,7 +18,6 @@ from keras_kd._version import __version__
 
 CARD, METADATA = ".card.md", ".metadata.json"  # after the name of the file
 _FORMAT = "keras_kd card/1"
-_KINDS = {"saved_model": "SavedModel", "litert": "LiteRT"}
 
 
 def write_card(path, *, distiller=None, evaluation=None, model=None, details=None):
@@ -78,7 +77,7 @@ def export_metadata(report, written, specs, outputs, student, tokenizer, labels)
     return {
         "format": _FORMAT,
         "file": pathlib.Path(report.path).name,
-        "kind": " ".join(filter(None, (_KINDS[report.format], report.quantize))),
+        "kind": report.kind,
         "size_bytes": report.size_bytes,
         "sha256": content_hash(written),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

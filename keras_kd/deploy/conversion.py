@@ -47,11 +47,11 @@ def write_saved_model(student, serve, folder):
         archive.write_out(os.fspath(folder), verbose=False)
 
 
-def litert_bytes(student, signature, *, quantize=None, calibration=None, custom_operations=False):
+def litert_bytes(student, signature, *, quantize=None, calibration=None):
     """Return the student as the bytes of a LiteRT file; one in low precision as its copy in float32.
 
-    `custom_operations` lets those of tensorflow-text in. RuntimeError if LiteRT lacks an operation, or the float32 copy
-    cannot be made.
+    The operations of tensorflow-text are let in where the student takes strings. RuntimeError if LiteRT lacks an
+    operation, or the float32 copy cannot be made.
     """
     serve = traced(student, signature)
     low = {dtype.as_datatype_enum for dtype in _LOW_DTYPES}
@@ -70,7 +70,8 @@ def litert_bytes(student, signature, *, quantize=None, calibration=None, custom_
         serve = traced(student, keras.tree.map_structure(_of_one_example, signature))
     with tempfile.TemporaryDirectory() as folder:
         write_saved_model(student, serve, folder)
-        return _converted(folder, quantize, calibration, custom_operations)
+        takes_text = any(spec.dtype == tf.string for spec in keras.tree.flatten(signature))
+        return _converted(folder, quantize, calibration, takes_text)
 
 
 def _in_float32(spec):
@@ -81,9 +82,9 @@ def _of_one_example(spec):
     return tf.TensorSpec((1, *spec.shape[1:]), spec.dtype, spec.name)
 
 
-def _converted(folder, quantize, calibration, custom_operations):
+def _converted(folder, quantize, calibration, takes_text):
     converter = tf.lite.TFLiteConverter.from_saved_model(folder)
-    if custom_operations:
+    if takes_text:
         allow_text_operations(converter)
     if quantize is not None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]

@@ -55,15 +55,19 @@ class ExportReport:
     latency_ms: float  # median wall time of one example in the file's own runtime (LiteRT in one thread)
     latency_p99_ms: float  # the 99th percentile of 100 such calls
 
+    @property
+    def kind(self):
+        """Format and quantization in words: "LiteRT int8"."""
+        return " ".join(filter(None, (_FORMATS[self.format], self.quantize)))
+
     def __str__(self):
-        kind = " ".join(filter(None, (_FORMATS[self.format], self.quantize)))
         bound = "" if self.batch_size is None else f", {self.batch_size} example a call"
         agreement = "" if self.agreement is None else f"agreement {100 * self.agreement:.2f} %, "
         if self.cosine is not None:
             agreement = agreement.replace("agreement", "same neighbour") + f"cosine {self.cosine:.4f}, "
         source = "generated inputs" if self.generated else "examples"
         return (
-            f"{self.path}: {kind}, {self.size_bytes:,} bytes, {self.latency_ms:.3g} ms for one example{bound}\n"
+            f"{self.path}: {self.kind}, {self.size_bytes:,} bytes, {self.latency_ms:.3g} ms for one example{bound}\n"
             f"  against the student on {self.examples:,} {source}: {agreement}outputs differ by "
             f"{self.mean_difference:.2g} on average, {self.max_difference:.2g} at most"
         )
@@ -163,11 +167,11 @@ def export(
     _check_student(student, compare_with)
     _check_options(format, quantize, calibration, compare_with, min_agreement)
     _check_target(path, format, overwrite)
-    parts = _parts(student, tokenizer, labels, format)
-    inputs, specs = _inputs_and_specs(parts, compare_with)
+    model, encoder = _model_and_encoder(student, tokenizer, labels, format)
+    inputs, specs = _inputs_and_specs(model, encoder, compare_with)
     if calibration is not None:
-        calibration = _examples(calibration, specs, CALIBRATION_EXAMPLES, "calibration", parts.encode)
-    reference = KerasRuntime(parts.compared)
+        calibration = _examples(calibration, specs, CALIBRATION_EXAMPLES, "calibration", encoder)
+    reference = KerasRuntime(model)
     outputs = _checked_answers(reference, inputs, min_agreement)
 
     with (
@@ -175,7 +179,7 @@ def export(
         written_whole(beside(path, METADATA)) as data,
         written_whole(path) as partial,
     ):
-        _write(parts.written, partial, format, specs, quantize, calibration)
+        _write(model, partial, format, specs, quantize, calibration)
         with _must_run():
             runtime = open_runtime(partial)
             one = {name: array[:1] for name, array in inputs.items()}
@@ -196,24 +200,14 @@ def export(
         return report
 
 
-@dataclasses.dataclass(frozen=True)
-class _Parts:
-    """What an export is made of: the model that is written, the one that it is compared with, and what comes before."""
-
-    written: keras.Model
-    compared: keras.Model
-    encode: object = None  # from the texts that the user gives to what both models take; None: they take them
-
-
-def _parts(student, tokenizer, labels, format):
+def _model_and_encoder(student, tokenizer, labels, format):
+    """The model to write, and the encoder that stays outside of the file: None, or one whose outputs the file takes."""
     if tokenizer is None and labels is None:
-        return _Parts(student, student)
-    compared = end_to_end_model(student, tokenizer, labels)
-    if format == "saved_model" or not isinstance(tokenizer, TextEncoder):
-        return _Parts(compared, compared)
-    inside = tokenizer.litert_layer()
-    written = end_to_end_model(student, inside, labels)
-    return _Parts(written, compared) if inside is not None else _Parts(written, written, tokenizer)
+        return student, None
+    model = end_to_end_model(student, tokenizer, labels)
+    if format == "litert" and isinstance(tokenizer, TextEncoder) and not tokenizer.is_in_litert():
+        return end_to_end_model(student, labels=labels), tokenizer
+    return model, None
 
 
 def _check_student(student, compare_with):
@@ -264,13 +258,13 @@ def _check_target(path, format, overwrite):
         )
 
 
-def _inputs_and_specs(parts, compare_with):
+def _inputs_and_specs(model, encoder, compare_with):
     """Return the examples to compare on, and what the file will take: {input name: tf.TensorSpec}."""
-    specs = input_specs(parts.written)
+    specs = input_specs(model)
     if compare_with is None:
         inputs = generated_inputs(specs)
     else:
-        inputs = _examples(compare_with, specs, COMPARED_EXAMPLES, "compare_with", parts.encode)
+        inputs = _examples(compare_with, specs, COMPARED_EXAMPLES, "compare_with", encoder)
     wrong = [name for name in inputs if not is_input_name(name)]
     if wrong:
         raise ValueError(
@@ -280,7 +274,7 @@ def _inputs_and_specs(parts, compare_with):
     return inputs, specs or specs_of(inputs)
 
 
-def _examples(data, specs, limit, argument, encode=None):
+def _examples(data, specs, limit, argument, encoder=None):
     """Return the first `limit` examples of `data` as {input name: array}, fitted to `specs`."""
     if isinstance(data, tf.data.Dataset):
         data = read_dataset(data, argument, lambda batch: batch[0] if isinstance(batch, tuple) else batch, limit)
@@ -294,9 +288,9 @@ def _examples(data, specs, limit, argument, encode=None):
         )
     first = {name: array[:limit] for name, array in data.items()} if isinstance(data, dict) else data[:limit]
     try:
-        if encode is not None:
+        if encoder is not None:
             first, _ = fit_inputs(first, {TEXT: tf.TensorSpec((None,), tf.string)})
-            first = encode(first[TEXT]).numpy()
+            first = encoder(first[TEXT]).numpy()
         inputs, _ = fit_inputs(first, specs)
     except ValueError as error:
         raise ValueError(f"{argument}: {error}") from error
@@ -337,9 +331,7 @@ def _write(student, path, format, specs, quantize, calibration):
         return
     path.touch()
     try:
-        text = any(spec.dtype == tf.string for spec in specs.values())
-        options = {"quantize": quantize, "calibration": calibration, "custom_operations": text}
-        path.write_bytes(litert_bytes(student, signature, **options))
+        path.write_bytes(litert_bytes(student, signature, quantize=quantize, calibration=calibration))
     except RuntimeError as error:
         quantized = {
             path: layer.dtype_policy.name

@@ -100,40 +100,27 @@ class ScoreFile:
 def _text_model(path, gives):
     """The model at a path as one functional model from strings, `(batch,)`, to logits, `(batch, classes)`."""
     if path.is_dir():
-        return _of_saved_model(path, gives)
-    with naming_damaged_file(path, Exception):
-        model = keras.saving.load_model(path, compile=False)
-    specs = input_specs(model)
-    if specs is None or len(specs) != 1 or next(iter(specs.values())).dtype != tf.string:
+        model, gives = _saved_model(path, gives), "logits"
+    else:
+        with naming_damaged_file(path, Exception):
+            model = keras.saving.load_model(path, compile=False)
+    specs = list((input_specs(model) or {}).values())
+    if [spec.dtype for spec in specs] != [tf.string]:
         raise ValueError(
-            f"the teacher {path} must be a functional model with one input of strings, got {specs}. Put its tokenizer "
-            "before it: keras_kd.deploy.end_to_end_model(model, tokenizer).save(path)."
+            f"the teacher {path} must be a functional model or SavedModel with one input of strings, got {specs}. Put "
+            "its tokenizer before it, keras_kd.deploy.end_to_end_model(model, tokenizer), and save or export that."
         )
     text = keras.Input((), dtype="string", name=TEXT)
-    (spec,) = specs.values()
-    outputs = model(text if spec.shape.rank == 1 else keras.ops.expand_dims(text, -1))
-    return keras.Model(text, _named(_as_logits(outputs, gives, path)), name=model.name)
+    logits = _as_logits(model(text if specs[0].shape.rank == 1 else keras.ops.expand_dims(text, -1)), gives, path)
+    named = keras.layers.Identity(name=LOGITS)(logits)  # stored outputs go by names, which Keras would count on
+    return keras.Model(text, named, name=model.name)
 
 
-def _of_saved_model(path, gives):
+def _saved_model(path, gives):
+    """A SavedModel as a Keras model that gives logits; of one that was exported with labels, its output of them."""
     signature = tf.saved_model.load(str(path)).signatures.get("serving_default")
     has_answers = signature is not None and set(signature.structured_outputs) == set(ANSWERS)
-    options = {"output": LOGITS} if has_answers else {"gives": gives}
-    model = from_saved_model(path, **options)
-    (spec, *others) = input_specs(model).values()
-    if others or spec.dtype != tf.string:
-        raise ValueError(
-            f"the teacher {path} must take one input of strings, got {input_specs(model)}. Export it with its "
-            "tokenizer: keras_kd.export(model, path, tokenizer=...)."
-        )
-    text = keras.Input((), dtype="string", name=TEXT)
-    outputs = model(text if spec.shape.rank == 1 else keras.ops.expand_dims(text, -1))
-    return keras.Model(text, _named(outputs), name="teacher")
-
-
-def _named(logits):
-    """The stored outputs go by their name, which Keras would count on in each process."""
-    return keras.layers.Identity(name=LOGITS)(logits)
+    return from_saved_model(path, **({"output": LOGITS} if has_answers else {"gives": gives}))
 
 
 def _as_logits(outputs, gives, path):

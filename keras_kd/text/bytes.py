@@ -41,8 +41,8 @@ class ByteEncoder(TextEncoder):
         self.length = require_count(length, "length", at_least=1)
         self.built = True
 
-    def litert_layer(self):
-        return None  # the app makes the bytes
+    def is_in_litert(self):
+        return False  # the app makes the bytes
 
     def call(self, inputs):
         return tf.io.decode_raw(tf.reshape(inputs, (-1,)), tf.uint8, fixed_length=self.length)

@@ -79,7 +79,7 @@ class CharacterEncoder(TextEncoder):
         """Number of different ids: the `input_dim` of the `Embedding` that follows."""
         return _SPECIAL_IDS + len(self.vocabulary)
 
-    def litert_layer(self):
+    def is_in_litert(self):
         raise ValueError(
             "tokenizer must run in LiteRT, which has no operations for CharacterEncoder. Export without tokenizer, for "
             "a file that takes ids; or train the student on a SentencePieceEncoder, WordPieceEncoder or ByteEncoder."

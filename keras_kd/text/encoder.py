@@ -10,10 +10,10 @@ class TextEncoder(keras.layers.Layer):
     def __call__(self, inputs, **kwargs):
         return super().__call__(as_strings(inputs), **kwargs)
 
-    def litert_layer(self):
-        """The same encoder in operations that a LiteRT file can run; None where the file takes what it returns.
+    def is_in_litert(self):
+        """Whether a LiteRT file holds the encoder; if not, the file takes what it returns.
 
-        ValueError if there are no such operations.
+        ValueError if the file would have to hold it and LiteRT has no such operations.
         """
         raise NotImplementedError
 

@@ -121,10 +121,10 @@ class SentencePieceEncoder(_PieceEncoder):
             return f"a length > {len(self._first) + 1}, for the prefix"
         return ""
 
-    def litert_layer(self):
+    def is_in_litert(self):
         if self._why_slow:
             raise ValueError(f"tokenizer must have {self._why_slow} to run in LiteRT. A SavedModel holds any.")
-        return self
+        return True
 
     def call(self, inputs):
         inputs = tf.reshape(inputs, (-1,))
@@ -209,8 +209,8 @@ class WordPieceEncoder(_PieceEncoder):
         """Number of pieces."""
         return len(self.vocabulary)
 
-    def litert_layer(self):
-        return self
+    def is_in_litert(self):
+        return True
 
     def call(self, inputs):
         return self._framed(self._tokenizer.tokenize(tf.reshape(inputs, (-1,))), [self._first])
