@@ -52,7 +52,7 @@ class SentencePieceEncoder(_PieceEncoder):
     Each text becomes `<s> pieces </s>`; a longer text loses pieces before `</s>`, a shorter one is padded. The ids are
     those of the SentencePiece model.
 
-    Models of type unigram run in tensorflow-text's fast tokenizer, twice as fast, and in LiteRT files too. Where two
+    Models of type unigram run in tensorflow-text's fast tokenizer, and so in LiteRT files too. Where two
     ways to cut a word are equally likely, it may take another one than SentencePiece itself.
 
     It is a layer: call it on strings, map it over a `tf.data.Dataset`, or make it the first layer of a model that takes
