@@ -35,7 +35,7 @@ def main(options):
     chosen = {"languages": options.languages, "sentences": options.sentences}
     train, test = (read("sib200", split, options, **chosen) for split in ("train", "test"))
     for name, split in {"train": train, "test": test}.items():
-        split["vector"] = teacher_vectors(split["text"], vectors_folder(name, options))
+        split["vector"] = teacher_vectors(split["text"], vectors_folder(name, options), options.engine)
     labelled = train["language"] == LABELLED
     head = keras_kd.teachers.logistic_head(train["vector"][labelled], train["label"][labelled], name="topic")
     keras.config.set_dtype_policy(options.precision)

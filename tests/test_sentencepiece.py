@@ -121,3 +121,77 @@ def test_a_model_without_padding_is_refused():
 
 def test_it_is_a_documented_name():
     assert keras_kd.text.SentencePieceEncoder is SentencePieceEncoder
+
+
+def test_the_layer_of_a_kerashub_tokenizer_gives_its_ids():
+    """XLM-R's tokenizer numbers the pieces otherwise than the SentencePiece model that it holds."""
+    tokenizer = keras_hub.models.XLMRobertaTokenizer(train(bos_id=1, pad_id=-1, unk_id=0))
+    encoder = keras_kd.text.from_keras_hub(tokenizer, length=40)
+    texts = [*TEXTS, "zzz 😀 house"]
+    encoded = encoder(texts)
+    for text, ids, mask in zip(texts, encoded["token_ids"].numpy(), encoded["padding_mask"].numpy(), strict=True):
+        expected = [tokenizer.start_token_id, *tokenizer(text).tolist(), tokenizer.end_token_id]
+        assert ids.tolist() == expected + [tokenizer.pad_token_id] * (40 - len(expected))
+        assert mask.sum() == len(expected)
+    assert encoder.vocabulary_size == tokenizer.vocabulary_size() and encoder.is_in_litert()
+
+
+def test_the_layer_of_a_trimmed_kerashub_tokenizer_gives_its_ids():
+    tokenizer = keras_hub.models.XLMRobertaTokenizer(train(bos_id=1, pad_id=-1, unk_id=0))
+    model = keras.Sequential([keras.Input((None,)), keras.layers.Embedding(tokenizer.vocabulary_size(), 4)])
+    trimmed = keras_kd.students.trim_vocabulary(model, tokenizer, ["a house"]).tokenizer
+    ids = keras_kd.text.from_keras_hub(trimmed, length=20, prefix="a ")(["house"])["token_ids"].numpy()[0]
+    assert ids[1:].tolist()[: len(trimmed("a house"))] == trimmed("a house").tolist()
+
+
+@pytest.mark.parametrize("lowercase", [False, True])
+def test_the_layer_of_a_word_piece_tokenizer_gives_its_ids(lowercase):
+    words = [
+        "[PAD]",
+        "[UNK]",
+        "[CLS]",
+        "[SEP]",
+        "[MASK]",
+        "ein",
+        "Haus",
+        "haus",
+        "##e",
+        "am",
+        "川",
+        "!",
+        "cafe",
+        "Café",
+    ]
+    tokenizer = keras_hub.models.BertTokenizer(words, lowercase=lowercase, strip_accents=lowercase)
+    encoder = keras_kd.text.from_keras_hub(tokenizer, length=12, segment_ids=True)
+    for text in ("ein Hause!", "am川 HAUS", "Café", "zzz"):
+        expected = [2, *tokenizer(text).tolist(), 3]
+        assert encoder([text])["token_ids"].numpy()[0].tolist() == expected + [0] * (12 - len(expected))
+    assert set(encoder([""])) == {"token_ids", "padding_mask", "segment_ids"}
+
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a"]
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "options", "error", "message"),
+    [
+        (lambda: len, {}, TypeError, "must be a keras_hub.tokenizers.SentencePieceTokenizer or WordPieceTokenizer"),
+        (lambda: keras_hub.models.BertTokenizer(WORDS), {"prefix": "query: "}, ValueError, "prefix must be empty"),
+        (
+            lambda: keras_hub.models.BertTokenizer(WORDS, lowercase=True),
+            {},
+            ValueError,
+            r"'strip_accents': True.*got \{'strip_accents': False\}",
+        ),
+        (
+            lambda: keras_hub.models.XLMRobertaTokenizer(train(bos_id=1, pad_id=-1, unk_id=0)),
+            {"length": 2},
+            ValueError,
+            "length",
+        ),
+    ],
+)
+def test_a_kerashub_tokenizer_that_the_layer_is_not_is_refused(tokenizer, options, error, message):
+    with pytest.raises(error, match=message):
+        keras_kd.text.from_keras_hub(tokenizer(), **{"length": 8} | options)

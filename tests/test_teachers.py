@@ -826,3 +826,49 @@ def test_cast_names_what_it_cannot_copy(data):
         with pytest.raises(RuntimeError, match="get_config, and register them"):
             teachers.cast(subclassed(data[0]), "bfloat16")
     assert keras.config.dtype_policy().name == "float32"
+
+
+# One vector per text ------------------------------------------------------------------------------------------------
+
+
+def backbone(kind, **options):
+    import keras_hub
+
+    sizes = {"vocabulary_size": 50, "num_layers": 1, "num_heads": 2, "hidden_dim": 8, "intermediate_dim": 16}
+    return getattr(keras_hub.models, kind)(**sizes, **options)
+
+
+@pytest.mark.parametrize("kind", ["BertBackbone", "XLMRobertaBackbone"])
+@pytest.mark.parametrize("pooling", ["mean", "first"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_vector_of_a_text(kind, pooling, normalize):
+    model = backbone(kind, dropout=0.0)
+    encoder = keras_kd.teachers.sentence_encoder(model, pooling=pooling, normalize=normalize)
+    ids, mask = np.array([[2, 7, 9, 3], [2, 8, 0, 0]]), np.array([[1, 1, 1, 1], [1, 1, 0, 0]])
+    x = {"token_ids": ids, "padding_mask": mask, "segment_ids": 0 * ids}
+    x = {name: x[name] for name in model.input}
+    outputs = model.predict(x, verbose=0)
+    tokens = outputs["sequence_output"] if isinstance(outputs, dict) else outputs
+    expected = np.stack([tokens[0].mean(axis=0), tokens[1, :2].mean(axis=0)]) if pooling == "mean" else tokens[:, 0]
+    if normalize:
+        expected /= np.linalg.norm(expected, axis=-1, keepdims=True)
+    np.testing.assert_allclose(encoder.predict(x, verbose=0), expected, atol=1e-6)
+
+
+def test_vectors_of_a_backbone_in_half_precision_are_float32():
+    encoder = keras_kd.teachers.sentence_encoder(backbone("BertBackbone", dtype="mixed_bfloat16"))
+    assert encoder.output.dtype == "float32"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (lambda: {"backbone": "e5"}, TypeError, "backbone must be a keras.Model"),
+        (lambda: {"backbone": dense_model(3)}, ValueError, "functional encoder with the input 'padding_mask'"),
+        (lambda: {"backbone": keras.Model()}, ValueError, "functional encoder"),
+        (lambda: {"backbone": backbone("BertBackbone"), "pooling": "max"}, ValueError, "pooling"),
+    ],
+)
+def test_what_gives_no_vector_of_a_text_is_refused(arguments, error, message):
+    with pytest.raises(error, match=message):
+        keras_kd.teachers.sentence_encoder(**arguments())

@@ -2,11 +2,10 @@
 
 import os
 import pathlib
-import sys
 
 import numpy as np
 
-from keras_kd._extras import needs_extra
+from keras_kd._extras import is_of_package, needs_extra
 from keras_kd._keras_private import sentencepiece_proto
 
 _TF_TEXT_OPTIONS = ("out_type", "nbest_size", "alpha", "reverse", "add_bos", "add_eos", "return_nbest")
@@ -27,27 +26,21 @@ def pieces_of(tokenizer):
     if isinstance(tokenizer, (bytes, str, os.PathLike)):
         proto = tokenizer if isinstance(tokenizer, bytes) else pathlib.Path(tokenizer).read_bytes()
         return SentencePieces(proto, lambda proto: proto)
-    if _is(tokenizer, "tensorflow_text", "SentencepieceTokenizer"):
+    if is_of_package(tokenizer, "tensorflow_text", "SentencepieceTokenizer"):
         options = {name: getattr(tokenizer, name) for name in _TF_TEXT_OPTIONS}
         remake = lambda proto: type(tokenizer)(proto, **options)  # noqa: E731
         return SentencePieces(sentencepiece_proto(tokenizer), remake)
-    if _is(tokenizer, "keras_hub.tokenizers", "SentencePieceTokenizer"):
+    if is_of_package(tokenizer, "keras_hub.tokenizers", "SentencePieceTokenizer"):
         config = tokenizer.get_config()
         remake = lambda proto: type(tokenizer).from_config({**config, "proto": proto})  # noqa: E731
         return SentencePieces(tokenizer.proto, remake)
-    if _is(tokenizer, "keras_hub.tokenizers", "WordPieceTokenizer"):
+    if is_of_package(tokenizer, "keras_hub.tokenizers", "WordPieceTokenizer"):
         return WordPieces(tokenizer)
     raise TypeError(
         "tokenizer must be the proto of a SentencePiece model (bytes, or the path of its file), a "
         "keras_hub.tokenizers.SentencePieceTokenizer or WordPieceTokenizer, or a tensorflow_text.SentencepieceTokenizer"
         f", got {type(tokenizer).__name__}. Of a preset: backbone's Tokenizer.from_preset(name)."
     )
-
-
-def _is(value, module, name):
-    """Whether a value is an instance of a class of a package, which need not be installed."""
-    kind = getattr(sys.modules.get(module), name, None)
-    return kind is not None and isinstance(value, kind)
 
 
 class SentencePieces:
@@ -76,7 +69,7 @@ class SentencePieces:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=proto)
         pieces = self._model_proto.pieces
         self.tokenizer = remake(proto)
-        numbered = _is(self.tokenizer, "keras_hub.tokenizers", "SentencePieceTokenizer")
+        numbered = is_of_package(self.tokenizer, "keras_hub.tokenizers", "SentencePieceTokenizer")
         self.vocabulary = self.tokenizer.get_vocabulary() if numbered else [piece.piece for piece in pieces]
         ids = {token: i for i, token in enumerate(self.vocabulary)}
         self._id_of_position = np.array([ids[piece.piece] for piece in pieces], "int32")

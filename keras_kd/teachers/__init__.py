@@ -3,6 +3,7 @@
 A teacher is a `keras.Model` that gives logits. Each function returns one.
 """
 
+from keras_kd.teachers.encoders import sentence_encoder
 from keras_kd.teachers.ensembles import ensemble, multi_output
 from keras_kd.teachers.external import from_function, from_saved_model
 from keras_kd.teachers.half_precision import cast
@@ -17,4 +18,5 @@ __all__ = [
     "logistic_head",
     "multi_output",
     "route_by_language",
+    "sentence_encoder",
 ]
