@@ -10,6 +10,7 @@ import re
 import shutil
 
 import keras
+import keras_hub
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -81,7 +82,20 @@ def files(tmp_path_factory):
         writer = csv.writer(file)
         writer.writerow(["text", *CLASSES])
         writer.writerows([text, *map(float, row)] for (text, *_), row in zip(all_texts(folder), logits, strict=True))
+    encoder_preset(folder / "encoder")
     return folder
+
+
+def encoder_preset(folder):
+    """A folder of KerasHub with an encoder of these words, as `from_preset` reads it."""
+    keras.utils.set_random_seed(0)
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *["the", "das", "is", "ist", "food", "Essen", "very", "so"]]
+    words += [word for pair in WORDS.values() for side in pair for word in side]
+    words += [f"##{digit}" for digit in range(10)] + list("0123456789") + [f"unused{number}" for number in range(300)]
+    backbone = keras_hub.models.BertBackbone(len(words), 2, 2, 32, 32, dropout=0.0, max_sequence_length=512)
+    backbone.token_embedding.set_weights([np.random.default_rng(0).normal(size=(len(words), 32))])
+    backbone.save_to_preset(str(folder))
+    keras_hub.models.BertTokenizer(words).save_to_preset(str(folder))
 
 
 def all_texts(folder):
@@ -160,11 +174,62 @@ def test_every_kind_of_teacher_gives_its_logits(model, files, tmp_path):
     expected = word_teacher()(tf.constant(texts[:, None])).numpy()
     gives = "probabilities" if model == "softmax" else "logits"
     teacher = open_teacher(Teacher(str(files / model), gives), CLASSES)
-    given = teacher.logits(texts, tmp_path / "outputs")
+    given = teacher.outputs(texts, tmp_path / "outputs")["logits"]
     if model == "softmax":
         expected = tf.nn.log_softmax(expected).numpy()
     np.testing.assert_allclose(given, expected, atol=1e-4)
-    np.testing.assert_array_equal(teacher.logits(texts, tmp_path / "outputs"), given)
+    np.testing.assert_array_equal(teacher.outputs(texts, tmp_path / "outputs")["logits"], given)
+
+
+NAMES = "token_ids", "padding_mask", "segment_ids"
+ENCODER = ["--family", "layers", "--layers", 1, "--codes", 4, "--length", 16, "--epochs", 10]
+
+
+@pytest.fixture(scope="module")
+def of_layers(files, tmp_path_factory):
+    output = tmp_path_factory.mktemp("layers") / "run"
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert (
+            command(files, output, *ENCODER, "--prefix", "so ", "--learning-rate", 0.005, teacher="encoder") == 2
+        )  # WordPiece
+        assert command(files, output, *ENCODER, "--learning-rate", 0.005, teacher="encoder") == 0
+    return output
+
+
+def test_an_encoder_teaches_a_student_of_its_layers(of_layers):
+    """Its head is a logistic regression on the labelled texts; the student has a layer of two, and string in."""
+    evaluation = keras_kd.evaluation.Evaluation.from_json(of_layers / "evaluation.json")
+    assert evaluation.score("teacher", "accuracy").value > 0.85
+    assert evaluation.score("student", "accuracy").value > 0.85
+    assert evaluation.score("student.tflite", "accuracy").value > 0.85
+    student = keras.saving.load_model(of_layers / "student.keras")
+    assert [layer.name for layer in student.layers if "transformer" in layer.name] == ["transformer_layer_0"]
+    model = tf.saved_model.load(str(of_layers / "student"))
+    answer = model.serve(tf.constant(["das Essen ist gut"]))
+    assert answer["label"].numpy()[0].decode() == "yes"
+    facts = json.loads((of_layers / "student.tflite.metadata.json").read_text())
+    assert facts["training"]["losses"] == ["CosineFeatures", "SoftLabels"]
+
+
+def test_an_encoder_teaches_a_student_of_bytes(files, tmp_path):
+    assert command(files, tmp_path / "a", "--epochs", 20, "--learning-rate", 0.02, teacher="encoder") == 0
+    evaluation = keras_kd.evaluation.Evaluation.from_json(tmp_path / "a" / "evaluation.json")
+    assert evaluation.score("student", "accuracy").value > 0.9
+
+
+def test_a_long_text_is_read_by_the_encoder_as_by_keras_hub(files, tmp_path):
+    teacher = open_teacher(Teacher(str(files / "encoder")), CLASSES)
+    texts = np.array(["good food", "so very good " * 300, "schlecht"], dtype=object)
+    tokens = [[2, *teacher.tokenizer(text).tolist()[:510], 3] for text in texts]
+    expected = [
+        teacher.encoder.predict(
+            {name: np.array([row]) for name, row in zip(NAMES, (ids, [1] * len(ids), [0] * len(ids)), strict=True)},
+            verbose=0,
+        )[0]
+        for ids in tokens
+    ]
+    teacher.learn(texts, np.array([1, 0, -1]), tmp_path / "outputs")
+    np.testing.assert_allclose(teacher.outputs(texts, tmp_path / "outputs")["vector"], expected, atol=1e-5)
 
 
 def test_the_same_command_again_trains_nothing(files, finished, monkeypatch, capsys):
@@ -235,7 +300,7 @@ def test_every_entry_is_a_flag_and_names_differ():
         ("training = 3\n", "must be a section"),
         ("[training]\nepochs = 2.5\n", "training.epochs must be a whole number"),
         ("[training]\nepochs = 0\n", "training.epochs must be >= 1"),
-        ("[training]\nlearning_rate = -1\n", "training.learning_rate must be > 0"),
+        ("[training]\nlearning_rate = -1\n", "training.learning_rate must be >= 0"),
         ("[export]\nmin_agreement = 1.5\n", "export.min_agreement must be >= 0 and <= 1"),
         ('[student]\nfamily = "bert"\n', "student.family must be one of"),
         ("[data]\ntext = 3\n", "data.text must be a string"),
@@ -274,6 +339,10 @@ BAD = {
     "scores that are none": ({"teacher": ("scores.csv", 4, "a,b,c")}, [], r"scores.csv:4: the scores must be numbers"),
     "logits as probabilities": ({"teacher": "scores.csv"}, ["--gives", "probabilities"], "sum to 1"),
     "no such size": ({}, ["--size-mb", "0.0001"], "size_mb must be from"),
+    "layers of no encoder": ({}, ["--family", "layers"], "family must be ngrams or cnn with the teacher"),
+    "no such preset": ({"teacher": "bert_giant"}, [], "no preset of that name"),
+    "a size without pieces": ({"teacher": "encoder"}, [*ENCODER, "--size-mb", "0.01"], "size_mb must be >"),
+    "a prefix of word pieces": ({"teacher": "encoder"}, ["--prefix", "query: "], "prefix must be empty"),
     "no such column": ({}, ["--label", "mood"], "no column 'mood'"),
 }
 

@@ -123,3 +123,59 @@ def test_bad_input_is_named():
         students.quantize_embedding(backbone, 4, counts=np.ones((3, 3)))
     with pytest.raises(ValueError, match="embedding must name one"):
         students.quantize_embedding(backbone, 4, embedding="nothing")
+
+
+# An encoder for a size ------------------------------------------------------------------------------------------------
+
+
+def word_tokenizer():
+    """1,000 pieces: words such as w17, and the characters that spell them."""
+    digits = [f"{before}{digit}" for before in ("", "##") for digit in range(10)]
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "w", "##w", *digits]
+    return keras_hub.models.BertTokenizer(pieces + [f"w{number}" for number in range(10, 983)])
+
+
+def compressed(size_mb, **options):
+    """The student of one layer in 4 codes per piece, and its tokenizer: 800 words, those with odd numbers twice."""
+    texts = {"en": [f"w{number}" for number in range(10, 810) for _ in range(1 + number % 2)]}
+    arguments = {"texts": texts, "layers": 1, "codes": 4} | options
+    return students.compress_encoder(make_backbone(pieces=1000), word_tokenizer(), size_mb=size_mb, **arguments)
+
+
+@pytest.mark.parametrize(("size_mb", "pieces"), [(0.0105, 827), (0.00925, 600), (0.0085, 413)])
+def test_an_encoder_keeps_as_many_pieces_as_there_is_room_for(size_mb, pieces):
+    """4 bytes a piece; 27 pieces always stay, and 800 are used."""
+    student, tokenizer = compressed(size_mb)
+    assert tokenizer.vocabulary_size() == pieces
+    assert student.count_params() <= 1e6 * size_mb and (pieces == 827 or student.count_params() > 1e6 * size_mb - 4)
+    words = set(tokenizer.get_vocabulary())
+    assert pieces < 450 or all(f"w{number}" in words for number in range(11, 810, 2))
+    assert [layer.name for layer in student.layers if "transformer" in layer.name] == ["transformer_layer_0"]
+
+
+def test_fewer_pieces_than_centroids_need_no_codes():
+    student, tokenizer = compressed(1.0, texts=["w11 w12 w13"])
+    assert tokenizer.vocabulary_size() == 16  # 5 special ones, w, 1, 2 and 3 with and without ##, and 3 words
+    assert student.get_layer("token_embedding").get_weights()[0].shape == (16, 16)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"size_mb": 0.001}, r"size_mb must be > 0\.01 for 1 layers of '.*' and 4 codes"),
+        ({"size_mb": 0}, "size_mb must be > 0"),
+        ({"size_mb": 1.0, "codes": 5}, "codes must divide output_dim = 16"),
+        ({"size_mb": 1.0, "layers": 3}, "3"),
+    ],
+)
+def test_an_encoder_that_cannot_be_so_small(options, message):
+    with pytest.raises(ValueError, match=message):
+        compressed(**options)
+
+
+def test_a_size_without_room_for_the_characters():
+    alphabet = [chr(0x4E00 + number) for number in range(400)]
+    tokenizer = keras_hub.models.BertTokenizer(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *alphabet])
+    backbone, texts = make_backbone(pieces=405), ["".join(alphabet)]
+    with pytest.raises(ValueError, match=r"size_mb must be larger: 0.008 leaves room for 288 pieces. keep must be"):
+        students.compress_encoder(backbone, tokenizer, texts, 0.008, layers=1, codes=4)

@@ -17,17 +17,15 @@ from keras_kd._progress import Stages
 from keras_kd.datasets.cldr import UNLABELLED
 from keras_kd.datasets.texts import from_files
 from keras_kd.deploy import export, write_card
-from keras_kd.deploy.end_to_end import TEXT
+from keras_kd.deploy.end_to_end import LOGITS, TEXT
 from keras_kd.distiller import Distiller
 from keras_kd.evaluation import evaluate
 from keras_kd.fingerprint import differences
-from keras_kd.losses import SoftLabels
 from keras_kd.outputs import PrecomputedBatch
+from keras_kd.pipeline.learners import STUDENT, open_learner, texts_by_language
 from keras_kd.pipeline.teaching import check_order, open_teacher
-from keras_kd.students import student_for
-from keras_kd.text import ByteEncoder
 
-TEACHER, STUDENT, PHONE = "teacher", "student", "student.tflite"
+TEACHER, PHONE = "teacher", "student.tflite"
 _FEW = 30  # labelled test texts of a language, below which its scores say little
 _SCORES = "teacher_scores"
 
@@ -57,8 +55,7 @@ def distil(settings, console=None):
         FileNotFoundError: A file that is not there.
     """
     run = _Run(settings, console)
-    teacher_logits = run.teach()
-    student, distiller = run.train(teacher_logits)
+    student, distiller = run.train(run.teach())
     run.export(student)
     evaluation = run.evaluate(student)
     run.describe(distiller, evaluation)
@@ -83,14 +80,9 @@ class _Run(Stages):
         self._check_splits()
         self.teacher = open_teacher(settings.teacher, self.class_names)
         keras.utils.set_random_seed(settings.training.seed)
-        self.student = student_for(
-            settings.student.size_mb,
-            len(self.class_names),
-            family=settings.student.family,
-            length=settings.student.length,
-            name=STUDENT,
-        )
-        self.encoder = ByteEncoder(settings.student.length)
+        texts = texts_by_language(self.train_split)
+        self.learner = open_learner(settings, self.teacher, texts, len(self.class_names))
+        self.tokenizer = self.learner.tokenizer
         self._claim_folder()
 
     def _check_splits(self):
@@ -117,7 +109,7 @@ class _Run(Stages):
             "settings": settings,
             "train": _digest(self.train_split),
             "test": _digest(self.test_split),
-            "teacher": content_hash(self.settings.teacher.model),
+            "teacher": _teacher_hash(self.settings.teacher.model),
         }
         file = self.folder / "settings.json"
         if file.exists():
@@ -134,38 +126,36 @@ class _Run(Stages):
             partial.write_text(json.dumps(wanted, indent=1, ensure_ascii=False), encoding="utf-8")
 
     def teach(self):
-        """The teacher's logits of the training texts, float32 `(texts, classes)`."""
+        """The teacher's outputs of the training texts: {"logits": float32 `(texts, classes)`}, and maybe vectors."""
+        train, folder = self.train_split, self.folder / "teacher_outputs"
         with self.stage("teacher"):
-            logits = self.teacher.logits(self.train_split.texts, self.folder / "teacher_outputs")
-        labelled = self.train_split.labels >= 0
-        check_order(logits[labelled].argmax(axis=-1), self.train_split.labels[labelled], self.class_names)
-        return logits
+            self.teacher.learn(train.texts, train.labels, folder)
+            outputs = self.teacher.outputs(train.texts, folder)
+        labelled = train.labels >= 0
+        check_order(outputs[LOGITS][labelled].argmax(axis=-1), train.labels[labelled], self.class_names)
+        return outputs
 
-    def train(self, teacher_logits):
-        """Train the student, or read the one that was trained; return it and the distiller."""
-        training, student = self.settings.training, self.student
-        distiller = Distiller(
-            None,
-            student,
-            SoftLabels(training.temperature),
-            soft_weight=training.soft_weight,
-            hard_weight=training.hard_weight,
-        )
-        x = self.encoder(self.train_split.texts)
-        batches = tf.data.Dataset.from_tensor_slices((PrecomputedBatch(x, teacher_logits, {}), self.train_split.labels))
-        batches = batches.shuffle(len(x), seed=training.seed).batch(
-            min(training.batch_size, len(x)), drop_remainder=True
-        )
+    def train(self, outputs):
+        """Train the student, or read the one that was trained; return what ships and the distiller."""
+        training, model = self.settings.training, self.learner.model()
+        weights = {"soft_weight": training.soft_weight, "hard_weight": training.hard_weight}
+        distiller = Distiller(None, model, self.learner.losses(), **weights)
+        x = self.tokenizer(self.train_split.texts)
+        examples = len(self.train_split.texts)
+        batch = PrecomputedBatch(x, outputs, {}), {LOGITS: self.train_split.labels}
+        batches = tf.data.Dataset.from_tensor_slices(batch).shuffle(examples, seed=training.seed)
+        batches = batches.batch(min(training.batch_size, examples), drop_remainder=True)
         steps = training.epochs * int(batches.cardinality())
         schedule = keras.optimizers.schedules.CosineDecay(
-            0.0, steps, warmup_target=training.learning_rate, warmup_steps=steps // 20
+            0.0, steps, warmup_target=training.learning_rate or self.learner.learning_rate, warmup_steps=steps // 20
         )
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=UNLABELLED)
-        distiller.compile(keras.optimizers.AdamW(schedule, weight_decay=0.01), loss)
+        distiller.compile(keras.optimizers.AdamW(schedule, weight_decay=0.01), {LOGITS: loss})
         resume = keras.callbacks.BackupAndRestore(self.folder / "backup", delete_checkpoint=False)
         with self.stage("student", steps) as shown:
             callbacks = [resume, shown, *_tensorboard(self.folder / "tensorboard")]
             distiller.fit(batches, epochs=training.epochs, shuffle=False, verbose=0, callbacks=callbacks)
+        student = self.learner.shipped(model)
         with written_whole(self.folder / "student.keras") as partial:
             student.save(partial)
         return student, distiller
@@ -174,7 +164,7 @@ class _Run(Stages):
         """Write the LiteRT file and the SavedModel, each compared with the student."""
         quantize = None if self.settings.export.quantize == "none" else self.settings.export.quantize
         options = {
-            "tokenizer": self.encoder,
+            "tokenizer": self.tokenizer,
             "labels": self.class_names,
             "compare_with": self.test_split.texts,
             "min_agreement": self.settings.export.min_agreement,
@@ -190,7 +180,7 @@ class _Run(Stages):
     def evaluate(self, student):
         """Measure teacher, student and LiteRT file on the test texts."""
         test = self.test_split
-        x = {student.input.name: self.encoder(test.texts).numpy()}
+        x = _as_entries(self.tokenizer(test.texts), student) | {TEXT: test.texts}
         models = {STUDENT: student, PHONE: self.folder / PHONE}
         with self.stage("evaluation"):
             scores = self._teacher_scores()
@@ -214,7 +204,7 @@ class _Run(Stages):
     def _teacher_scores(self):
         """The teacher's logits of the test texts; None where a file of scores does not hold them."""
         try:
-            return self.teacher.logits(self.test_split.texts, self.folder / "teacher_test_outputs")
+            return self.teacher.outputs(self.test_split.texts, self.folder / "teacher_test_outputs")[LOGITS]
         except ValueError as error:
             self._say(f"The teacher is not measured: {error}")
             return None
@@ -248,6 +238,17 @@ def _arrays(dataset):
     rows = list(dataset.as_numpy_iterator())
     texts, languages = (np.array([x[key].decode() for x, _ in rows], dtype=object) for key in (TEXT, "language"))
     return Texts(texts, languages, np.array([label for _, label in rows], "int32"))
+
+
+def _as_entries(encoded, student):
+    """{name of the student's input: array} of what its tokenizer gives."""
+    encoded = encoded if isinstance(encoded, dict) else {student.input.name: encoded}
+    return {name: tensor.numpy() for name, tensor in encoded.items()}
+
+
+def _teacher_hash(model):
+    """What tells a teacher's files from others; of a preset that is downloaded, its name."""
+    return content_hash(model) if pathlib.Path(model).exists() else model
 
 
 def _digest(split):

@@ -10,6 +10,8 @@ import typing
 from keras_kd._checks import require_choice, require_count, require_number
 from keras_kd._files import written_whole
 
+LAYERS = "layers"  # the family of students that are made of the teacher
+
 
 def _entry(default, help, **limits):
     return dataclasses.field(default=default, metadata={"help": help, **limits})
@@ -29,19 +31,31 @@ class Data:
 
 @dataclasses.dataclass(frozen=True)
 class Teacher:
-    """What teaches: a model that takes strings, or a file of its scores."""
+    """What teaches: a model that takes strings, a file of scores, or a KerasHub encoder with a head on its vectors."""
 
-    model: str = _entry("teacher.keras", "a .keras file or SavedModel folder that takes strings; or a file of scores")
+    model: str = _entry(
+        "teacher.keras", "a .keras file, SavedModel, file of scores, or a KerasHub preset or its folder"
+    )
     gives: str = _entry("logits", "what the teacher gives", choices=("logits", "probabilities"))
+    pooling: str = _entry("mean", "of a KerasHub encoder: its vector of a text", choices=("mean", "first"))
+    prefix: str = _entry("", "of a KerasHub encoder: put before each text; the E5 models want 'query: '")
 
 
 @dataclasses.dataclass(frozen=True)
 class Student:
-    """The student: it reads bytes, so it needs no tokenizer, and any phone runs it."""
+    """The student: of bytes, for any phone; or made of layers of a KerasHub encoder that teaches."""
 
-    family: str = _entry("ngrams", "ngrams: the fastest; cnn: sees the order of words", choices=("ngrams", "cnn"))
+    family: str = _entry(
+        "ngrams",
+        "ngrams: the fastest; cnn: sees the order of words; layers: some of the teacher's",
+        choices=("ngrams", "cnn", LAYERS),
+    )
     size_mb: float = _entry(3.0, "megabytes of its weights in 8 bits", above=0.0)
-    length: int = _entry(256, "bytes per text; longer texts are cut", at_least=8)
+    length: int = _entry(
+        0, "bytes per text, of layers tokens; longer texts are cut; 0: 256 bytes, 64 tokens", at_least=0
+    )
+    layers: int = _entry(3, "how many of the teacher's", at_least=1)
+    codes: int = _entry(32, "of layers: bytes per piece of the vocabulary", at_least=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +64,13 @@ class Training:
 
     epochs: int = _entry(20, "passes over the texts", at_least=1)
     batch_size: int = _entry(64, "texts per step", at_least=1)
-    learning_rate: float = _entry(0.002, "the highest; it rises, then falls along a cosine", above=0.0)
+    learning_rate: float = _entry(
+        0.0, "the highest; it rises, then falls along a cosine; 0: 0.002, of layers 0.0005", at_least=0.0
+    )
     temperature: float = _entry(2.0, "of teacher and student", above=0.0)
     soft_weight: float = _entry(1.0, "of the teacher's part, lambda", at_least=0.0)
     hard_weight: float = _entry(1.0, "of the labels' part", at_least=0.0)
+    vector_weight: float = _entry(10.0, "of layers: of the distance to the teacher's vectors", at_least=0.0)
     seed: int = _entry(0, "the same seed gives the same student", at_least=0)
 
 
@@ -104,7 +121,7 @@ def read_settings(path=None, **flags):
         if value is not None:
             value = _checked(value, kind, _limits(field), where)
             if field.name in ("train", "test", "model", "output"):
-                value = os.fspath(pathlib.Path(path).parent / value)
+                value = _beside(path, value, is_path=field.name != "model")
         if flags.get(field.name) is not None:
             value = _checked(flags[field.name], kind, _limits(field), f"--{field.name.replace('_', '-')}")
         if value is not None:
@@ -142,6 +159,12 @@ def _read(path):
             raise ValueError(f"{path}: {section} must be a section, [{section}], got {values!r}.")
         _check_names(values, known[section], f"{path}: entry of [{section}]")
     return {section: dict(values) for section, values in given.items()}
+
+
+def _beside(path, value, is_path):
+    """A path relative to the settings file; what may also be a preset's name is one if nothing is there."""
+    beside = pathlib.Path(path).parent / value
+    return os.fspath(beside) if is_path or beside.exists() else value
 
 
 def _limits(field):

@@ -1,4 +1,4 @@
-"""What teaches in `keras-kd distil`: a model that takes strings, run once and stored, or a file of scores."""
+"""What teaches in `keras-kd distil`: a model that takes strings, a file of scores, or an encoder with a head."""
 
 import pathlib
 
@@ -6,30 +6,38 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_kd._extras import needs_extra
 from keras_kd._files import naming_damaged_file
 from keras_kd.cache import cache_teacher_outputs, open_teacher_cache
 from keras_kd.datasets.rows import File, broken, read_table
 from keras_kd.deploy.end_to_end import ANSWERS, LOGITS, TEXT
 from keras_kd.outputs.endings import logits_of
-from keras_kd.outputs.model_inputs import input_specs
-from keras_kd.teachers import from_saved_model
+from keras_kd.outputs.model_inputs import input_names, input_specs
+from keras_kd.teachers import from_saved_model, logistic_head, sentence_encoder
+from keras_kd.text import from_keras_hub
 
 _SCORE_FILES = (".csv", ".tsv", ".jsonl", ".gz")
 _BATCH = 64
+_PRESET = "config.json"  # a folder with it is a preset of KerasHub or Hugging Face
+_TEACHER_TOKENS = 512  # at most
+VECTOR = "vector"
 
 
 def open_teacher(settings, class_names):
-    """Return the teacher of `settings.teacher`: an object with `logits(texts, folder)`, float32 `(texts, classes)`.
+    """Return the teacher of `settings.teacher`, an object with two methods.
+
+    `learn(texts, labels, folder)` comes first. `outputs(texts, folder)` returns {"logits": float32 `(texts, classes)`},
+    of an encoder also {"vector": float32 `(texts, width)`}.
 
     ValueError or FileNotFoundError, before anything runs, if it is no teacher of these classes.
     """
     path = pathlib.Path(settings.model)
     if not path.exists():
-        raise FileNotFoundError(
-            f"teacher.model must be a .keras file, a SavedModel or a file of scores; nothing is at {path}."
-        )
+        return EncoderTeacher(settings)
     if path.suffix in _SCORE_FILES:
         return ScoreFile(path, settings.gives, class_names)
+    if (path / _PRESET).exists():
+        return EncoderTeacher(settings)
     return TextTeacher(path, settings.gives, class_names)
 
 
@@ -52,7 +60,14 @@ def check_order(predicted, labels, class_names):
     )
 
 
-class TextTeacher:
+class _Trained:
+    """A teacher that knows its classes already."""
+
+    def learn(self, texts, labels, folder):
+        pass
+
+
+class TextTeacher(_Trained):
     """A Keras model or SavedModel that takes strings. Its outputs are stored by text, and a stopped run resumes."""
 
     def __init__(self, path, gives, class_names):
@@ -64,16 +79,71 @@ class TextTeacher:
                 f"{list(class_names)}, got outputs of the shape {tuple(self.model.output.shape)}."
             )
 
-    def logits(self, texts, folder):
+    def outputs(self, texts, folder):
         distinct = np.unique(texts.astype(str)).astype(object)
         dataset = tf.data.Dataset.from_tensor_slices({TEXT: distinct}).batch(_BATCH)
-        cache_teacher_outputs(self.model, dataset, folder, key=TEXT, dtype="float32", verbose=0)
-        rows = tf.data.Dataset.from_tensor_slices({TEXT: texts}).batch(1024)
-        attached = open_teacher_cache(folder).attach(rows)
-        return np.concatenate([batch.prediction for (batch,) in attached.as_numpy_iterator()]).astype("float32")
+        return {LOGITS: _stored(self.model, dataset, texts, folder)}
 
 
-class ScoreFile:
+class EncoderTeacher:
+    """A KerasHub encoder with its tokenizer; a logistic regression on its vectors of the labelled texts is its head."""
+
+    def __init__(self, settings):
+        backbone, self.tokenizer = _preset(settings.model)
+        self.name, self.prefix = settings.model, settings.prefix
+        self.encoder = sentence_encoder(backbone, pooling=settings.pooling)
+        self.as_inputs = self.inputs_layer(self.tokenizer, _TEACHER_TOKENS)
+        self.head = None
+
+    def inputs_layer(self, tokenizer, length):
+        """The layer from strings to the inputs of the encoder, or of a student made of it."""
+        has_segments = "segment_ids" in input_names(self.encoder)
+        return from_keras_hub(tokenizer, length, prefix=self.prefix, segment_ids=has_segments)
+
+    def learn(self, texts, labels, folder):
+        self.head = logistic_head(self._vectors(texts, folder), labels, name=LOGITS)
+
+    def outputs(self, texts, folder):
+        vectors = self._vectors(texts, folder)
+        return {VECTOR: vectors, LOGITS: self.head(vectors).numpy()}
+
+    def _vectors(self, texts, folder):
+        """Stored by text; texts of about one length are read together, and no longer than they are."""
+        distinct = np.array(sorted(set(texts), key=len), dtype=object)
+
+        def cut(texts):
+            x = self.as_inputs(texts)
+            longest = tf.reduce_max(tf.reduce_sum(x["padding_mask"], axis=1))
+            return {TEXT: texts, **{name: ids[:, :longest] for name, ids in x.items()}}
+
+        dataset = tf.data.Dataset.from_tensor_slices(distinct).batch(_BATCH).map(cut)
+        return _stored(self.encoder, dataset, texts, folder)
+
+
+def _stored(model, dataset, texts, folder):
+    """What a model gives for texts, computed once for each and stored by text in a folder."""
+    cache_teacher_outputs(model, dataset, folder, key=TEXT, dtype="float32", verbose=0)
+    rows = tf.data.Dataset.from_tensor_slices({TEXT: texts}).batch(1024)
+    attached = open_teacher_cache(folder).attach(rows)
+    return np.concatenate([batch.prediction for (batch,) in attached.as_numpy_iterator()]).astype("float32")
+
+
+def _preset(name):
+    """The backbone and the tokenizer of a KerasHub preset: a name, a handle such as "hf://...", or a folder."""
+    with needs_extra("students"):
+        import keras_hub
+    if not pathlib.Path(name).exists() and "://" not in name and name not in keras_hub.models.Backbone.presets:
+        raise FileNotFoundError(
+            "teacher.model must be a .keras file, a SavedModel, a file of scores, or the name or folder of a KerasHub "
+            f"preset; nothing is at {name}, and KerasHub has no preset of that name."
+        )
+    try:
+        return keras_hub.models.Backbone.from_preset(name), keras_hub.models.Tokenizer.from_preset(name)
+    except Exception as error:  # of KerasHub, its downloads and the files
+        raise ValueError(f"teacher.model must be a KerasHub encoder with a tokenizer, got {name}: {error}") from error
+
+
+class ScoreFile(_Trained):
     """A file with a column of texts and one for the score of each class, from any teacher."""
 
     def __init__(self, path, gives, class_names):
@@ -87,14 +157,14 @@ class ScoreFile:
             )
         self._rows = {row[TEXT]: _scores(file, line, row, class_names, gives) for line, row in table.rows}
 
-    def logits(self, texts, folder=None):
+    def outputs(self, texts, folder=None):
         missing = [text for text in texts if text not in self._rows]
         if missing:
             raise ValueError(
                 f"{self.path} must hold the scores of every text; {len(missing)} of {len(texts)} are missing, such as "
                 f"{missing[0]!r:.80}."
             )
-        return np.array([self._rows[text] for text in texts], "float32")
+        return {LOGITS: np.array([self._rows[text] for text in texts], "float32")}
 
 
 def _text_model(path, gives):

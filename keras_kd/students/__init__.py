@@ -8,6 +8,7 @@ from keras_kd.students.embedding import (
     factorize_embedding,
     quantize_embedding,
 )
+from keras_kd.students.encoders import compress_encoder
 from keras_kd.students.sizes import student_for
 from keras_kd.students.static import WeightedMean, static_student
 from keras_kd.students.vocabulary import (
@@ -28,6 +29,7 @@ __all__ = [
     "TrimmedVocabulary",
     "WeightedMean",
     "byte_cnn",
+    "compress_encoder",
     "count_pieces",
     "factorize_embedding",
     "fewer_layers",
