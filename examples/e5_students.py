@@ -207,6 +207,11 @@ def student_of_teacher(train, options):
     encoder = sentence_encoder(load_backbone())
     if options.family == "layers":
         encoder, _ = students.fewer_layers(encoder, options.layers)
+    if options.feed_forward:
+        some = np.random.default_rng(0).choice(train["text"], 256)
+        x = encoded(load_tokenizer(options.length), some)
+        encoder, transfer = students.narrower_feed_forward(encoder, options.feed_forward, x)
+        print(transfer)
     trimmed = students.trim_vocabulary(encoder, sentencepiece_proto(), texts, keep=options.pieces)
     print(trimmed)
     encoder, counts = trimmed.student, sum(students.count_pieces(trimmed.tokenizer, texts).values())
@@ -296,6 +301,7 @@ def options_parser(description, *, data, output):
     parser.add_argument("--family", choices=["layers", "static", "ngrams"], default="layers", help="of the student")
     parser.add_argument("--size-mb", type=float, default=3.0, help="of the n-grams, in 8 bits")
     parser.add_argument("--layers", type=int, default=3, help="of the teacher's 12")
+    parser.add_argument("--feed-forward", type=int, help="units of each layer, of the teacher's 1,536")
     parser.add_argument("--pieces", type=int, help="of the teacher's 250,002; all that the texts use")
     parser.add_argument("--rank", type=int, help="of the embedding, or numbers per piece of the static student")
     parser.add_argument("--codes", type=int, default=32, help="bytes per piece of the embedding; 0: 384 numbers")

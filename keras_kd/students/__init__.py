@@ -19,6 +19,7 @@ from keras_kd.students.vocabulary import (
     on_student_ids,
     trim_vocabulary,
 )
+from keras_kd.students.width import narrower_feed_forward
 
 __all__ = [
     "FactorizedEmbedding",
@@ -34,6 +35,7 @@ __all__ = [
     "factorize_embedding",
     "fewer_layers",
     "layer_importance",
+    "narrower_feed_forward",
     "ngram_student",
     "on_student_ids",
     "quantize_embedding",

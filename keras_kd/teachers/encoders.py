@@ -15,7 +15,7 @@ def sentence_encoder(backbone, *, pooling="mean", normalize=True, name="sentence
 
     It is a teacher of vectors, and with `logistic_head` one of classes. What the backbone computes, it computes with
     the same layers and weights, so that losses over features find them by name, and students can be made of it. (A
-    `keras_hub.models.TextEmbedder` gives such vectors as well and teaches as it is; its backbone is a layer of its own.)
+    `keras_hub.models.TextEmbedder` gives such vectors as well and teaches as it is; its backbone is one layer of it.)
 
     Args:
         backbone: A functional encoder with the input `padding_mask` and the output `(batch, length, width)`, alone or
