@@ -30,6 +30,9 @@ PUBLIC_NAMES = [
     "deploy",
     "evaluate",
     "evaluate_embeddings",
+    "evaluate_perplexity",
+    "evaluate_response_selection",
+    "evaluate_sequences",
     "export",
     "large_vocabulary",
     "load_distiller",
@@ -149,6 +152,7 @@ NEED_EXTRAS = {
         "students",
         lambda: keras_kd.students.count_pieces(b"", ["text"]),
     ),
+    "evaluate_sequences": ("sacrebleu", "sequences", lambda: keras_kd.evaluate_sequences({"a": ["x"]}, ["x"])),
     "demo without babel": ("babel", "demo", lambda: cli.main(["demo", "--quick"])),
     "demo without matplotlib": ("matplotlib", "demo", lambda: cli.main(["demo", "--quick"])),
 }
