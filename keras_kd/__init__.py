@@ -20,7 +20,7 @@ from keras_kd.evaluation import (
     evaluate_response_selection,
     evaluate_sequences,
 )
-from keras_kd import deploy
+from keras_kd import deploy, sequences
 from keras_kd.deploy import export
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "metrics",
     "open_teacher_cache",
     "outputs",
+    "sequences",
     "students",
     "teachers",
     "text",

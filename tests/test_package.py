@@ -40,6 +40,7 @@ PUBLIC_NAMES = [
     "metrics",
     "open_teacher_cache",
     "outputs",
+    "sequences",
     "students",
     "teachers",
     "text",
