@@ -140,15 +140,21 @@ def test_all_hypotheses_are_examples_of_their_own_and_missing_ones_are_left_out(
 
 def test_limits_drop_hypotheses_and_count_them(tmp_path):
     store = decoded(tmp_path / "store")
-    found = store.attach(batches(), select="all", min_score=-1.5)  # the second has -2 per token
-    assert targets_of(found.dataset) == EXPECTED and found.dropped == {"empty": 0, "score": 5, "length_ratio": 0}
+    found = store.attach(batches(), select="all", min_score=-3.0)  # -1 and -2 for each token
+    kept = [(source, own) for source, target in EXPECTED for i, own in enumerate((target, target[:-1]), start=1)
+            if own and i * len(own) <= 3]  # fmt: skip
+    assert targets_of(found.dataset) == kept and found.dropped == {
+        "empty": 0,
+        "score": 11 - len(kept),
+        "length_ratio": 0,
+    }
     found = store.attach(batches(), select="all", max_length_ratio=1.4)
     kept = [pair for pair in targets_of(store.attach(batches(), select="all").dataset)]
     kept = [(source, target) for source, target in kept if len(source) <= 1.4 * len(target)]
     assert targets_of(found.dataset) == kept and found.dropped["length_ratio"] == 11 - len(kept)
     assert all(y.shape[0] > 0 for _, y in found.dataset)
     with pytest.raises(ValueError, match="every source is dropped"):
-        store.attach(batches(), min_score=-0.5)
+        store.attach(batches(), min_score=0.0)
 
 
 def test_padding_is_as_asked_for_and_weights_stay_beside_their_sources(tmp_path):
@@ -199,6 +205,15 @@ def test_ids_are_compared_with_the_reference_as_text(tmp_path):
     ]
 
 
+def test_equal_sources_are_counted_each_and_batches_are_known_where_none_is_empty(tmp_path):
+    store = decoded(tmp_path / "store")
+    found = store.attach(batches(SOURCES[[0, 0, 3, 0]]), select="all")
+    assert found.kept == 7 and len(targets_of(found.dataset)) == 7
+    assert found.dataset.cardinality() == 2
+    limited = store.attach(batches(), select="all", min_score=-1.0)
+    assert limited.dropped["score"] == 10 and limited.kept == 1 == len(targets_of(limited.dataset))
+
+
 def test_a_student_learns_from_the_targets_in_fit(tmp_path):
     store = decoded(tmp_path / "store", rows=SOURCES[[0, 2, 4]])
     found = store.attach(batches(SOURCES[[0, 2, 4]], 3)).dataset.map(lambda x, y: (x[:, :3], y[:, :3]))
@@ -236,8 +251,8 @@ def test_bad_input_is_named(tmp_path):
         store.attach(pairs, select="interpolation")
     with pytest.raises(ValueError, match="detokenize must return a str for each"):
         store.attach(pairs, select="interpolation", detokenize=lambda lists: ["a"])
-    with pytest.raises(ValueError, match="min_score must be <= 0"):
-        store.attach(batches(), min_score=1.0)
+    with pytest.raises(TypeError, match="min_score must be a finite number"):
+        store.attach(batches(), min_score="-1")
     with pytest.raises(ValueError, match="max_length_ratio must be >= 1"):
         store.attach(batches(), max_length_ratio=0.5)
     with pytest.raises(ValueError, match="holds no outputs of the example"):

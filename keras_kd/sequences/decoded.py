@@ -48,7 +48,7 @@ def decode_dataset(
     Args:
         decode: A function of the `x` of a batch. For `output="ids"` it returns `(ids, scores, lengths)`, as a
             `keras_kd.sequences.Generator` does: ids (batch, n_best, length), the best first; scores (batch, n_best),
-            log-probabilities in nats, −inf where there is no hypothesis; lengths (batch, n_best), tokens without
+            such as log-probabilities, −inf where there is no hypothesis; lengths (batch, n_best), tokens without
             padding. For `output="text"`, `(texts, scores)`: n_best str for each source, in lists.
         sources: A batched, finite `tf.data.Dataset` of `x`, `(x,)`, `(x, y)` or `(x, y, sample_weight)`.
         path: The folder: new, empty, or of this store.
@@ -185,11 +185,12 @@ class DecodedDataset:
                 that are stored.
             select: "best": the first hypothesis of each source. "all": every one, each an example of its own.
                 "interpolation": the one that is most similar to the reference `y`, so that the student learns what the
-                teacher can say and is right.
+                teacher can say and is right. Equal sources without ids are one, whose first reference counts.
             similarity: sacreBLEU's sentence score for "interpolation": "chrf", "chrf++" or "bleu".
             detokenize: For "interpolation" with ids: a function of lists of ids, without padding, that returns as many
                 str; for hypotheses, and for `y` unless it holds strings.
-            min_score: The least `score / length`: the mean log-probability per token (for text, per byte), in nats.
+            min_score: The least score, as `decode` gave it. Without a length penalty in the search it is that of a
+                whole sequence, and long ones are dropped.
             max_length_ratio: The most by which target and source may differ in length ≥ 1: longer / shorter, in tokens
                 that are no padding (for text, in characters).
             source_key: The entry of a dict `x` that holds the tokens or text of the source, for `max_length_ratio`.
@@ -221,13 +222,12 @@ class DecodedDataset:
         require_choice(select, "select", _SELECTIONS)
         require_choice(similarity, "similarity", _SIMILARITIES)
         limits = {
-            "score": _limit(min_score, "min_score", at_most=0.0),
+            "score": _limit(min_score, "min_score"),
             "length_ratio": _limit(max_length_ratio, "max_length_ratio", at_least=1.0),
         }
         texts = _texts_of(self, sources, detokenize, pad_id) if select == "interpolation" else None
         chooser = _Chooser(self, select, limits, source_key, similarity, texts)
-        chosen, dropped = chooser.choose(sources)
-        kept = sum(map(len, chosen.values()))
+        chosen, kept, dropped = chooser.choose(sources)
         if not kept:
             raise ValueError(f"every source is dropped: {dropped}. Loosen min_score or max_length_ratio.")
         return SequenceTargets(self._joined(sources, chosen, pad_id), kept, dropped)
@@ -259,7 +259,10 @@ class DecodedDataset:
             x, *weight = tf.nest.map_structure(lambda tensor: tf.gather(tensor, rows), [element[0], *element[2:]])
             return x, targets, *weight
 
-        return sources.map(join).filter(lambda x, targets, *weight: tf.shape(targets)[0] > 0).prefetch(2)
+        joined = sources.map(join)
+        if not all(chosen.values()):  # a filter hides from fit how many batches there are
+            joined = joined.filter(lambda x, targets, *weight: tf.shape(targets)[0] > 0)
+        return joined.prefetch(2)
 
 
 # Choosing ----------------------------------------------------------------------------------------------------------
@@ -276,8 +279,9 @@ class _Chooser:
         self._similarity, self._texts = similarity, texts
 
     def choose(self, sources):
-        """`{key: positions of hypotheses}`, and how many were dropped for which reason."""
-        chosen, dropped = {}, {"empty": 0, "score": 0, "length_ratio": 0}
+        """`{key: positions of hypotheses}`, how many there are, and how many were dropped for which reason."""
+        reasons, dropped = {}, {"empty": 0, "score": 0, "length_ratio": 0}
+        kept = 0
         for element in sources:
             x, *rest = element if isinstance(element, tuple) else (element,)
             keys, names = (tensor.numpy() for tensor in self._store.key.of(x))
@@ -285,12 +289,14 @@ class _Chooser:
             texts = self._texts(found, rest[0]) if self._texts else [None] * len(keys)
             source_lengths = self._source_lengths(x)
             for row, key in enumerate(keys.tolist()):
-                candidates = self._candidates(found.lengths[row], texts[row])
-                reasons = self._reasons(candidates, *(part[row] for part in found), source_lengths[row])
-                chosen[key] = tuple(i for i, reason in zip(candidates, reasons, strict=True) if reason is None)
-                for reason in filter(None, reasons if candidates else ["empty"]):
+                if key not in reasons:
+                    candidates = self._candidates(found.lengths[row], texts[row])
+                    reasons[key] = self._reasons(candidates, *(part[row] for part in found), source_lengths[row])
+                kept += list(reasons[key].values()).count(None)
+                for reason in filter(None, reasons[key].values() if reasons[key] else ["empty"]):
                     dropped[reason] += 1
-        return chosen, dropped
+        chosen = {key: [i for i, reason in own.items() if reason is None] for key, own in reasons.items()}
+        return chosen, kept, dropped
 
     def _candidates(self, lengths, texts):
         """The positions of the hypotheses that `select` takes, of a source."""
@@ -304,14 +310,14 @@ class _Chooser:
         return [written[int(similar.argmax())]]
 
     def _reasons(self, candidates, ids, scores, lengths, source_length):
-        """Why each hypothesis of a source is dropped; None if it is not."""
+        """`{position: why the hypothesis is dropped, None if it is not}` of a source."""
         least, most = self._limits["score"], self._limits["length_ratio"]
-        reasons = []
+        reasons = {}
         for i in candidates:
             size = len(_text(ids[i], lengths[i])) if most is not None and self._store.output == "text" else lengths[i]
-            too_unlikely = least is not None and scores[i] / lengths[i] < least
+            too_unlikely = least is not None and scores[i] < least
             unequal = most is not None and max(size, source_length) > most * min(size, source_length)
-            reasons.append("score" if too_unlikely else "length_ratio" if unequal else None)
+            reasons[i] = "score" if too_unlikely else "length_ratio" if unequal else None
         return reasons
 
     def _source_lengths(self, x):
