@@ -177,6 +177,13 @@ def test_it_is_finite_far_out_with_a_gradient_where_the_student_is_wrong(scale, 
         assert np.abs(gradient).max() > 0.1
 
 
+def test_a_weight_for_each_language_multiplies_the_value_of_its_examples():
+    inner = ApproximateLikelihoodMatching(reduction=None)
+    loss = keras_kd.losses.ByLanguage(inner, weights={"de": 2.0, "fi": 0.5})
+    found = loss(TEACHER, STUDENT, languages=np.array(["de", "fi", "fi", "de"]), **ENTRIES)
+    np.testing.assert_allclose(found, expected() * [2.0, 0.5, 0.5, 2.0], rtol=1e-3)
+
+
 def test_examples_without_groups_and_tokens_without_one_do_not_count():
     entries = {**ENTRIES, "student_groups": ENTRIES["student_groups"].copy()}
     entries["student_groups"][0] = -1

@@ -117,15 +117,11 @@ def _tables(evaluation, metric, intervals):
             intervals,
             caption=caption(evaluation, intervals),
         ),
-        _table(
-            "size and latency",
-            ["model"],
-            cost_headings(evaluation),
-            [[name, *costs(evaluation, name)] for name in models],
-            intervals,
-            caption=COSTS_CAPTION,
-        ),
     ]
+    rows = [[name, *costs(evaluation, name)] for name in models]
+    if any(cell != _NOTHING for _, *cells in rows for cell in cells):
+        headings = cost_headings(evaluation)
+        tables.append(_table("size and latency", ["model"], headings, rows, intervals, caption=COSTS_CAPTION))
     if evaluation.languages:
         rows = [[row, f"{examples(evaluation, row):,}", *cells(row, models, [metric])] for row in evaluation.rows]
         left = ["language"]
