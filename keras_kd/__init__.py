@@ -13,8 +13,14 @@ from keras_kd.balancing import UncertaintyBalance
 from keras_kd.distiller import Distiller, load_distiller
 from keras_kd.callbacks import LambdaRamp
 from keras_kd.tuning import tune
-from keras_kd.evaluation import evaluate, evaluate_embeddings
-from keras_kd import deploy
+from keras_kd.evaluation import (
+    evaluate,
+    evaluate_embeddings,
+    evaluate_perplexity,
+    evaluate_response_selection,
+    evaluate_sequences,
+)
+from keras_kd import deploy, sequences
 from keras_kd.deploy import export
 
 __all__ = [
@@ -29,6 +35,9 @@ __all__ = [
     "deploy",
     "evaluate",
     "evaluate_embeddings",
+    "evaluate_perplexity",
+    "evaluate_response_selection",
+    "evaluate_sequences",
     "export",
     "large_vocabulary",
     "load_distiller",
@@ -36,6 +45,7 @@ __all__ = [
     "metrics",
     "open_teacher_cache",
     "outputs",
+    "sequences",
     "students",
     "teachers",
     "text",

@@ -1,4 +1,4 @@
-"""Languages of a batch: where they are read, and the entry of a table for each."""
+"""Languages and other entries of a batch: where they are read, and the entry of a table for each language."""
 
 import tensorflow as tf
 
@@ -71,10 +71,15 @@ def languages_of(x, language_key, user):
     Raises:
         ValueError: `x` is no dict that holds the entry; `user` names what needs it.
     """
-    if not isinstance(x, dict) or language_key not in x:
+    return tf.reshape(entry_of(x, language_key, f"{user} needs each example's language"), (-1,))
+
+
+def entry_of(x, entry, need):
+    """An entry of a batch `x`; ValueError, which begins with the `need`, if `x` is no dict that holds it."""
+    if not isinstance(x, dict) or entry not in x:
         found = f"the entries {sorted(x)}" if isinstance(x, dict) else f"a {type(x).__name__}"
         raise ValueError(
-            f"{user} needs each example's language: x must be a dict with the entry {language_key!r}, got {found}. "
-            "Models read the entries that they have inputs for; the language may be another entry."
+            f"{need}: x must be a dict with the entry {entry!r}, got {found}. Models read the entries that they have "
+            "inputs for; this may be another entry."
         )
-    return tf.reshape(x[language_key], (-1,))
+    return x[entry]

@@ -26,6 +26,24 @@ def soft_labels(teacher, student, temperature):
     return temperature**2 * np.sum(np.exp(teacher) * (teacher - student), axis=-1)
 
 
+def approximate_likelihood_matching(teacher, student, targets, groups, temperature):
+    """By example; `targets` and `groups` are of (teacher, student), token by token and group by group."""
+    values = []
+    for row in range(len(teacher)):
+        likelihoods = [{}, {}]
+        for side, logits in enumerate((teacher, student)):
+            for position, (target, group) in enumerate(zip(targets[side][row], groups[side][row], strict=True)):
+                p = softmax(logits[row, position])[target] if group >= 0 else 1.0
+                likelihoods[side][group] = likelihoods[side].get(group, 1.0) * p
+        shared = [group for group in likelihoods[0] if group in likelihoods[1] and group >= 0]
+        terms = []
+        for group in shared:
+            p, q = (side[group] ** (1 / temperature) for side in likelihoods)
+            terms.append(temperature * (p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))))
+        values.append(np.mean(terms) if terms else 0.0)
+    return np.array(values)
+
+
 def standardized(logits):
     return (logits - logits.mean(-1, keepdims=True)) / (logits.std(-1, ddof=1, keepdims=True) + 1e-7)
 

@@ -780,7 +780,7 @@ def test_an_interrupted_build_resumes_with_the_same_teacher_and_files_only(data,
     assert names == ["building.json", "key.bin", "output_0.bin"]
     finished = len(json.loads((folder / "building.json").read_text())["shards"])
     assert 0 < finished < 6
-    with pytest.raises(ValueError, match=r"only half built. Call cache_teacher_outputs again"):
+    with pytest.raises(ValueError, match=r"only half built. Make the call that builds it again"):
         keras_kd.open_teacher_cache(folder)
     with pytest.raises(ValueError, match="another teacher or of other settings"):
         stored(dense_model(3), dataset, folder)

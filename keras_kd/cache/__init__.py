@@ -13,6 +13,7 @@ Each file is the numbers of an array in C order, little-endian, without a header
 
 coding       files of output i                                    decoded
 Full         output_i: (...)                                      to float32
+Whole        output_i: int32 or uint8 (...)                       as it is: ids or bytes of `decode_dataset`
 Int8         output_i: int8 (..., n); output_i.scale: float32     output · scale, float32
              (...)
 TopK         output_i.classes: uint16 or uint32 (..., k);         log p of the k classes, and log_rest −

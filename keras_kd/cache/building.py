@@ -122,12 +122,7 @@ def cache_teacher_outputs(
         require_tensorflow("A teacher whose outputs are stored")
         source = TeacherSource(teacher, dataset, key, outputs, coded)
     setting = {"teacher": teacher_setting(teacher), "preprocessing": preprocessing, "outputs": source.layout.config()}
-    folder = pathlib.Path(path)
-    built_before = (folder / storage.MANIFEST).exists()
-    if not built_before:
-        _build(folder, setting, source, shard_bytes, verbose)
-    cache = TeacherCache([folder], verify=built_before)
-    cache.require(setting)
+    cache = build(path, setting, source, shard_bytes, verbose)
     return cache if isinstance(teacher, str) else cache.attach(dataset)
 
 
@@ -314,12 +309,23 @@ class _KnownKeys:
         return new
 
 
-def _build(folder, setting, source, shard_bytes, verbose):
+def build(path, setting, source, shard_bytes, verbose):
+    """The `TeacherCache` of a folder, built or completed where it is not finished; ValueError for another setting."""
+    folder = pathlib.Path(path)
+    built_before = (folder / storage.MANIFEST).exists()
+    if not built_before:
+        _complete(folder, setting, source, shard_bytes, verbose)
+    cache = TeacherCache([folder], verify=built_before)
+    cache.require(setting)
+    return cache
+
+
+def _complete(folder, setting, source, shard_bytes, verbose):
     """Store the examples of a source that are not stored yet."""
     if source.batches == tf.data.INFINITE_CARDINALITY:
         raise ValueError(
-            "dataset must end, got an endless one. Give cache_teacher_outputs the dataset before .repeat(), and repeat "
-            "what it returns: outputs go by key."
+            "dataset must end, got an endless one. Give it before .repeat(), and repeat what is returned: outputs go "
+            "by key."
         )
     try:
         _store(Writer(folder, setting, shard_bytes), source, verbose)

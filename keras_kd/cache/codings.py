@@ -54,6 +54,23 @@ class Full:
 
 
 @dataclasses.dataclass(frozen=True)
+class Whole:
+    """Every number of an output of whole numbers, such as token ids, in NumPy's dtype "<i4" or "|u1"."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+    def fields(self):
+        return {"": (self.dtype, self.shape)}
+
+    def encode(self, output, keys=None):
+        return {"": tf.cast(output, np.dtype(self.dtype))}
+
+    def decode(self, parts):
+        return parts[""]
+
+
+@dataclasses.dataclass(frozen=True)
 class Int8:
     """A vector v as round(v / s) in int8 with s = max |v| / 127 in float32: each number is off by s / 2 at most."""
 
@@ -221,7 +238,7 @@ def config_of(coding):
 
 def coding_from(config):
     """The coding that a manifest names."""
-    kinds = {kind.__name__: kind for kind in (Full, Int8, TopK, Sampled)}
+    kinds = {kind.__name__: kind for kind in (Full, Whole, Int8, TopK, Sampled)}
     options = {name: value for name, value in config.items() if name != "coding"}
     return kinds[config["coding"]](**{**options, "shape": tuple(options["shape"])})
 

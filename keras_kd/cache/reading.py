@@ -93,7 +93,7 @@ class TeacherCache:
         columns = [*((name, END) for name in layout.by_token), *self._arrays]
 
         def read(keys, names, lengths):
-            rows = self._rows(keys, names, self._padded_lengths(dict(zip(entries, lengths.tolist(), strict=True))))
+            rows = self.rows(keys, names, self._padded_lengths(dict(zip(entries, lengths.tolist(), strict=True))))
             return [rows[column] for column in columns]
 
         dtypes = [tf.as_dtype(np.dtype(layout.columns[column].dtype)) for column in columns]
@@ -113,8 +113,15 @@ class TeacherCache:
             padded[output] = next((lengths[name] for name in known if name in lengths), None)
         return padded
 
-    def _rows(self, keys, names, padded):
-        """`{column: (batch, ...)}` with numbers of tokens in the place of ends; by token `(batch, length, ...)`."""
+    def rows(self, keys, names, padded):
+        """The stored numbers of a batch, `{column: array}`: `(batch, ...)`, by token `(batch, length, ...)`.
+
+        Numbers of tokens stand in the place of ends.
+
+        Args:
+            keys, names: Of the examples, as `Key.of` gives them.
+            padded: `{output by token: length}`; None for that of the longest.
+        """
         nearest = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
         missing = self._keys[nearest] != keys
         if missing.any():
@@ -277,8 +284,8 @@ def _opened(path, verify):
     if not manifest_path.is_file():
         if (path / storage.BEGUN).is_file():
             raise ValueError(
-                f"the cache {str(path)!r} is only half built. Call cache_teacher_outputs again with the same "
-                "arguments, which resumes where it stopped."
+                f"the cache {str(path)!r} is only half built. Make the call that builds it again, with the same "
+                "arguments: it resumes where it stopped."
             )
         raise FileNotFoundError(f"path must be the folder of a cache, but there is no {str(manifest_path)!r}.")
     manifest = storage.read_json(manifest_path)

@@ -17,7 +17,7 @@ from keras_kd.outputs.pairing import hooks_of, require_comparable
 from keras_kd.outputs.reader import OutputReader, output_names
 
 
-class _Source:
+class Source:
     """Gives `(batch, keys, content)` of each batch, the keys and hashes as int64 arrays `(batch,)`.
 
     Attributes:
@@ -37,28 +37,13 @@ class _Source:
         return {column: np.asarray(tensor) for column, tensor in rows.items()}, sequences  # tensor.numpy() would copy
 
 
-class TeacherSource(_Source):
-    """The outputs of a built `keras.Model` that runs over a batched `tf.data.Dataset`.
+class DatasetSource(Source):
+    """What is computed of the batches of a batched `tf.data.Dataset`; `key` is the `Key` of its examples."""
 
-    `coded` are `dtype`, `top_k` and `sampled` of `cache_teacher_outputs`.
-    """
-
-    def __init__(self, teacher, dataset, key, outputs, coded):
-        spec = dataset.element_spec
-        spec = spec[0] if isinstance(spec, tuple) else spec
+    def __init__(self, dataset, key):
         self._dataset, self.batches = dataset, int(dataset.cardinality())
-        self._keys = tf.function(lambda x: (key.of(x)[0], key.content(x)), input_signature=[spec], autograph=False)
-        selection = _Selection(teacher, outputs)
-        compiled = {"jit_compile": True} if teacher.jit_compile else {}  # as `predict` would be
-        read = tf.function(selection, input_signature=[spec], autograph=False, **compiled)
-        shapes = read.get_concrete_function().structured_outputs
-        self.layout = Layout.of(*shapes, key=key, endings=selection.endings, **coded)
-        number, flag = (tf.TensorSpec((None,), dtype) for dtype in (tf.int64, tf.bool))
-        self._encode = tf.function(
-            lambda x, *examples: self.layout.encode(x, *examples, *read(x)),
-            input_signature=[spec, number, number, flag],
-            autograph=False,
-        )
+        self.spec = dataset.element_spec[0] if isinstance(dataset.element_spec, tuple) else dataset.element_spec
+        self._keys = tf.function(lambda x: (key.of(x)[0], key.content(x)), input_signature=[self.spec], autograph=False)
 
     def __iter__(self):
         for element in self._dataset.prefetch(2):
@@ -66,7 +51,28 @@ class TeacherSource(_Source):
             yield x, *(array.numpy() for array in self._keys(x))
 
 
-class ArraySource(_Source):
+class TeacherSource(DatasetSource):
+    """The outputs of a built `keras.Model` that runs over a batched `tf.data.Dataset`.
+
+    `coded` are `dtype`, `top_k` and `sampled` of `cache_teacher_outputs`.
+    """
+
+    def __init__(self, teacher, dataset, key, outputs, coded):
+        super().__init__(dataset, key)
+        selection = _Selection(teacher, outputs)
+        compiled = {"jit_compile": True} if teacher.jit_compile else {}  # as `predict` would be
+        read = tf.function(selection, input_signature=[self.spec], autograph=False, **compiled)
+        shapes = read.get_concrete_function().structured_outputs
+        self.layout = Layout.of(*shapes, key=key, endings=selection.endings, **coded)
+        number, flag = (tf.TensorSpec((None,), dtype) for dtype in (tf.int64, tf.bool))
+        self._encode = tf.function(
+            lambda x, *examples: self.layout.encode(x, *examples, *read(x)),
+            input_signature=[self.spec, number, number, flag],
+            autograph=False,
+        )
+
+
+class ArraySource(Source):
     """Outputs from an iterable of batches of arrays, `(x or ids, prediction)` or with layers as a third."""
 
     def __init__(self, batches, key, coded):

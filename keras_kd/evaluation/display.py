@@ -27,8 +27,25 @@ _TITLES = {
     "retrieval_teacher": "nearest of the teacher's, %",
     "cosine": "cosine",
     "mse": "MSE",
+    "bleu": "BLEU",
+    "chrf": "chrF",
+    "chrf++": "chrF++",
+    "distinct_1": "distinct-1, %",
+    "distinct_2": "distinct-2, %",
+    "perplexity": "perplexity",
+    "recall_at_1": "R@1, %",
+    "mrr": "MRR",
 }
-_AS_IT_IS = {"kl": 3, "cosine": 3, "mse": 4}  # metrics that are no shares: decimal places
+_AS_IT_IS = {
+    "kl": 3,
+    "cosine": 3,
+    "mse": 4,
+    "bleu": 1,
+    "chrf": 1,
+    "chrf++": 1,
+    "perplexity": 2,
+    "mrr": 3,
+}  # metrics that are no shares: decimal places
 _NOTHING = "–"
 INK, MUTED, GRID, PAPER = "#24292f", "#69727d", "#e4e6ea", "#ffffff"  # of figures
 TEACHER_COLOR = "#444444"
@@ -100,15 +117,11 @@ def _tables(evaluation, metric, intervals):
             intervals,
             caption=caption(evaluation, intervals),
         ),
-        _table(
-            "size and latency",
-            ["model"],
-            ["params", "size", "latency"],
-            [[name, *costs(facts)] for name, facts in models.items()],
-            intervals,
-            caption=COSTS_CAPTION,
-        ),
     ]
+    rows = [[name, *costs(evaluation, name)] for name in models]
+    if any(cell != _NOTHING for _, *cells in rows for cell in cells):
+        headings = cost_headings(evaluation)
+        tables.append(_table("size and latency", ["model"], headings, rows, intervals, caption=COSTS_CAPTION))
     if evaluation.languages:
         rows = [[row, f"{examples(evaluation, row):,}", *cells(row, models, [metric])] for row in evaluation.rows]
         left = ["language"]
@@ -160,16 +173,35 @@ def caption(evaluation, intervals=True):
         lines.append("nearest: the nearest target, by cosine, is the text's own.")
     if "mse" in evaluation.metrics:
         lines.append(f"cosine and MSE: with the unit vectors of {evaluation.teacher!r}.")
+    if "distinct_1" in evaluation.metrics or "distinct_2" in evaluation.metrics:
+        lines.append("distinct: distinct n-grams among all n-grams; a resample repeats texts, so without interval.")
+    if "perplexity" in evaluation.metrics:
+        lines.append("perplexity: exp of the mean negative log-likelihood per token, lower is better.")
+    if "mrr" in evaluation.metrics:
+        lines.append("R@1 and MRR: the rank of the true response among the candidates; ties count against it.")
+    lines += [f"{metric_title(metric)}: {signature}" for metric, signature in evaluation.signatures.items()]
     if "kl" in evaluation.metrics:
         lines.append(f"agreement and KL(teacher || model): with {evaluation.teacher!r}.")
     return "\n".join(lines)
 
 
-def costs(facts):
-    """Parameters, size and latency of a model, in words."""
+def cost_headings(evaluation):
+    """What `costs` are."""
+    return ["params", "size", "latency", *["words/s"] * _has_speeds(evaluation)]
+
+
+def costs(evaluation, model):
+    """Parameters, size and latency of a model, in words; words per second where a model has them."""
+    facts = evaluation.models[model]
     parameters = _NOTHING if facts.parameters is None else f"{facts.parameters:,}"
+    size = _NOTHING if facts.size_bytes is None else rich.filesize.decimal(facts.size_bytes)
     milliseconds = _NOTHING if facts.latency_ms is None else f"{facts.latency_ms:.3g} ms"
-    return [parameters, rich.filesize.decimal(facts.size_bytes), milliseconds]
+    speed = _NOTHING if facts.words_per_second is None else f"{facts.words_per_second:,.0f}"
+    return [parameters, size, milliseconds, *[speed] * _has_speeds(evaluation)]
+
+
+def _has_speeds(evaluation):
+    return any(facts.words_per_second is not None for facts in evaluation.models.values())
 
 
 def _cell(evaluation, model, metric, row, intervals):
@@ -183,7 +215,7 @@ def score_text(evaluation, model, metric, row):
         return _NOTHING, ""
     score = evaluation.score(model, metric, language=row)
     digits = _AS_IT_IS.get(metric, 1)
-    shown = score[:3] if evaluation.bootstrap else score[:1]
+    shown = score[:1] if score.low is None else score[:3]
     value, *bounds = (f"{in_display_units(metric, number):.{digits}f}" for number in shown)
     return value, ", ".join(bounds)
 
@@ -211,7 +243,7 @@ def draw(evaluation, metric):
         offset = 0.54 * (index / (len(shown) - 1) - 0.5) if len(shown) > 1 else 0.0
         heights = [place + offset for place in places]
         scores = [evaluation.score(model, metric, language=row) for row in rows]
-        if evaluation.bootstrap:
+        if scores[0].low is not None:
             low, high = ([in_display_units(metric, getattr(score, end)) for score in scores] for end in ("low", "high"))
             axes.hlines(heights, low, high, color=color, linewidth=1.4, alpha=0.55)
         values = [in_display_units(metric, score.value) for score in scores]
@@ -222,7 +254,8 @@ def draw(evaluation, metric):
     for label in axes.get_yticklabels():
         label.set_weight("normal" if label.get_text() in evaluation.languages else "bold")
     axes.set_ylim(height - 0.4, -0.6)
-    lines = " (lines: 95 % bootstrap intervals)" if evaluation.bootstrap else ""
+    has_intervals = evaluation.score(shown[0], metric).low is not None
+    lines = " (lines: 95 % bootstrap intervals)" if has_intervals else ""
     axes.set_xlabel(metric_title(metric) + lines, color=INK)
     axes.grid(color=GRID)
     axes.set_axisbelow(True)

@@ -15,7 +15,7 @@ from keras_kd.evaluation.measure import (
     own_inputs,
 )
 from keras_kd.evaluation.result import Evaluation
-from keras_kd.evaluation.scores import EMBEDDING_METRICS, OVERALL, all_once, estimates, resampled_scores
+from keras_kd.evaluation.scores import EMBEDDING_METRICS, all_once, estimates, means, resampled_scores, scores_of_sums
 
 _SIMILARITIES_AT_A_TIME = 4_000_000
 
@@ -106,7 +106,7 @@ def evaluate_embeddings(
     values = [_values(*vectors[name], vectors.get(teacher), matches) for name in models]
     metrics = [metric for metric in EMBEDDING_METRICS if metric in values[0]]
     table = np.array([[of_model[metric] for metric in metrics] for of_model in values])  # (models, metrics, texts)
-    weigh = functools.partial(_weighted_means, table, metrics, rows_by_language)
+    weigh = functools.partial(scores_of_sums, table, means(metrics), rows_by_language)
     resampled = bootstrap and resampled_scores(weigh, resamples=bootstrap, seed=seed, numbers=texts)
     scores, differences = estimates(list(models), weigh(all_once), resampled, rows_by_language, groups, texts)
     return Evaluation(
@@ -176,14 +176,3 @@ def _finds(texts, targets, matches):
     rows = max(1, _SIMILARITIES_AT_A_TIME // len(targets))
     nearest = [(texts[start : start + rows] @ targets.T).argmax(axis=1) for start in range(0, len(texts), rows)]
     return np.concatenate(nearest) == matches
-
-
-def _weighted_means(table, metrics, rows_by_language, draw):
-    """{row: {metric: (resamples, models)}} of values (models, metrics, texts)."""
-    block, total = {}, 0
-    for row, rows in (rows_by_language or {OVERALL: np.arange(table.shape[-1])}).items():
-        sums = np.einsum("rt,mkt->krm", draw(len(rows)), table[..., rows])
-        block[row] = dict(zip(metrics, sums / len(rows), strict=True))
-        total = total + sums
-    block[OVERALL] = dict(zip(metrics, total / table.shape[-1], strict=True))
-    return block

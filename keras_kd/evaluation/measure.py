@@ -15,7 +15,7 @@ from keras_kd.evaluation.scores import METRICS, TEACHER_METRICS, class_metric, r
 from keras_kd.outputs.model_inputs import own_entries
 from keras_kd.text import ByteEncoder
 
-_DEFAULT_TEACHER = "teacher"
+DEFAULT_TEACHER = "teacher"
 
 
 def evaluate(
@@ -25,7 +25,7 @@ def evaluate(
     languages=None,
     groups=None,
     class_names=None,
-    teacher=_DEFAULT_TEACHER,
+    teacher=DEFAULT_TEACHER,
     bootstrap=1000,
     seed=0,
     batch_size=256,
@@ -130,9 +130,9 @@ def measured_metrics(teacher, class_names):
     return (*known, *map(class_metric, class_names))
 
 
-def checked_teacher(models, teacher, **counts):
+def checked_teacher(models, teacher, *, argument="models", **counts):
     """The teacher's name, None where there is none; the arguments of `evaluate` are checked."""
-    _check_models(models, teacher)
+    _check_models(models, teacher, argument)
     for argument, count in counts.items():
         require_count(count, argument, at_least=1 if argument == "batch_size" else 0)
     return teacher if teacher in models else None
@@ -202,25 +202,26 @@ def _predict(runtimes, x, y, labels, teacher, batch_size, class_names):
 
 
 @contextlib.contextmanager
-def errors_naming(name):
+def errors_naming(name, argument="models"):
     """Name the model that an error came from."""
     try:
         yield
     except Exception as error:
-        error.add_note(f"This came from models[{name!r}].")
+        error.add_note(f"This came from {argument}[{name!r}].")
         raise
 
 
-def _check_models(models, teacher):
+def _check_models(models, teacher, argument):
     if not isinstance(models, dict):
-        raise TypeError(f"models must be a dict of name to model or path, got {type(models).__name__}.")
+        values = "model or path" if argument == "models" else "outputs or function"
+        raise TypeError(f"{argument} must be a dict of name to {values}, got {type(models).__name__}.")
     if not models:
-        raise ValueError("models must hold at least one model, got an empty dict.")
+        raise ValueError(f"{argument} must hold at least one {argument.removesuffix('s')}, got an empty dict.")
     for name in models:
         if not isinstance(name, str):
-            raise TypeError(f"models must have strings for names, got {name!r}.")
-    if teacher is not None and teacher != _DEFAULT_TEACHER and teacher not in models:
-        raise ValueError(f"teacher must be one of the models, {list(models)}, or None, got {teacher!r}.")
+            raise TypeError(f"{argument} must have strings for names, got {name!r}.")
+    if teacher is not None and teacher != DEFAULT_TEACHER and teacher not in models:
+        raise ValueError(f"teacher must be one of the {argument}, {list(models)}, or None, got {teacher!r}.")
 
 
 def checked_groups(groups, rows_by_language):

@@ -16,6 +16,7 @@ from keras_kd.evaluation.display import (
     TEACHER_COLOR,
     caption,
     class_f1_metrics,
+    cost_headings,
     costs,
     draw,
     examples,
@@ -110,12 +111,12 @@ def _models_table(evaluation):
             model,
             [
                 *(_score(evaluation, model, metric, OVERALL) for metric in metrics),
-                *(f"<td>{_text(cost)}</td>" for cost in costs(facts)),
+                *(f"<td>{_text(cost)}</td>" for cost in costs(evaluation, model)),
             ],
         )
-        for model, facts in evaluation.models.items()
+        for model in evaluation.models
     ]
-    return _table("model", [*map(metric_title, metrics), "parameters", "size", "latency"], rows)
+    return _table("model", [*map(metric_title, metrics), *cost_headings(evaluation)], rows)
 
 
 def _languages_table(evaluation, metric):

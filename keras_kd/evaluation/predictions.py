@@ -67,16 +67,16 @@ def confidence(outputs):
     """Return the probability of the class that each example is given, (examples,), float64."""
     if are_probabilities(outputs):
         return outputs.max(axis=1).astype(np.float64)
-    return np.concatenate([np.exp(block.max(axis=1)) for block in _log_prob_blocks(outputs)])
+    return np.concatenate([np.exp(block.max(axis=1)) for block in log_prob_blocks(outputs)])
 
 
 def divergence(teacher_outputs, outputs):
     """Return KL(teacher || model) of each example, (examples,), float64, in nats."""
-    blocks = zip(_log_prob_blocks(teacher_outputs), _log_prob_blocks(outputs), strict=True)
+    blocks = zip(log_prob_blocks(teacher_outputs), log_prob_blocks(outputs), strict=True)
     return np.concatenate([ops.convert_to_numpy(kl_divergence(teacher, model)) for teacher, model in blocks])
 
 
-def _log_prob_blocks(outputs):
+def log_prob_blocks(outputs):
     """Log-probabilities, float64, of some rows at a time."""
     probabilities = are_probabilities(outputs)
     for start in range(0, len(outputs), _ROWS_AT_A_TIME):

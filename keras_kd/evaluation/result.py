@@ -24,14 +24,15 @@ class ModelFacts:
     """Size and latency of a model, and the kind of its outputs."""
 
     parameters: int | None  # the number of weights; None where the file does not hold it
-    size_bytes: int  # on disk; of the weights, for a live `keras.Model`
+    size_bytes: int | None  # on disk; of the weights, for a live `keras.Model`; None where it is not known
     latency_ms: float | None  # median for one example; None if not timed
-    outputs: str  # "logits", "probabilities" or "vectors"
+    outputs: str  # "logits", "probabilities", "vectors", "texts" or "scores"
+    words_per_second: float | None = None  # of the sources, all in one call; None if not timed
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
 class Evaluation:
-    """Scores of several models on the same examples, made by `keras_kd.evaluate` and `keras_kd.evaluate_embeddings`.
+    """Scores of several models on the same examples, made by `keras_kd.evaluate` and its relatives.
 
     `print(evaluation)` shows the tables.
 
@@ -40,13 +41,16 @@ class Evaluation:
 
     models: dict[str, ModelFacts]  # in the order given
     teacher: str | None  # its name among the models
-    metrics: tuple[str, ...]  # "kl" is in nats, "cosine" and "mse" are such, the others are shares from 0 to 1
+    metrics: tuple[
+        str, ...
+    ]  # "kl" in nats; "bleu" and "chrf" from 0 to 100; "cosine", "mse", "perplexity"; else shares
     languages: tuple[str, ...]  # sorted; () if none were given
     groups: dict[str, tuple[str, ...]]  # languages by group
     bootstrap: int  # resamples
     seed: int  # of the intervals
     scores: dict[tuple[str, str, str], Estimate]  # by model, row, metric
     differences: dict[tuple[str, str, str, str], Estimate]  # by model, other model, row, metric
+    signatures: dict[str, str] = dataclasses.field(default_factory=dict)  # sacreBLEU's, by metric
 
     @property
     def rows(self):
@@ -55,7 +59,7 @@ class Evaluation:
 
     @property
     def main_metric(self):
-        """The metric that is shown where none is named: "macro_f1", or "retrieval" for vectors."""
+        """The metric that is shown where none is named: "macro_f1", or the first of `metrics`."""
         return "macro_f1" if "macro_f1" in self.metrics else self.metrics[0]
 
     def score(self, model, metric=None, *, language=OVERALL):

@@ -21,7 +21,8 @@ MEAN_OVER_LANGUAGES = "mean over languages"
 METRICS = ("accuracy", "macro_f1", "ece", "agreement", "kl")
 EMBEDDING_METRICS = ("retrieval", "retrieval_teacher", "cosine", "mse")
 TEACHER_METRICS = ("agreement", "kl", "retrieval_teacher", "cosine", "mse")  # only of models beside a teacher
-LOWER_IS_BETTER = ("ece", "kl", "mse")
+RANKING_METRICS = ("recall_at_1", "mrr")
+LOWER_IS_BETTER = ("ece", "kl", "mse", "perplexity")
 # Noise makes a calibration error larger, once in the sample and once more in each resample: percentiles of resamples
 # lie too high by as much as the sample does, so they are mirrored at the sample's value (the basic bootstrap).
 MIRRORED = ("ece",)
@@ -30,7 +31,10 @@ _PERCENTILES = (2.5, 97.5)
 
 
 class Estimate(typing.NamedTuple):
-    """A score or a difference of scores, its 95 % bootstrap interval (None without bootstrap), and the examples."""
+    """A score or a difference of scores, its 95 % bootstrap interval, and the examples.
+
+    The interval is None without bootstrap, and for scores that resamples cannot show: see `evaluate_sequences`.
+    """
 
     value: float
     low: float | None
@@ -87,6 +91,33 @@ def resampled_scores(weigh, *, resamples, seed, numbers):
         row: {metric: np.concatenate([block[row][metric] for block in blocks]).T for metric in metrics}
         for row, metrics in blocks[0].items()
     }
+
+
+def scores_of_sums(statistics, score, rows_by_language, draw):
+    """Return {row: {metric: (resamples, models)}}, scores that are functions of sums over examples.
+
+    Args:
+        statistics: what each example adds to the sums of each model, (models, sums, examples).
+        score: a function of the sums, (resamples, models, sums), and the number of examples: {metric: (resamples,
+            models)}.
+        rows_by_language: {language: row numbers} or {}.
+        draw: as `resampled_scores` gives it.
+    """
+    models, sums, examples = statistics.shape
+    flat = np.asarray(statistics, "float64").reshape(-1, examples).T  # sums of whole numbers are exact
+    block, total = {}, 0.0
+    for row, rows in (rows_by_language or {OVERALL: np.arange(examples)}).items():
+        weights = draw(len(rows)).astype("float64")
+        weighted = (weights @ flat[rows]).reshape(len(weights), models, sums)
+        block[row] = score(weighted, len(rows))
+        total = total + weighted
+    block[OVERALL] = score(total, examples)
+    return block
+
+
+def means(metrics):
+    """The `score` of `scores_of_sums` for metrics that are means over examples, in the order of the sums."""
+    return lambda sums, examples: dict(zip(metrics, np.moveaxis(sums / examples, -1, 0), strict=True))
 
 
 def resampling_weights(examples, resamples, generator):
@@ -181,7 +212,7 @@ def estimates(names, points, resampled, rows_by_language, groups, examples):
     Args:
         names: of the models.
         points: {row name: {metric: (1, models)}}.
-        resampled: as `resampled_scores` returns it; or something false.
+        resampled: as `resampled_scores` returns it, for some metrics or all; or something false.
         rows_by_language: {language: row numbers} or {}.
         groups: {group: languages}.
         examples: how many there are.
@@ -193,10 +224,10 @@ def estimates(names, points, resampled, rows_by_language, groups, examples):
     counts |= {row: sum(counts[member] for member in members) for row, members in means.items()}
     points = add_means(points, means)
     resampled = resampled and add_means(resampled, means)
-    scores, differences = {}, {}
+    scores, differences, unmoved = {}, {}, np.zeros((len(names), 0))
     for row, metrics in points.items():
         for metric, (values,) in metrics.items():
-            moved = resampled[row][metric] if resampled else np.zeros((len(names), 0))
+            moved = resampled[row].get(metric, unmoved) if resampled else unmoved
             for i, name in enumerate(names):
                 scores[name, row, metric] = _estimate(values[i], moved[i], counts[row], metric, least=0.0, most=1.0)
             for i, j in itertools.combinations_with_replacement(range(len(names)), 2):

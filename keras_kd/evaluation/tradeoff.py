@@ -25,7 +25,7 @@ class Point(typing.NamedTuple):
     value: float
     low: float | None
     high: float | None
-    size_bytes: int
+    size_bytes: int | None
     on_frontier: bool
 
 
@@ -72,7 +72,7 @@ def draw_tradeoff(evaluation, metric, language):
     _set_scales(axes, points, metric)
     _draw_frontier(axes, points)
     areas, styles = _areas(points), looks(evaluation)
-    for point in sorted(points, key=lambda point: -point.size_bytes):  # small dots on large ones
+    for point in sorted(points, key=lambda point: -(point.size_bytes or 0)):  # small dots on large ones
         color, _ = styles[point.model]
         if point.low is not None:
             axes.vlines(point.latency_ms, point.low, point.high, color=color, linewidth=1.2, alpha=0.5, zorder=1)
@@ -89,9 +89,9 @@ def draw_tradeoff(evaluation, metric, language):
 
 
 def _areas(points):
-    """{model: area}, in proportion to the sizes, but for dots that would be too small to see."""
-    largest = max(point.size_bytes for point in points)
-    return {point.model: max(_SMALLEST, _LARGEST * point.size_bytes / largest) for point in points}
+    """{model: area}, in proportion to the sizes; the least for those that are unknown or would be too small to see."""
+    largest = max(point.size_bytes or 1 for point in points)
+    return {point.model: max(_SMALLEST, _LARGEST * (point.size_bytes or 0) / largest) for point in points}
 
 
 def _set_scales(axes, points, metric):
@@ -140,7 +140,7 @@ def _draw_labels(figure, axes, points, areas):
         name = textwrap.fill(point.model, _NAME_WIDTH)
         at = (point.latency_ms, point.value)
         options = {"textcoords": "offset points", "fontsize": 9, "color": INK, "linespacing": 1.15, "in_layout": False}
-        text = f"{name}\n{rich.filesize.decimal(point.size_bytes)}"
+        text = name if point.size_bytes is None else f"{name}\n{rich.filesize.decimal(point.size_bytes)}"
         label = axes.annotate(text, at, (0, 0), ha="left", va="bottom", **options)
         extent = label.get_window_extent(renderer)
         labels.append(label)

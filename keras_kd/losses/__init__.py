@@ -1,5 +1,6 @@
 """Distillation losses: each compares a teacher output with a student output, and is a `keras.losses.Loss`."""
 
+from keras_kd.losses.alignment import ApproximateLikelihoodMatching, align_tokens, alignment_entries, byte_offsets
 from keras_kd.losses.attention import AttentionMaps, SelfAttentionRelations
 from keras_kd.losses.base import DistillationLoss, LabelledDistillationLoss
 from keras_kd.losses.by_language import ByLanguage
@@ -21,6 +22,7 @@ from keras_kd.losses.vocabularies import UniversalLogitDistillation, VocabularyM
 
 __all__ = [
     "DIST",
+    "ApproximateLikelihoodMatching",
     "AttentionMaps",
     "AttentionTransfer",
     "BinarySoftLabels",
@@ -46,5 +48,8 @@ __all__ = [
     "SoftLabels",
     "UniversalLogitDistillation",
     "VocabularyMap",
+    "align_tokens",
+    "alignment_entries",
+    "byte_offsets",
     "match_vocabularies",
 ]

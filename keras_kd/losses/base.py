@@ -59,6 +59,7 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
         relates_examples: Whether the value of an example depends on the other examples of the batch. Each replica then
             gets the outputs of all, so that the value is that of the whole batch.
         language_key: The entry of a dict `x` with each example's language, for a loss that needs it; or None.
+        batch_entries: Which further arguments of `call` are entries of a dict `x`: `{argument: entry}`.
 
     Example:
 
@@ -78,6 +79,7 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
     tokenwise = False
     relates_examples = False
     language_key = None
+    batch_entries = {}  # noqa: RUF012, which is for mutable defaults: nobody changes it
     shares_projection = False
 
     def __init__(
@@ -125,21 +127,24 @@ class DistillationLoss(keras.losses.Loss, keras.distillation.DistillationLoss):
 
     # The value -----------------------------------------------------------------------------------------------------
 
-    def __call__(self, teacher, student, sample_weight=None, *, labels=None, mask=None):
-        """The mean over the batch, or as `reduction` asks."""
+    def __call__(self, teacher, student, sample_weight=None, *, labels=None, mask=None, **entries):
+        """The mean over the batch, or as `reduction` asks; `entries` are the arguments in `batch_entries`."""
+        if set(entries) != set(self.batch_entries):
+            expected, got = sorted(self.batch_entries), sorted(entries)
+            raise TypeError(f"{self.name} needs the arguments {expected} beside teacher and student, got {got}.")
         mask = self.token_mask(teacher, student) if mask is None else ops.convert_to_tensor(mask, dtype="bool")
         teacher, student = (ops.convert_to_tensor(output, dtype=self.dtype) for output in (teacher, student))
-        values = self.values(teacher, student, labels=labels, mask=mask)
+        values = self.values(teacher, student, labels=labels, mask=mask, **entries)
         return reduce_values(values, sample_weight, mask, self.reduction, self.dtype)
 
-    def values(self, teacher, student, *, labels=None, mask=None):
+    def values(self, teacher, student, *, labels=None, mask=None, **entries):
         """One value per sample or token: `call`, after the checks of shapes and labels.
 
         Outputs have the dtype of the loss. The mask is passed to a `call` that needs it; the values are not masked.
         """
         self.check_shapes(tuple(teacher.shape), tuple(student.shape))
         teacher = self._with_checked_shape(teacher, student)
-        extras = {"mask": mask} if self.needs_mask else {}
+        extras = {**entries, "mask": mask} if self.needs_mask else entries
         if not self.needs_labels:
             return self.call(teacher, student, **extras)
         if labels is None:
@@ -392,7 +397,7 @@ class DistillationLossWrapper(DistillationLoss):
         self.__dict__["weight"] = loss.weight  # the same variable
         self.undoes, self.parts, self.shares_projection = loss.undoes, loss.parts, loss.shares_projection
         self.needs_labels, self.language_key = loss.needs_labels, loss.language_key
-        self.relates_examples = loss.relates_examples
+        self.relates_examples, self.batch_entries = loss.relates_examples, loss.batch_entries
 
     @property
     def temperature(self):

@@ -13,7 +13,7 @@ from keras_kd._keras_private import (
     set_mask,
     sparse_label_options,
 )
-from keras_kd._languages import languages_of
+from keras_kd._languages import entry_of, languages_of
 from keras_kd.large_vocabulary.fused import fused_loss
 from keras_kd.large_vocabulary.heads import head_crossentropy
 from keras_kd.losses.base import class_labels, with_rank
@@ -82,6 +82,8 @@ class LossTerms:
             options = {"labels": pair.labels} if loss.needs_labels else {}
             if loss.language_key is not None:
                 options["languages"] = languages_of(batch.x, loss.language_key, loss.name)
+            for argument, entry in loss.batch_entries.items():
+                options[argument] = entry_of(batch.x, entry, f"{loss.name} needs {argument}")
             total += mean(pair.teacher, projected, weight, **options)
         return ops.cast(total, "float32")
 
