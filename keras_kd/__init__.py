@@ -3,7 +3,7 @@
 import importlib
 
 from keras_kd._version import __version__
-from keras_kd import outputs, text
+from keras_kd import outputs, text, sequences
 from keras_kd import losses, metrics, students, teachers, transfer
 from keras_kd.transfer import transfer_weights
 from keras_kd.outputs import PrecomputedBatch
