@@ -3,8 +3,8 @@
 import importlib
 
 from keras_kd._version import __version__
-from keras_kd import outputs, text, sequences
-from keras_kd import losses, metrics, students, teachers, transfer
+from keras_kd import outputs, text
+from keras_kd import losses, metrics, sequences, students, teachers, transfer
 from keras_kd.transfer import transfer_weights
 from keras_kd.outputs import PrecomputedBatch
 from keras_kd import cache, large_vocabulary
@@ -36,6 +36,7 @@ __all__ = [
     "metrics",
     "open_teacher_cache",
     "outputs",
+    "sequences",
     "students",
     "teachers",
     "text",

@@ -37,6 +37,7 @@ PUBLIC_NAMES = [
     "metrics",
     "open_teacher_cache",
     "outputs",
+    "sequences",
     "students",
     "teachers",
     "text",

@@ -76,7 +76,9 @@ class Generator:
         self._decoder = decoder_of(model, require_flag(use_cache, "use_cache"))
         self._seeds = keras.random.SeedGenerator(self.search.seed) if isinstance(self.search, Sampling) else None
         jit_compile = require_flag(jit_compile, "jit_compile")
-        self._compiled = tf.function(self._run, autograph=False, jit_compile=jit_compile, reduce_retracing=True)
+        # One graph serves sources of all lengths; the number of positions hangs on the length of a prompt.
+        options = {"jit_compile": jit_compile, "reduce_retracing": start_id is not None}
+        self._compiled = tf.function(self._run, autograph=False, **options)
 
     def __call__(self, inputs):
         inputs = self._checked(inputs)

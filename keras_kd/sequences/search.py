@@ -297,7 +297,9 @@ def _given_or(gains, ids, index, given, beams):
     vocabulary = gains.shape[-1]
     token = tf.reshape(ids[:, index], (-1, beams, 1))
     is_token = tf.range(vocabulary) == token
-    return tf.where(index < given[..., None], tf.where(is_token, 0.0, _NEVER), tf.reshape(gains, (-1, beams, vocabulary)))
+    return tf.where(
+        index < given[..., None], tf.where(is_token, 0.0, _NEVER), tf.reshape(gains, (-1, beams, vocabulary))
+    )
 
 
 def _best_continuations(log_probs, gains, beams):

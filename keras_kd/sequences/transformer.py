@@ -17,8 +17,8 @@ class Transformer(keras.Model):
     weights of the logits. Id 0 is padding: it is not attended to, and the logits carry a Keras mask, so that losses
     leave it out.
 
-    It is a functional model and a `StepModel`. By default, it has the sizes of "Transformer-Tiny", which Wu et al. train
-    on the 29,000 sentences of Multi30k; that one normalizes after each sublayer. Students of translation models
+    It is a functional model and a `StepModel`. By default, it has the sizes of "Transformer-Tiny", which Wu et al.
+    train on the 29,000 sentences of Multi30k; that one normalizes after each sublayer. Students of translation models
     usually keep the encoder deep and the decoder shallow, because only the decoder runs for each token.
 
     Args:
@@ -145,6 +145,9 @@ class Transformer(keras.Model):
 class SinusoidalPositions(keras.layers.Layer):
     """Embeddings times √width, plus sin(p · f) and cos(p · f) at position p, f = 10000^(−2i / width)."""
 
+    def get_config(self):  # Keras's own way leaves out a dtype policy that was an argument
+        return super().get_config()
+
     def call(self, embeddings, start=0):
         length, width = ops.shape(embeddings)[1], embeddings.shape[-1]
         frequencies = (10000.0 ** (-np.arange(0, width, 2) / width)).astype("float32")
@@ -160,6 +163,9 @@ class SinusoidalPositions(keras.layers.Layer):
 @keras.saving.register_keras_serializable(package="keras_kd")
 class PaddingMask(keras.layers.Layer):
     """Logits as they are, with a Keras mask that is False where the id is 0."""
+
+    def get_config(self):  # as above
+        return super().get_config()
 
     def call(self, logits, ids):
         return set_mask(ops.copy(logits), ops.not_equal(ids, 0))
