@@ -1,5 +1,7 @@
 """`Generator`: sequences that a model generates, in batches, as one compiled function."""
 
+import functools
+
 import keras
 import tensorflow as tf
 
@@ -78,7 +80,8 @@ class Generator:
         jit_compile = require_flag(jit_compile, "jit_compile")
         # One graph serves sources of all lengths; the number of positions hangs on the length of a prompt.
         options = {"jit_compile": jit_compile, "reduce_retracing": start_id is not None}
-        self._compiled = tf.function(self._run, autograph=False, **options)
+        # Of one partial function for each generator, or TensorFlow would count their traces as those of one function.
+        self._compiled = tf.function(functools.partial(self._run), autograph=False, **options)
 
     def __call__(self, inputs):
         inputs = self._checked(inputs)
