@@ -155,9 +155,7 @@ class _KerasHub:
         self.positions = model.backbone.get_config().get("max_sequence_length")
 
     def target_of(self, inputs):
-        import keras_hub
-
-        return "decoder_token_ids" if isinstance(self.model, keras_hub.models.Seq2SeqLM) else "token_ids"
+        return "decoder_token_ids" if _is_keras_hub(self.model, "Seq2SeqLM") else "token_ids"
 
     def run(self, search, inputs, prompt, seed):
         target = self.target_of(inputs)
@@ -177,9 +175,9 @@ class _KerasHub:
             )
 
 
-def _is_keras_hub(model):
-    """Whether a model is one of KerasHub's language models; KerasHub is imported if it is."""
-    return "keras_hub" in sys.modules and isinstance(model, sys.modules["keras_hub"].models.CausalLM)
+def _is_keras_hub(model, name="CausalLM"):
+    """Whether a model is of a class of `keras_hub.models`, which need not be installed; all decoders are `CausalLM`."""
+    return "keras_hub.models" in sys.modules and isinstance(model, getattr(sys.modules["keras_hub.models"], name))
 
 
 def _generate(model, inputs, run):

@@ -92,13 +92,16 @@ def export_translator(generator, path, *, tokenizer, compare_with, source_name="
 
 def _translation(generator, tokenizer, source_name):
     """A traced function from strings, `(batch,)`, to the `"text"` and `"scores"` of their hypotheses."""
+    vocabulary_size = int(tokenizer.vocab_size())  # the model's may be rounded up
 
     def translate(text):
         pieces = tokenizer.tokenize(text)
         end = tf.fill((tf.shape(text)[0], 1), generator.end_id)
         ids = tf.concat([pieces, end], axis=1).to_tensor(generator.pad_id)
         ids, scores, lengths = generator({source_name: ids})
-        is_piece = (tf.range(generator.max_length) < lengths[..., None]) & (ids != generator.end_id)
+        is_piece = (
+            (tf.range(generator.max_length) < lengths[..., None]) & (ids != generator.end_id) & (ids < vocabulary_size)
+        )
         rows = [tf.reshape(tensor, (-1, generator.max_length)) for tensor in (ids, is_piece)]
         texts = tokenizer.detokenize(tf.ragged.boolean_mask(*rows))
         return {"text": tf.reshape(texts, tf.shape(scores)), "scores": scores}
