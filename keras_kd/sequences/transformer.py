@@ -49,7 +49,7 @@ class Transformer(keras.Model):
     >>> model({"source_ids": np.array([[5, 6, 2]]), "target_ids": np.array([[1, 7]])}).shape
     TensorShape([1, 2, 10000])
     >>> model.count_params()
-    2208256
+    2208000
 
     Reference:
         [Vaswani et al., 2017](https://arxiv.org/abs/1706.03762); Wu et al., 2021, "Good for Misconceived Reasons", ACL,
