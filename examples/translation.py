@@ -214,7 +214,7 @@ def trained(name, model, data, validation, epochs, options, trainer=None):
     history = keras.callbacks.CSVLogger(options.output / f"{name}.csv", append=True)
     validation = batches(*validation, options, shuffle=False)
     print(f"{name}: {model.count_params():,} parameters, {steps} steps")
-    trainer.fit(train, epochs=epochs, validation_data=validation, verbose=2, callbacks=[resume, history])
+    trainer.fit(train, epochs=epochs, validation_data=validation, shuffle=False, verbose=2, callbacks=[resume, history])
     model.save_weights(file)
     return model
 
