@@ -5,7 +5,7 @@ WORKERS ?= 3
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: help install test test-jax \
-	lint docs docs-serve demo seeds gains losses transformers codings topics sentiment sentences tune bench peers compare notebook wheel clean
+	lint docs docs-serve demo seeds gains losses transformers codings topics sentiment sentences translation tune bench peers compare notebook wheel clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -73,6 +73,9 @@ sentiment: install  ## Sentiment of tweets in 8 languages, all or few labelled, 
 
 sentences: install  ## A multilingual sentence encoder, by the translations it finds, with DATA=folder: runs/sentences
 	$(BIN)/python examples/sentence_encoder.py --data $(DATA) $(OPTIONS)
+
+translation: install  ## A translator of captions and its students, with DATA=folder: runs/translation
+	$(BIN)/python examples/translation.py --data $(DATA) $(OPTIONS)
 
 tune: install  ## What tuning λ, temperature and learning rate gains over five seeds: runs/tuning
 	$(BIN)/python benchmarks/tuning.py

@@ -154,6 +154,17 @@ def attention_call(layer, args, kwargs):
     return {"attention_mask": None, "use_causal_mask": False, **bound.arguments}
 
 
+def projected_keys_and_values(layer, inputs):
+    """What a `MultiHeadAttention` attends to, of inputs (batch, length, width): each (batch, length, heads, size)."""
+    return layer._key_dense(inputs), layer._value_dense(inputs)
+
+
+def attend(layer, query, key, value, mask):
+    """What a `MultiHeadAttention` returns for a query, (batch, length, width), of projected keys and values."""
+    attended, _ = layer._compute_attention(layer._query_dense(query), key, value, mask)
+    return layer._output_dense(attended)
+
+
 def call_arguments(layer, args, kwargs):
     """The arguments that were given to a layer's `call`, by name."""
     return inspect.signature(type(layer).call).bind(layer, *args, **kwargs).arguments

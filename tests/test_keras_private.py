@@ -178,6 +178,16 @@ def test_callbacks_ask_which_way_a_metric_improves():
         assert stopping.monitor_op is operation
 
 
+def test_attention_of_projected_keys_and_values():
+    layer = keras.layers.MultiHeadAttention(2, 4)
+    rng = np.random.default_rng(0)
+    query, value = (tf.constant(rng.normal(size=(2, n, 8)), "float32") for n in (3, 5))
+    mask = rng.random((2, 3, 5)) < 0.7
+    expected = layer(query, value, attention_mask=mask)
+    found = private.attend(layer, query, *private.projected_keys_and_values(layer, value), tf.constant(mask))
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_what_one_replica_gets_of_a_batch():
     strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
     dataset = tf.data.Dataset.from_tensor_slices(np.zeros((4, 8), "float32")).batch(4)

@@ -34,15 +34,16 @@ def traced(student, signature):
     return serve
 
 
-def write_saved_model(student, serve, folder):
-    """Write the traced function, and the weights it reads, as a SavedModel."""
+def write_saved_model(student, endpoints, folder):
+    """Write traced functions, `{name: function}`, and the weights they read, as a SavedModel; the first one serves."""
     archive = keras.export.ExportArchive()
-    # The archive finds the weights in `serve`, and the lookup tables below what it is told to track. Told to track the
-    # student itself, it would write each weight twice.
+    # The archive finds the weights in the functions, and the lookup tables below what it is told to track. Told to
+    # track the student itself, it would write each weight twice.
     holder = tf.Module()
     holder.student = student
     archive.track(holder)
-    archive.add_endpoint("serve", serve)
+    for name, function in endpoints.items():
+        archive.add_endpoint(name, function)
     with quiet():
         archive.write_out(os.fspath(folder), verbose=False)
 
@@ -69,9 +70,9 @@ def litert_bytes(student, signature, *, quantize=None, calibration=None):
         # The lists in which loops collect their steps need a static shape.
         serve = traced(student, keras.tree.map_structure(_of_one_example, signature))
     with tempfile.TemporaryDirectory() as folder:
-        write_saved_model(student, serve, folder)
+        write_saved_model(student, {"serve": serve}, folder)
         takes_text = any(spec.dtype == tf.string for spec in keras.tree.flatten(signature))
-        return _converted(folder, quantize, calibration, takes_text)
+        return converted(folder, quantize, calibration, takes_text=takes_text)
 
 
 def _in_float32(spec):
@@ -82,8 +83,9 @@ def _of_one_example(spec):
     return tf.TensorSpec((1, *spec.shape[1:]), spec.dtype, spec.name)
 
 
-def _converted(folder, quantize, calibration, takes_text):
-    converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+def converted(folder, quantize, calibration=None, *, takes_text=False, signatures=None):
+    """Return a SavedModel as the bytes of a LiteRT file, with these of its signatures or the one that serves."""
+    converter = tf.lite.TFLiteConverter.from_saved_model(folder, signature_keys=signatures)
     if takes_text:
         allow_text_operations(converter)
     if quantize is not None:

@@ -327,7 +327,7 @@ def _write(student, path, format, specs, quantize, calibration):
     # The file or folder comes first: where nothing can be written, nothing needs to be converted.
     if format == "saved_model":
         path.mkdir()
-        write_saved_model(student, traced(student, signature), path)
+        write_saved_model(student, {"serve": traced(student, signature)}, path)
         return
     path.touch()
     try:

@@ -196,7 +196,7 @@ class LiteRTRuntime(Runtime):
     """
 
     def __init__(self, path):
-        self._interpreter = _interpreter(path)
+        self._interpreter = litert_interpreter(path)
         keys = list(self._interpreter.get_signature_list())
         if not keys:
             raise ValueError(f"{path} must have a signature; convert it with TFLiteConverter.from_saved_model.")
@@ -251,7 +251,8 @@ def _load_saved_model(path):
             return tf.saved_model.load(os.fspath(path))
 
 
-def _interpreter(path):
+def litert_interpreter(path):
+    """The interpreter of a .tflite file, its tensors allocated."""
     try:
         from ai_edge_litert.interpreter import Interpreter
     except ImportError:

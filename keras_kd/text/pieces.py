@@ -96,9 +96,9 @@ class SentencePieceEncoder(_PieceEncoder):
         super().__init__(length, segment_ids, name)
         if not isinstance(prefix, str):
             raise TypeError(f"prefix must be a str, got {type(prefix).__name__}: {prefix!r}.")
-        self.proto = _proto_bytes(proto)
+        self.proto = proto_bytes(proto)
         self.prefix = prefix
-        self._tokenizer = _tokenizer(self.proto)
+        self._tokenizer = sentencepiece_tokenizer(self.proto)
         self._begin, self._last, self._padding = (_special_id(self._tokenizer, p) for p in (_BEGIN, _END, _PADDING))
         self.vocabulary_size = int(self._tokenizer.vocab_size())
         self._first = [self._begin, *self._tokenizer.tokenize(prefix.rstrip()).numpy().tolist()]
@@ -138,7 +138,7 @@ class SentencePieceEncoder(_PieceEncoder):
             try:
                 self._tokenizer.tokenize("")
             except tf.errors.NotFoundError:
-                self._tokenizer = _tokenizer(self.proto)
+                self._tokenizer = sentencepiece_tokenizer(self.proto)
         return self._tokenizer
 
     def get_config(self):
@@ -275,7 +275,8 @@ def _has_piece_across_spaces(tokenizer):
     return any(_SPACE in piece.lstrip(_SPACE) for piece in pieces)
 
 
-def _proto_bytes(proto):
+def proto_bytes(proto):
+    """The bytes of a SentencePiece model that is given as such or as the path of its file."""
     if isinstance(proto, bytes):
         return proto
     if not isinstance(proto, str | os.PathLike):
@@ -283,7 +284,8 @@ def _proto_bytes(proto):
     return pathlib.Path(proto).read_bytes()
 
 
-def _tokenizer(proto):
+def sentencepiece_tokenizer(proto):
+    """The `tensorflow_text.SentencepieceTokenizer` of a serialized model, which gives int32 ids."""
     import tensorflow_text
 
     try:
