@@ -52,9 +52,9 @@ def write_saved_model(student, serve, folder):
 def litert_bytes(student, signature, *, quantize=None, calibration=None):
     """Return the student as the bytes of a LiteRT file; one in low precision as its copy in float32.
 
-    The operations of tensorflow-text are let in where the student takes strings. Without `calibration`, "int8" takes the
-    ranges of activations that the graph holds. RuntimeError if LiteRT lacks an operation, or the float32 copy cannot be
-    made.
+    The operations of tensorflow-text are let in where the student takes strings. Without `calibration`, "int8" takes
+    the ranges of activations that the graph holds. RuntimeError if LiteRT lacks an operation, or the float32 copy
+    cannot be made.
     """
     with integers_as_constants():
         content = _litert_bytes(student, signature, quantize, calibration)

@@ -235,7 +235,8 @@ def _has_ranges(student, quantize):
     if quantize not in wanted:
         weights = f"{'int4' if has_int4 else 'int8'} weights" + " and int8 activations" * has_ranges
         raise ValueError(
-            f"quantize must be {wanted[0]!r} for a student that quantize_aware has made for {weights}, got {quantize!r}."
+            f"quantize must be {wanted[0]!r} for a student that was made by quantize_aware for {weights}, got "
+            f"{quantize!r}."
         )
     return has_ranges
 

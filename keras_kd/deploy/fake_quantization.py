@@ -355,7 +355,7 @@ def can_be_quantized(layer):
 
 
 def quantizable(layer):
-    """`{path: layer}` of the layers in a layer or model that can be quantized, "" for itself; none that a loop calls."""
+    """`{path: layer}` of the layers in a layer or model that can be quantized, "" for itself; none inside of loops."""
     if can_be_quantized(layer):
         return {"": layer}
     if isinstance(layer, _LOOPS):

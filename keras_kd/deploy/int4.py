@@ -34,7 +34,7 @@ def _pack(tensor, buffers, types):
     integers = np.frombuffer(bytes(data), np.int8)
     if not np.isin(integers, _IN_8_BITS).all():
         return
-    levels = np.round(integers * 7 / 127).astype("int8")
+    levels = np.round(integers * (7 / 127)).astype("int8")
     pairs = np.pad(levels, (0, levels.size % 2)) & 15  # the first of two in the low half
     buffers[tensor.buffer].data = (pairs[::2] | (pairs[1::2] << 4)).astype("uint8")
     tensor.type = types.INT4

@@ -125,7 +125,7 @@ def _skipped(student, names):
 
 
 def _layers_to_remake(model, skipped):
-    """The layers of the graph, and of nested ones, that are or hold layers to quantize, each with what it is to skip."""
+    """The layers of the graph and of nested ones that are or hold layers to quantize, each with what it is to skip."""
     for layer in model.layers:
         found = quantizable(layer)
         skip = [path for path, inner in found.items() if id(inner) in skipped]
