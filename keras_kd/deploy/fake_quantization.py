@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import functools
 import inspect
+import math
 
 import keras
 import numpy as np
@@ -73,9 +74,14 @@ def channel_axes(layer, name):
     return tuple(range(layer.rank + 1)) if layer.groups == 1 else None
 
 
+def _letters(equation):
+    """The axes of the inputs, the kernel and the outputs of an einsum."""
+    return equation.replace("->", ",").replace(" ", "").split(",")
+
+
 def _summed_axes(equation):
     """The axes of the kernel that an einsum sums over; None where others are those of a batch of products."""
-    inputs, kernel, outputs = equation.replace("->", ",").replace(" ", "").split(",")
+    inputs, kernel, outputs = _letters(equation)
     summed = tuple(axis for axis, letter in enumerate(kernel) if letter not in outputs)
     return (
         summed
@@ -156,9 +162,13 @@ class QuantizedActivation(keras.layers.Layer):
         self.output_range.build(input_shape)
 
     def call(self, inputs):
-        if self.function in _FUSED:
-            return self.output_range(self.function(inputs))
-        return self.function(self.output_range(inputs))
+        return self.after_rounding(self.rounded(inputs))
+
+    def rounded(self, inputs):
+        return self.output_range(self.function(inputs) if self.function in _FUSED else inputs)
+
+    def after_rounding(self, inputs):
+        return inputs if self.function in _FUSED else self.function(inputs)
 
     def get_config(self):
         return {**super().get_config(), "activation": keras.activations.serialize(self.function)}
@@ -248,18 +258,19 @@ class _QuantizedLookup(QuantizeAware):
         table = _constant(lambda: ops.convert_to_tensor(_stored(self.layer_class, "embeddings")(self)))
         integers, scales = (ops.convert_to_numpy(part) for part in _constant_parts(table, self.bits))
         scales = tf.bitcast(tf.gather(tf.constant(scales.astype("float32")[:, 0].view("int32")), ids), tf.float32)
-        return self._rows(integers, ids) * scales[..., None]
+        return self._rows(integers, ids) * tf.expand_dims(scales, -1)
 
     def _rows(self, integers, ids):
         if self.bits == 8:
             return tf.cast(tf.gather(tf.constant(integers.astype("int8")), ids), tf.float32)
-        padded = np.pad(integers, ((0, 0), (0, integers.shape[1] % 2))) + 8
+        odd = integers.shape[1] % 2
+        padded = np.pad(integers, ((0, 0), (0, odd))) + 8
         pairs = (padded[:, ::2] + 16 * padded[:, 1::2]).astype("uint8")  # two numbers in a byte
         pairs = tf.cast(tf.gather(tf.constant(pairs), ids), tf.float32)
         second = tf.floor(pairs / 16)
         both = tf.stack([pairs - 16 * second, second], axis=-1)
         rows = tf.reshape(both, tf.concat([tf.shape(ids), [padded.shape[1]]], axis=0)) - 8.0
-        return rows[..., : integers.shape[1]]
+        return tf.split(rows, [integers.shape[1], odd], axis=-1)[0] if odd else rows
 
 
 def _constant_parts(table, bits):
@@ -326,9 +337,31 @@ def _kernel_call(cls):
     def call(self, inputs, *args, **kwargs):
         if self.quantization["activations"] is not None:
             inputs = self.input_range(inputs)
+            if _as_constants.get() and len(inputs.shape) > 2 and _is_matrix_product(self):
+                return _matrix_product(self, inputs)
         return cls.call(self, inputs, *args, **kwargs)
 
     return call
+
+
+def _is_matrix_product(layer):
+    """Whether a layer multiplies the last axes of its inputs with a matrix, whose columns are the last of the outputs."""
+    if not isinstance(layer, keras.layers.EinsumDense):
+        return isinstance(layer, keras.layers.Dense)
+    inputs, kernel, outputs = _letters(layer.equation)
+    count = len(_summed_axes(layer.equation))
+    has_all_biases = layer.bias is None or math.prod(layer.bias.shape) == math.prod(layer.kernel.shape[count:])
+    return inputs.endswith(kernel[:count]) and inputs[:-count] + kernel[count:] == outputs and has_all_biases
+
+
+def _matrix_product(layer, inputs):
+    """What the layer gives, of rows in a matrix: LiteRT adds biases in integers only there, for lengths that are open."""
+    count = len(channel_axes(layer, "kernel"))
+    kernel, columns = layer.kernel, layer.kernel.shape[count:]
+    rows = tf.reshape(inputs, (-1, math.prod(kernel.shape[:count]))) @ tf.reshape(kernel, (-1, math.prod(columns)))
+    rows = rows if layer.bias is None else rows + tf.reshape(tf.convert_to_tensor(layer.bias), (-1,))
+    shape = tf.concat([tf.shape(inputs)[:-count], columns], axis=0)
+    return layer.activation.after_rounding(tf.reshape(layer.activation.rounded(rows), shape))
 
 
 def _lookup_call(cls):
