@@ -345,7 +345,7 @@ def _kernel_call(cls):
 
 
 def _is_matrix_product(layer):
-    """Whether a layer multiplies the last axes of its inputs with a matrix, whose columns are the last of the outputs."""
+    """Whether a layer multiplies the last axes of its inputs with a matrix, whose columns become the last axes."""
     if not isinstance(layer, keras.layers.EinsumDense):
         return isinstance(layer, keras.layers.Dense)
     inputs, kernel, outputs = _letters(layer.equation)
@@ -355,7 +355,7 @@ def _is_matrix_product(layer):
 
 
 def _matrix_product(layer, inputs):
-    """What the layer gives, of rows in a matrix: LiteRT adds biases in integers only there, for lengths that are open."""
+    """What the layer gives, by way of a matrix: only there does LiteRT add biases in integers where lengths are open."""
     count = len(channel_axes(layer, "kernel"))
     kernel, columns = layer.kernel, layer.kernel.shape[count:]
     rows = tf.reshape(inputs, (-1, math.prod(kernel.shape[:count]))) @ tf.reshape(kernel, (-1, math.prod(columns)))
