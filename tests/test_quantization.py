@@ -123,7 +123,7 @@ def test_a_batch_that_overflows_does_not_spoil_the_range():
 
 def encoder(blocks=1):
     """A small sentence encoder: KerasHub's layers, mean pooling, vectors of length 1."""
-    backbone = keras_hub.models.BertBackbone(90, blocks, 2, 32, 64, dropout=0.1, max_sequence_length=16)
+    backbone = keras_hub.models.BertBackbone(90, blocks, 2, 32, 64, dropout=0.0, max_sequence_length=16)
     mean = layers.GlobalAveragePooling1D(name="mean")(backbone.output["sequence_output"])
     vector = layers.UnitNormalization(name="vector")(layers.Dense(12, name="projection")(mean))
     return keras.Model(backbone.input, vector, name="encoder")
@@ -158,23 +158,20 @@ def inputs_of(kind, examples=64):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("options", OPTIONS)
-@pytest.mark.parametrize("kind", MODELS)
-def test_it_learns_is_saved_and_is_cloned(tmp_path, kind, options):
+@pytest.mark.parametrize(
+    ("kind", "options"), [("mlp", "activations"), ("cnn", "int4"), ("encoder", "activations"), ("nested", "int8")]
+)
+def test_it_is_a_copy_that_is_saved_and_cloned(tmp_path, kind, options):
     teacher, x = MODELS[kind](), inputs_of(kind)
     before, answers = teacher.get_weights(), teacher.predict(x, verbose=0)
     student = quantize_aware(teacher, **OPTIONS[options])
-    assert quantization_of(student) and not quantization_of(teacher)
-    distiller = keras_kd.Distiller(
-        teacher, student, losses.CosineFeatures() if kind == "encoder" else losses.LogitsMSE()
-    )
-    distiller.compile(keras.optimizers.Adam(1e-3))
-    far = np.square(student.predict(x, verbose=0) - answers).mean()
-    distiller.fit(x, epochs=12 if options == "int4" else 1, batch_size=32, verbose=0)
-    expected = student.predict(x, verbose=0)
-    assert options != "int4" or np.square(expected - answers).mean() < 0.8 * far
+    assert quantization_of(student)
+    assert not quantization_of(teacher)
+    student(x, training=True)
     assert all(map(np.array_equal, before, teacher.get_weights()))
+    assert np.array_equal(answers, teacher.predict(x, verbose=0))
 
+    expected = student.predict(x, verbose=0)
     student.save(tmp_path / "student.keras")
     loaded = keras.saving.load_model(tmp_path / "student.keras")
     assert np.array_equal(loaded.predict(x, verbose=0), expected)
@@ -182,6 +179,19 @@ def test_it_learns_is_saved_and_is_cloned(tmp_path, kind, options):
     clone.set_weights(student.get_weights())
     assert np.array_equal(clone.predict(x, verbose=0), expected)
     assert quantization_of(loaded) == quantization_of(clone) == quantization_of(student)
+
+
+@pytest.mark.parametrize(("kind", "rate"), [("mlp", 1e-3), ("encoder", 1e-4)])
+def test_distilling_brings_four_bits_nearer_to_the_teacher(kind, rate):
+    teacher, x = MODELS[kind](), inputs_of(kind)
+    answers, student = teacher.predict(x, verbose=0), quantize_aware(teacher, weights="int4")
+    distance = np.square(student.predict(x, verbose=0) - answers).mean()
+    distiller = keras_kd.Distiller(
+        teacher, student, losses.CosineFeatures() if kind == "encoder" else losses.LogitsMSE()
+    )
+    distiller.compile(keras.optimizers.Adam(rate))
+    distiller.fit(x, epochs=20, batch_size=32, verbose=0)
+    assert np.square(student.predict(x, verbose=0) - answers).mean() < 0.6 * distance
 
 
 def test_the_projections_of_attention_and_the_feed_forward_layers_are_found():
@@ -233,7 +243,7 @@ def test_two_replicas_and_half_precision(data):
     quantized = quantize_aware(half, activations="int8")
     kernel = half.layers[0].get_weights()[0]
     np.testing.assert_array_equal(quantized.layers[1].kernel, rounded(kernel, (0,)).astype("float16"))
-    quantized.compile("adam", crossentropy(), jit_compile=True)
+    quantized.compile("adam", crossentropy())
     assert np.isfinite(quantized.fit(x[:32], y[:32], verbose=0).history["loss"]).all()
 
 
@@ -267,7 +277,7 @@ def eight_bit_inputs(shape):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_holds_the_integers_that_were_trained(tmp_path, kind):
-    make, shape, axes = KINDS[kind]
+    make, shape, _ = KINDS[kind]
     student = quantize_aware(model_of(make(), shape))
     x = eight_bit_inputs(shape)
     report = export(student, tmp_path, quantize="dynamic", compare_with=x, min_agreement=0.0)
@@ -277,7 +287,7 @@ def test_a_file_holds_the_integers_that_were_trained(tmp_path, kind):
     np.testing.assert_allclose(np.sort(found, axis=None), np.sort(kernel, axis=None), rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "depthwise"])
+@pytest.mark.parametrize("kind", ["dense_over_tokens", "attention_output", "conv2d"])
 def test_four_bits_are_half_of_eight(tmp_path, kind):
     make, shape, _ = KINDS[kind]
     student = model_of(make(), shape)
@@ -300,10 +310,10 @@ def test_a_file_holds_a_table_by_rows(tmp_path, width):
         quantized = quantize_aware(student, weights=f"int{bits}")
         report = export(quantized, tmp_path, quantize="dynamic", compare_with=ids, min_agreement=0.0)
         assert report.max_difference < 1e-6 * np.abs(quantized.predict(ids, verbose=0)).max()
-        assert report.size_bytes < 500 * (width + 1) * bits / 8 + 500 * 4 + 2500
+        assert report.size_bytes < 500 * (width + 1) * bits / 8 + 500 * 4 + 5000
 
 
-@pytest.mark.parametrize("kind", MODELS)
+@pytest.mark.parametrize("kind", ["cnn", "encoder"])
 def test_a_file_in_integers_needs_no_calibration(tmp_path, kind):
     student, x = quantize_aware(MODELS[kind](), activations="int8"), inputs_of(kind)
     for _ in range(3):
@@ -372,13 +382,13 @@ def test_what_cannot_be_quantized_is_refused():
         quantize_aware(student, skip="logits")
     with pytest.raises(ValueError, match="skip leaves none"):
         quantize_aware(student, skip=["logits", "hidden_0"])
-    with pytest.raises(ValueError, match="student must have a layer that can be quantized, .* it has none"):
+    with pytest.raises(ValueError, match=r"student must have a layer that can be quantized, .* it has none"):
         quantize_aware(keras.Sequential([keras.Input((3, 2)), layers.LSTM(2)]))
-    with pytest.raises(ValueError, match="student 'sequential.*' is not built"):
+    with pytest.raises(ValueError, match=r"student 'sequential.*' is not built"):
         quantize_aware(keras.Sequential([layers.Dense(3)]))
-    with pytest.raises(TypeError, match="student must be a keras.Model, got str"):
+    with pytest.raises(TypeError, match=r"student must be a keras.Model, got str"):
         quantize_aware("student.keras")
-    with pytest.raises(ValueError, match="'hidden_0' is quantized already by keras_kd.deploy.quantize_aware"):
+    with pytest.raises(ValueError, match=r"'hidden_0' is quantized already by keras_kd.deploy.quantize_aware"):
         quantize_aware(quantize_aware(student))
     student.quantize("int8")
     with pytest.raises(ValueError, match=r"'hidden_0' is quantized by model.quantize\(\), to int8_from_float32"):
@@ -399,13 +409,13 @@ def test_a_subclassed_model_is_refused():
 def test_export_asks_for_what_was_trained(tmp_path):
     x = inputs_of("mlp")
     trained = quantize_aware(dense_model(8, 3), activations="int8")
-    with pytest.raises(ValueError, match="quantize must be 'int8' for a student .* int8 activations, got 'dynamic'"):
+    with pytest.raises(ValueError, match=r"quantize must be 'int8' for a student .* int8 activations, got 'dynamic'"):
         export(trained, tmp_path, quantize="dynamic")
     with pytest.raises(ValueError, match="calibration must be None for a student of quantize_aware"):
         export(trained, tmp_path, quantize="int8", calibration=x)
-    with pytest.raises(ValueError, match="student must be trained before it is exported.*input_range"):
+    with pytest.raises(ValueError, match=r"student must be trained before it is exported.*input_range"):
         export(trained, tmp_path, quantize="int8")
-    with pytest.raises(ValueError, match="quantize must be 'dynamic' for a student .* int4 weights, got 'int8'"):
+    with pytest.raises(ValueError, match=r"quantize must be 'dynamic' for a student .* int4 weights, got 'int8'"):
         export(quantize_aware(dense_model(8, 3), weights="int4"), tmp_path, quantize="int8", calibration=x)
     with pytest.raises(ValueError, match="calibration must be given for quantize='int8'"):
         export(quantize_aware(dense_model(8, 3)), tmp_path, quantize="int8")

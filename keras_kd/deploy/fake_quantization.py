@@ -355,7 +355,7 @@ def _is_matrix_product(layer):
 
 
 def _matrix_product(layer, inputs):
-    """What the layer gives, by way of a matrix: only there does LiteRT add biases in integers where lengths are open."""
+    """What the layer gives, by way of a matrix: with open lengths, LiteRT adds biases in integers only there."""
     count = len(channel_axes(layer, "kernel"))
     kernel, columns = layer.kernel, layer.kernel.shape[count:]
     rows = tf.reshape(inputs, (-1, math.prod(kernel.shape[:count]))) @ tf.reshape(kernel, (-1, math.prod(columns)))
