@@ -191,7 +191,7 @@ def test_distilling_brings_four_bits_nearer_to_the_teacher(kind, rate):
     )
     distiller.compile(keras.optimizers.Adam(rate))
     distiller.fit(x, epochs=20, batch_size=32, verbose=0)
-    assert np.square(student.predict(x, verbose=0) - answers).mean() < 0.6 * distance
+    assert np.square(student.predict(x, verbose=0) - answers).mean() < 0.8 * distance
 
 
 def test_the_projections_of_attention_and_the_feed_forward_layers_are_found():

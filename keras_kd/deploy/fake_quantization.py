@@ -83,11 +83,8 @@ def _summed_axes(equation):
     """The axes of the kernel that an einsum sums over; None where others are those of a batch of products."""
     inputs, kernel, outputs = _letters(equation)
     summed = tuple(axis for axis, letter in enumerate(kernel) if letter not in outputs)
-    return (
-        summed
-        if all(kernel[axis] in inputs for axis in summed) and not set(kernel) & set(inputs) & set(outputs)
-        else None
-    )
+    of_batches = set(kernel) & set(inputs) & set(outputs)
+    return None if of_batches or not all(kernel[axis] in inputs for axis in summed) else summed
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -143,9 +140,9 @@ def _rounded(inputs, low, high):
 
 
 def _constant(read):
-    """The value of `read()` in NumPy, also while a graph is traced."""
+    """What `read()` gives, one tensor or several, in NumPy, also while a graph is traced."""
     with tf.init_scope():
-        return ops.convert_to_numpy(read())
+        return keras.tree.map_structure(ops.convert_to_numpy, read())
 
 
 @keras.saving.register_keras_serializable(package="keras_kd")
@@ -250,14 +247,15 @@ class _QuantizedLookup(QuantizeAware):
         if _as_constants.get():
             return self._vectors_of_integers(ids)
         with without_autocast():
-            rows = ops.take(_stored(self.layer_class, "embeddings")(self), ids, axis=0)
-        return fake_quantized(rows, (-1,), self.bits)
+            return fake_quantized(ops.take(self._table(), ids, axis=0), (-1,), self.bits)
+
+    def _table(self):
+        return ops.convert_to_tensor(_stored(self.layer_class, "embeddings")(self))
 
     def _vectors_of_integers(self, ids):
         # The scales as the bits of integers: LiteRT would round an array of floats to 8 bits.
-        table = _constant(lambda: ops.convert_to_tensor(_stored(self.layer_class, "embeddings")(self)))
-        integers, scales = (ops.convert_to_numpy(part) for part in _constant_parts(table, self.bits))
-        scales = tf.bitcast(tf.gather(tf.constant(scales.astype("float32")[:, 0].view("int32")), ids), tf.float32)
+        integers, scales = _constant(lambda: integers_and_scales(self._table(), (1,), self.bits))
+        scales = tf.bitcast(tf.gather(tf.constant(scales[:, 0].view("int32")), ids), tf.float32)
         return self._rows(integers, ids) * tf.expand_dims(scales, -1)
 
     def _rows(self, integers, ids):
@@ -271,11 +269,6 @@ class _QuantizedLookup(QuantizeAware):
         both = tf.stack([pairs - 16 * second, second], axis=-1)
         rows = tf.reshape(both, tf.concat([tf.shape(ids), [padded.shape[1]]], axis=0)) - 8.0
         return tf.split(rows, [integers.shape[1], odd], axis=-1)[0] if odd else rows
-
-
-def _constant_parts(table, bits):
-    with tf.init_scope():
-        return integers_and_scales(ops.convert_to_tensor(table), (1,), bits)
 
 
 @functools.cache
@@ -295,8 +288,8 @@ def _base_and_weights(cls):
     if issubclass(cls, _KERNELS):
         return _QuantizedKernel, ("kernel",)
     if cls.call in _LOOKUPS:
-        tied = not issubclass(cls, keras.layers.ReversibleEmbedding)
-        return _QuantizedLookup, ("embeddings",) if tied else ("embeddings", "reverse_embeddings")
+        is_reversible = issubclass(cls, keras.layers.ReversibleEmbedding)
+        return _QuantizedLookup, ("embeddings", "reverse_embeddings") if is_reversible else ("embeddings",)
     return _QuantizedHolder, ()
 
 

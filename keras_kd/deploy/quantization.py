@@ -2,7 +2,7 @@
 
 import keras
 
-from keras_kd._checks import require_choice
+from keras_kd._checks import require_choice, require_tensorflow
 from keras_kd._keras_private import functional_graph
 from keras_kd.deploy.fake_quantization import (
     BITS,
@@ -67,6 +67,7 @@ def quantize_aware(student, *, weights="int8", activations=None, skip=()):
     Inference", https://arxiv.org/abs/1712.05877; for encoders Zafrir et al. 2019, "Q8BERT",
     https://arxiv.org/abs/1910.06188.
     """
+    require_tensorflow("quantize_aware")
     require_choice(weights, "weights", list(BITS))
     require_choice(activations, "activations", [None, "int8"])
     if weights == "int4" and activations is not None:
