@@ -1,6 +1,6 @@
 """What quantization costs, after training and aware of it: the demo's CNN and a small encoder, over five seeds.
 
-    python benchmarks/quantization.py [--seeds 0 1 2 3 4] [--quick] [--output runs/quantization]
+    python benchmarks/quantization.py [--seeds 0 1 2 3 4] [--quick] [--steps N] [--output runs/quantization]
 
 The names of Unicode's CLDR as in `keras-kd demo`: a teacher with all labels distils a float student; copies of it, made
 by `quantize_aware`, are distilled on for a fifth of its steps at a tenth of its learning rate, and so is the float
@@ -9,6 +9,7 @@ languages, and its size.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import os
@@ -61,7 +62,7 @@ def distil(demo, teacher, student, steps, rate):
     )
     distiller.compile(optimizer(steps, rate), loss)
     batches = shuffled_batches(demo.train_ids, demo.few_labels, batch_size=setting.batch_size, seed=demo.seed)
-    distiller.fit(batches, steps_per_epoch=steps, verbose=0)
+    distiller.fit(batches, steps_per_epoch=steps, shuffle=False, verbose=0)
     return student
 
 
@@ -123,13 +124,17 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--students", nargs="+", choices=list(STUDENTS), default=list(STUDENTS))
     parser.add_argument("--quick", action="store_true", help="five languages, 60 steps: shows that everything runs")
+    parser.add_argument("--steps", type=int, help="of the teacher and of the float student; default as the demo's")
     parser.add_argument("--output", type=pathlib.Path, default=pathlib.Path("runs/quantization"))
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
+    setting = QUICK if options.quick else FULL
+    if options.steps:
+        setting = dataclasses.replace(setting, teacher_steps=options.steps, student_steps=options.steps)
     start, results = time.perf_counter(), {name: [] for name in options.students}
     say = functools.partial(print, flush=True)
     for seed in options.seeds:
-        demo = Demo(QUICK if options.quick else FULL, seed)
+        demo = Demo(setting, seed)
         for name, seeds in results.items():
             seeds.append(measure(demo, STUDENTS[name], options.output))
             say(f"{name}, seed {seed}: { {row: round(value, 1) for row, (value, _) in seeds[-1].items()} }")

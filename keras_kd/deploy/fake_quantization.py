@@ -159,13 +159,14 @@ class QuantizedActivation(keras.layers.Layer):
         self.output_range.build(input_shape)
 
     def call(self, inputs):
-        return self.after_rounding(self.rounded(inputs))
+        return self.after_product(self.within_product(inputs))
 
-    def rounded(self, inputs):
-        return self.output_range(self.function(inputs) if self.function in _FUSED else inputs)
+    def within_product(self, inputs):
+        return self.function(inputs) if self.function in _FUSED else inputs
 
-    def after_rounding(self, inputs):
-        return inputs if self.function in _FUSED else self.function(inputs)
+    def after_product(self, inputs):
+        rounded = self.output_range(inputs)
+        return rounded if self.function in _FUSED else self.function(rounded)
 
     def get_config(self):
         return {**super().get_config(), "activation": keras.activations.serialize(self.function)}
@@ -354,7 +355,7 @@ def _matrix_product(layer, inputs):
     rows = tf.reshape(inputs, (-1, math.prod(kernel.shape[:count]))) @ tf.reshape(kernel, (-1, math.prod(columns)))
     rows = rows if layer.bias is None else rows + tf.reshape(tf.convert_to_tensor(layer.bias), (-1,))
     shape = tf.concat([tf.shape(inputs)[:-count], columns], axis=0)
-    return layer.activation.after_rounding(tf.reshape(layer.activation.rounded(rows), shape))
+    return layer.activation.after_product(tf.reshape(layer.activation.within_product(rows), shape))
 
 
 def _lookup_call(cls):
