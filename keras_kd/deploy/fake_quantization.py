@@ -94,10 +94,13 @@ class FakeQuantization(keras.layers.Layer):
     In training mode the range [low, high] follows the least and the largest number of each batch, and 0, by a moving
     average. x ↦ s · round(clip(x, low, high) / s), s = (high − low) / 255; the gradient is 1 inside of the range, 0
     outside. Before the first batch, x is given back as it is.
+
+    With `symmetric`, the range is widened to [−128 s, 127 s], s = max(−low, high) / 127.
     """
 
-    def __init__(self, **kwargs):
+    def __init__(self, *, symmetric=False, **kwargs):
         super().__init__(**kwargs)
+        self.symmetric = symmetric
         self.supports_masking = True
 
     def build(self, input_shape=None):
@@ -108,11 +111,17 @@ class FakeQuantization(keras.layers.Layer):
 
     def call(self, inputs, training=None):
         if _as_constants.get():
-            return _rounded(inputs, *self._constant_range())
+            return self._rounded(inputs, *self._constant_range())
         if training:
             self._follow(inputs)
         low, high = self.range[0], self.range[1]
-        return ops.where(high > low, _rounded(inputs, low, ops.maximum(high, low + _LEAST_RANGE)), inputs)
+        return ops.where(high > low, self._rounded(inputs, low, ops.maximum(high, low + _LEAST_RANGE)), inputs)
+
+    def _rounded(self, inputs, low, high):
+        if self.symmetric:
+            scale = ops.maximum(-low, high) / 127
+            low, high = -128 * scale, 127 * scale
+        return keras.quantizers.fake_quant_with_min_max_vars(inputs, low, high)
 
     def _follow(self, inputs):
         inputs = ops.cast(ops.stop_gradient(inputs), "float32")
@@ -134,9 +143,8 @@ class FakeQuantization(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return input_shape
 
-
-def _rounded(inputs, low, high):
-    return keras.quantizers.fake_quant_with_min_max_vars(inputs, low, high)
+    def get_config(self):
+        return {**super().get_config(), "symmetric": self.symmetric}
 
 
 def _constant(read):
@@ -149,11 +157,11 @@ def _constant(read):
 class QuantizedActivation(keras.layers.Layer):
     """An activation function and the rounding of a layer's outputs, where LiteRT rounds: after a relu, else before."""
 
-    def __init__(self, activation, **kwargs):
+    def __init__(self, activation, *, symmetric=False, **kwargs):
         super().__init__(**kwargs)
         self.function = keras.activations.get(activation)
         self.__name__ = getattr(self.function, "__name__", "")  # by which the endings of models are told
-        self.output_range = FakeQuantization(name="output_range", dtype=self.dtype_policy)
+        self.output_range = FakeQuantization(symmetric=symmetric, name="output_range", dtype=self.dtype_policy)
 
     def build(self, input_shape=None):
         self.output_range.build(input_shape)
@@ -169,7 +177,8 @@ class QuantizedActivation(keras.layers.Layer):
         return rounded if self.function in _FUSED else self.function(rounded)
 
     def get_config(self):
-        return {**super().get_config(), "activation": keras.activations.serialize(self.function)}
+        activation = keras.activations.serialize(self.function)
+        return {**super().get_config(), "activation": activation, "symmetric": self.output_range.symmetric}
 
 
 # Layers ---------------------------------------------------------------------------------------------------------------
@@ -222,7 +231,9 @@ class _QuantizedKernel(QuantizeAware):
     def after_build(self):
         if self.quantization["activations"] is not None:
             self.input_range = FakeQuantization(name="input_range", dtype=self.dtype_policy)
-            self.activation = QuantizedActivation(self.activation, name="activation", dtype=self.dtype_policy)
+            # LiteRT's product of two activations, as in attention, takes 0 for the integer that stands for 0.
+            options = {"symmetric": isinstance(self, keras.layers.EinsumDense), "dtype": self.dtype_policy}
+            self.activation = QuantizedActivation(self.activation, name="activation", **options)
             with keras.name_scope(self.name):
                 self.input_range.build()
                 self.activation.build()

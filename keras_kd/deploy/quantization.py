@@ -30,7 +30,7 @@ def quantize_aware(student, *, weights="int8", activations=None, skip=()):
 
     With `activations="int8"`, inputs and outputs of these layers, but for embeddings, are rounded to 8 bits too, within
     a range that follows the batches of training by a moving average (momentum 0.99), outside of which the gradient is
-    0. Softmax, normalization and sums are computed in floats: attention keeps its accuracy, at some cost of speed.
+    0. Scores of attention, normalization and sums are computed in floats, in the file too.
 
     | weights | activations | `keras_kd.export` with | the file |
     |---|---|---|---|
