@@ -232,7 +232,7 @@ def _has_ranges(student, quantize):
     has_ranges = any(activations is not None for _, activations in trained)
     has_int4 = any(weights == "int4" for weights, _ in trained)
     wanted = ["int8"] if has_ranges else ["dynamic"] if has_int4 else [None, "float16", "dynamic", "int8"]
-    if quantize not in wanted:
+    if trained and quantize not in wanted:
         weights = f"{'int4' if has_int4 else 'int8'} weights" + " and int8 activations" * has_ranges
         raise ValueError(
             f"quantize must be {wanted[0]!r} for a student that was made by quantize_aware for {weights}, got "
