@@ -330,7 +330,8 @@ def test_attention_in_integers_is_as_near_as_its_rounding(tmp_path):
     block = keras_hub.layers.TransformerEncoder(48, num_heads=2, activation="relu")
     student = quantize_aware(keras.Model(inputs, block(inputs)), activations="int8")
     x = np.random.default_rng(0).normal(size=(16, 16, 24)).astype("float32")
-    student(x, training=True)
+    for batch in (x[:5], x[5:], x[:2]):  # so that the range of outputs is not that of the next layer's inputs
+        student(batch, training=True)
     report = export(student, tmp_path, quantize="int8", compare_with=x, min_agreement=0.0)
     assert report.mean_difference < 0.02  # of numbers around 1; 0.2 where values have another zero than 0
 

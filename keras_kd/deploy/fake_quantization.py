@@ -341,9 +341,9 @@ def _kernel_call(cls):
     @functools.wraps(cls.call)
     def call(self, inputs, *args, **kwargs):
         if self.quantization["activations"] is not None:
-            inputs = self.input_range(inputs)
             if _as_constants.get() and len(inputs.shape) > 2 and _is_matrix_product(self):
                 return _matrix_product(self, inputs)
+            inputs = self.input_range(inputs)
         return cls.call(self, inputs, *args, **kwargs)
 
     return call
@@ -363,7 +363,8 @@ def _matrix_product(layer, inputs):
     """What the layer gives, by way of a matrix: with open lengths, LiteRT adds biases in integers only there."""
     count = len(channel_axes(layer, "kernel"))
     kernel, columns = layer.kernel, layer.kernel.shape[count:]
-    rows = tf.reshape(inputs, (-1, math.prod(kernel.shape[:count]))) @ tf.reshape(kernel, (-1, math.prod(columns)))
+    rows = layer.input_range(tf.reshape(inputs, (-1, math.prod(kernel.shape[:count]))))
+    rows = rows @ tf.reshape(kernel, (-1, math.prod(columns)))
     rows = rows if layer.bias is None else rows + tf.reshape(tf.convert_to_tensor(layer.bias), (-1,))
     shape = tf.concat([tf.shape(inputs)[:-count], columns], axis=0)
     return layer.activation.after_product(tf.reshape(layer.activation.within_product(rows), shape))
