@@ -5,7 +5,7 @@ WORKERS ?= 3
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: help install test test-jax \
-	lint docs docs-serve demo seeds gains losses transformers codings topics sentiment sentences translation tune bench peers compare notebook wheel clean
+	lint docs docs-serve demo seeds gains losses quantization transformers codings topics sentiment sentences translation tune bench peers compare notebook wheel clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -58,6 +58,9 @@ gains: install  ## Draw the picture of the README from the table of the README
 
 losses: install  ## What each loss gains over five seeds; DATA=folder for the tweets too: runs/losses
 	$(BIN)/python benchmarks/losses.py $(if $(DATA),--data $(DATA))
+
+quantization: install  ## What int8 and int4 cost, after training and aware of it, over five seeds: runs/quantization
+	$(BIN)/python benchmarks/quantization.py
 
 transformers: install  ## What losses over attention and hidden states gain, with DATA=folder: runs/transformers
 	$(BIN)/python benchmarks/transformer_losses.py $(if $(DATA),--data $(DATA))

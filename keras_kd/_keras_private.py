@@ -5,10 +5,12 @@ in `compile(loss=...)`, the `tf.Variable` of a `keras.Variable`, what one replic
 only overrides the hooks of `keras.Model` that a subclass has to, as `_maybe_symbolic_build`.
 """
 
+import contextlib
 import inspect
 
 import keras
 from keras.src import backend
+from keras.src.backend.common.variables import AutocastScope
 from keras.src.losses.loss import reduce_weighted_values
 from keras.src.losses.losses import LossFunctionWrapper
 from keras.src.models.functional import Functional
@@ -175,6 +177,29 @@ def sublayers(layer):
     return layer._flatten_layers(include_self=False, recursive=False)
 
 
+class BuildHook(keras.layers.Layer):
+    """A base class of layers with work to do once their weights are there: `after_build`, which may add some."""
+
+    def _post_build(self):
+        super()._post_build()
+        self.after_build()
+
+
+@contextlib.contextmanager
+def unlocked(layer):
+    """Let a built layer get more weights and layers inside."""
+    layer._tracker.unlock()
+    try:
+        yield
+    finally:
+        layer._tracker.lock()
+
+
+def without_autocast():
+    """A context in which variables are read in their own dtype, also inside of a layer that computes in half."""
+    return AutocastScope(None)
+
+
 def learnable_variables(model):
     """The variables that were made to be learnt, also those frozen now; not the statistics of BatchNormalization."""
     return [variable for layer in model._flatten_layers() for variable in layer._trainable_variables]
@@ -214,3 +239,11 @@ def text_interpreter(content):
     from tensorflow_text.core.pybinds import tflite_registrar
 
     return InterpreterWithCustomOps(custom_op_registerers=tflite_registrar.SELECT_TFTEXT_OPS, model_content=content)
+
+
+def litert_schema():
+    """The module that reads the bytes of a LiteRT file into objects and writes these, and its enums of tensor types."""
+    from tensorflow.lite.python import schema_py_generated as schema
+    from tensorflow.lite.tools import flatbuffer_utils
+
+    return flatbuffer_utils, schema

@@ -13,6 +13,9 @@ import tensorflow as tf
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
+# Most graphs of the tests run once or twice: to optimize one takes longer than to run it as it was traced. The demo,
+# the notebooks and the scripts run in processes of their own, as a user's would.
+tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
 def pytest_sessionstart(session):

@@ -10,6 +10,8 @@ import tensorflow as tf
 
 from keras_kd._keras_private import allow_text_operations, call_model
 from keras_kd._quiet import first_line, quiet
+from keras_kd.deploy.fake_quantization import integers_as_constants, quantization_of
+from keras_kd.deploy.int4 import with_int4_weights
 from keras_kd.deploy.precision import rebuilt
 from keras_kd.outputs.model_inputs import ONLY_INPUT, input_names
 
@@ -51,9 +53,17 @@ def write_saved_model(student, endpoints, folder):
 def litert_bytes(student, signature, *, quantize=None, calibration=None):
     """Return the student as the bytes of a LiteRT file; one in low precision as its copy in float32.
 
-    The operations of tensorflow-text are let in where the student takes strings. RuntimeError if LiteRT lacks an
-    operation, or the float32 copy cannot be made.
+    The operations of tensorflow-text are let in where the student takes strings. Without `calibration`, "int8" takes
+    the ranges of activations that the graph holds. RuntimeError if LiteRT lacks an operation, or the float32 copy
+    cannot be made.
     """
+    with integers_as_constants():
+        content = _litert_bytes(student, signature, quantize, calibration)
+    has_int4 = quantize == "dynamic" and any(weights == "int4" for weights, _ in quantization_of(student).values())
+    return with_int4_weights(content) if has_int4 else content
+
+
+def _litert_bytes(student, signature, quantize, calibration):
     serve = traced(student, signature)
     low = {dtype.as_datatype_enum for dtype in _LOW_DTYPES}
     if any(attribute.type in low for node in _nodes(serve) for attribute in node.attr.values()):
@@ -92,7 +102,7 @@ def converted(folder, quantize, calibration=None, *, takes_text=False, signature
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantize == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    if quantize == "int8":
+    if calibration is not None:
         examples = len(next(iter(calibration.values())))
         converter.representative_dataset = lambda: (
             {name: _fed(array[row : row + 1]) for name, array in calibration.items()} for row in range(examples)

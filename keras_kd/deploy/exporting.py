@@ -18,6 +18,7 @@ from keras_kd.deploy.comparison import Comparison, has_classes
 from keras_kd.deploy.conversion import input_signature, litert_bytes, traced, without_operation, write_saved_model
 from keras_kd.deploy.end_to_end import TEXT, end_to_end_model
 from keras_kd.deploy.example_inputs import fit_inputs, generated_inputs, read_dataset
+from keras_kd.deploy.fake_quantization import quantization_of
 from keras_kd.deploy.runtimes import KerasRuntime, open_runtime
 from keras_kd.outputs.hooks import layer_paths
 from keras_kd.outputs.model_inputs import input_specs, is_input_name, specs_of
@@ -165,7 +166,8 @@ def export(
         )
     format = "litert" if path.suffix == ".tflite" else "saved_model"
     _check_student(student, compare_with)
-    _check_options(format, quantize, calibration, compare_with, min_agreement)
+    has_ranges = format == "litert" and _has_ranges(student, quantize)
+    _check_options(format, quantize, calibration, compare_with, min_agreement, has_ranges)
     _check_target(path, format, overwrite)
     model, encoder = _model_and_encoder(student, tokenizer, labels, format)
     inputs, specs = _inputs_and_specs(model, encoder, compare_with)
@@ -224,11 +226,30 @@ def _check_student(student, compare_with):
         )
 
 
-def _check_options(format, quantize, calibration, compare_with, min_agreement):
+def _has_ranges(student, quantize):
+    """Whether a student of `quantize_aware` brings the ranges of its activations; it is exported as it was trained."""
+    trained = quantization_of(student).values()
+    has_ranges = any(activations is not None for _, activations in trained)
+    has_int4 = any(weights == "int4" for weights, _ in trained)
+    wanted = ["int8"] if has_ranges else ["dynamic"] if has_int4 else [None, "float16", "dynamic", "int8"]
+    if trained and quantize not in wanted:
+        weights = f"{'int4' if has_int4 else 'int8'} weights" + " and int8 activations" * has_ranges
+        raise ValueError(
+            f"quantize must be {wanted[0]!r} for a student that was made by quantize_aware for {weights}, got "
+            f"{quantize!r}."
+        )
+    return has_ranges
+
+
+def _check_options(format, quantize, calibration, compare_with, min_agreement, has_ranges):
     require_choice(quantize, "quantize", [None, "float16", "dynamic", "int8"])
     if quantize is not None and format != "litert":
         raise ValueError(f"quantize={quantize!r} needs a path that ends in .tflite: quantization is LiteRT's.")
-    if quantize == "int8" and calibration is None:
+    if has_ranges and calibration is not None:
+        raise ValueError(
+            "calibration must be None for a student of quantize_aware(activations='int8'), whose ranges are trained."
+        )
+    if quantize == "int8" and calibration is None and not has_ranges:
         raise ValueError(
             "calibration must be given for quantize='int8': typical inputs, some hundred, from which the ranges of the "
             "activations are taken. quantize='dynamic' needs none."

@@ -27,10 +27,11 @@ class Rebuilding:
             or a new layer in its place.
         dropped: ids of layers that the new model does not have.
         call: A function of a new layer and its call arguments that returns its outputs, where that is no plain call.
+        class_of: A function of a layer that gives the class to make it of.
     """
 
-    def __init__(self, edit, dropped=(), call=None):
-        self._edit, self._dropped, self._call = edit, frozenset(dropped), call
+    def __init__(self, edit, dropped=(), call=None, class_of=type):
+        self._edit, self._dropped, self._call, self._class_of = edit, frozenset(dropped), call, class_of
         self.made = {}  # id of a layer: the new layer
         self.pairs = []  # (new layer, layer), those with weights and no nested models
 
@@ -64,8 +65,9 @@ class Rebuilding:
 
     def _from_config(self, layer, config):
         """A layer again; where it holds another one of the model, as a tied head its embedding, it gets the new one."""
+        cls = self._class_of(layer)
         held = {key: self.made[id(vars(layer)[key])] for key in config if id(vars(layer).get(key)) in self.made}
-        return type(layer)(**{**config, **held}) if held else type(layer).from_config(config)
+        return cls(**{**config, **held}) if held else cls.from_config(config)
 
     def _pair(self, layer, new):
         """Remember the new layer, and those inside of it where both are models of one class."""
