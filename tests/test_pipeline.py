@@ -217,6 +217,17 @@ def test_an_encoder_teaches_a_student_of_bytes(files, tmp_path):
     assert evaluation.score("student", "accuracy").value > 0.9
 
 
+@pytest.mark.parametrize("quantize", ["int8", "int4"])
+def test_the_student_is_trained_for_the_integers_of_its_file(files, tmp_path, quantize):
+    options = ["--family", "cnn", "--size-mb", 0.05, "--quantize", quantize, "--quantize-epochs", 2, "--epochs", 20]
+    assert command(files, tmp_path / "a", *options, "--learning-rate", 0.005) == 0
+    student = keras.saving.load_model(tmp_path / "a" / "student.keras")
+    dense = next(layer for layer in student.layers if isinstance(layer, keras.layers.Dense))
+    assert dense.quantization["weights"] == quantize
+    evaluation = keras_kd.evaluation.Evaluation.from_json(tmp_path / "a" / "evaluation.json")
+    assert evaluation.score("student.tflite", "agreement").value > 0.9
+
+
 def test_a_long_text_is_read_by_the_encoder_as_by_keras_hub(files, tmp_path):
     teacher = open_teacher(Teacher(str(files / "encoder")), CLASSES)
     texts = np.array(["good food", "so very good " * 300, "schlecht"], dtype=object)
@@ -339,6 +350,11 @@ BAD = {
     "scores that are none": ({"teacher": ("scores.csv", 4, "a,b,c")}, [], r"scores.csv:4: the scores must be numbers"),
     "logits as probabilities": ({"teacher": "scores.csv"}, ["--gives", "probabilities"], "sum to 1"),
     "no such size": ({}, ["--size-mb", "0.0001"], "size_mb must be from"),
+    "passes for integers that the file lacks": (
+        {},
+        ["--quantize-epochs", "2", "--quantize", "float16"],
+        "training.quantize_epochs must be 0 with export.quantize='float16', got 2",
+    ),
     "layers of no encoder": ({}, ["--family", "layers"], "family must be ngrams or cnn with the teacher"),
     "no such preset": ({"teacher": "bert_giant"}, [], "no preset of that name"),
     "a size without pieces": ({"teacher": "encoder"}, [*ENCODER, "--size-mb", "0.01"], "size_mb must be >"),

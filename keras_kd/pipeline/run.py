@@ -16,13 +16,14 @@ from keras_kd._files import content_hash, written_whole
 from keras_kd._progress import Stages
 from keras_kd.datasets.cldr import UNLABELLED
 from keras_kd.datasets.texts import from_files
-from keras_kd.deploy import export, write_card
+from keras_kd.deploy import export, quantize_aware, write_card
 from keras_kd.deploy.end_to_end import LOGITS, TEXT
 from keras_kd.distiller import Distiller
 from keras_kd.evaluation import evaluate
 from keras_kd.fingerprint import differences
 from keras_kd.outputs import PrecomputedBatch
 from keras_kd.pipeline.learners import STUDENT, open_learner, texts_by_language
+from keras_kd.pipeline.settings import AWARE
 from keras_kd.pipeline.teaching import check_order, open_teacher
 
 TEACHER, PHONE = "teacher", "student.tflite"
@@ -137,32 +138,45 @@ class _Run(Stages):
 
     def train(self, outputs):
         """Train the student, or read the one that was trained; return what ships and the distiller."""
-        training, model = self.settings.training, self.learner.model()
-        weights = {"soft_weight": training.soft_weight, "hard_weight": training.hard_weight}
-        distiller = Distiller(None, model, self.learner.losses(), **weights)
-        x = self.tokenizer(self.train_split.texts)
-        examples = len(self.train_split.texts)
-        batch = PrecomputedBatch(x, outputs, {}), {LOGITS: self.train_split.labels}
-        batches = tf.data.Dataset.from_tensor_slices(batch).shuffle(examples, seed=training.seed)
-        batches = batches.batch(min(training.batch_size, examples), drop_remainder=True)
-        steps = training.epochs * int(batches.cardinality())
-        schedule = keras.optimizers.schedules.CosineDecay(
-            0.0, steps, warmup_target=training.learning_rate or self.learner.learning_rate, warmup_steps=steps // 20
-        )
-        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=UNLABELLED)
-        distiller.compile(keras.optimizers.AdamW(schedule, weight_decay=0.01), {LOGITS: loss})
-        resume = keras.callbacks.BackupAndRestore(self.folder / "backup", delete_checkpoint=False)
-        with self.stage("student", steps) as shown:
-            callbacks = [resume, shown, *_tensorboard(self.folder / "tensorboard")]
-            distiller.fit(batches, epochs=training.epochs, shuffle=False, verbose=0, callbacks=callbacks)
-        student = self.learner.shipped(model)
+        training, quantize = self.settings.training, self.settings.export.quantize
+        rate = training.learning_rate or self.learner.learning_rate
+        batches = self._batches(outputs)
+        distiller = self._fit("student", self.learner.model(), batches, training.epochs, rate)
+        if quantize == "int4" or training.quantize_epochs:
+            model = quantize_aware(distiller.student, **AWARE[quantize])
+            distiller = self._fit("quantize", model, batches, training.quantize_epochs, rate / 10)
+        student = self.learner.shipped(distiller.student)
         with written_whole(self.folder / "student.keras") as partial:
             student.save(partial)
         return student, distiller
 
+    def _batches(self, outputs):
+        training, examples = self.settings.training, len(self.train_split.texts)
+        x = self.tokenizer(self.train_split.texts)
+        rows = PrecomputedBatch(x, outputs, {}), {LOGITS: self.train_split.labels}
+        shuffled = tf.data.Dataset.from_tensor_slices(rows).shuffle(examples, seed=training.seed)
+        return shuffled.batch(min(training.batch_size, examples), drop_remainder=True)
+
+    def _fit(self, stage, model, batches, epochs, rate):
+        """Distil into a model; return its distiller. What was stopped goes on after its last epoch."""
+        training = self.settings.training
+        weights = {"soft_weight": training.soft_weight, "hard_weight": training.hard_weight}
+        distiller = Distiller(None, model, self.learner.losses(), **weights)
+        steps = max(1, epochs * int(batches.cardinality()))
+        schedule = keras.optimizers.schedules.CosineDecay(0.0, steps, warmup_target=rate, warmup_steps=steps // 20)
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, ignore_class=UNLABELLED)
+        distiller.compile(keras.optimizers.AdamW(schedule, weight_decay=0.01), {LOGITS: loss})
+        resume = keras.callbacks.BackupAndRestore(self.folder / f"backup_{stage}", delete_checkpoint=False)
+        if epochs:
+            with self.stage(stage, steps) as shown:
+                callbacks = [resume, shown, *_tensorboard(self.folder / "tensorboard" / stage)]
+                distiller.fit(batches, epochs=epochs, shuffle=False, verbose=0, callbacks=callbacks)
+        return distiller
+
     def export(self, student):
         """Write the LiteRT file and the SavedModel, each compared with the student."""
-        quantize = None if self.settings.export.quantize == "none" else self.settings.export.quantize
+        quantize = {"none": None, "int4": "dynamic"}.get(self.settings.export.quantize, self.settings.export.quantize)
+        brings_ranges = self.settings.training.quantize_epochs > 0
         options = {
             "tokenizer": self.tokenizer,
             "labels": self.class_names,
@@ -170,7 +184,7 @@ class _Run(Stages):
             "min_agreement": self.settings.export.min_agreement,
             "overwrite": True,
         }
-        calibration = self.train_split.texts if quantize == "int8" else None
+        calibration = self.train_split.texts if quantize == "int8" and not brings_ranges else None
         with self.stage("export"):
             phone = export(student, self.folder / PHONE, quantize=quantize, calibration=calibration, **options)
             server = export(student, self.folder / "student", **options)

@@ -11,6 +11,11 @@ from keras_kd._checks import require_choice, require_count, require_number
 from keras_kd._files import written_whole
 
 LAYERS = "layers"  # the family of students that are made of the teacher
+AWARE = {  # kinds of file whose weights can be trained as they are rounded: the arguments of quantize_aware
+    "dynamic": {},
+    "int8": {"activations": "int8"},
+    "int4": {"weights": "int4"},
+}
 
 
 def _entry(default, help, **limits):
@@ -70,6 +75,9 @@ class Training:
     temperature: float = _entry(2.0, "of teacher and student", above=0.0)
     soft_weight: float = _entry(1.0, "of the teacher's part, lambda", at_least=0.0)
     hard_weight: float = _entry(1.0, "of the labels' part", at_least=0.0)
+    quantize_epochs: int = _entry(
+        0, "more passes, with the weights as the file rounds them: for dynamic, int8 and int4", at_least=0
+    )
     vector_weight: float = _entry(10.0, "of layers: of the distance to the teacher's vectors", at_least=0.0)
     seed: int = _entry(0, "the same seed gives the same student", at_least=0)
 
@@ -78,7 +86,7 @@ class Training:
 class Export:
     """What leaves."""
 
-    quantize: str = _entry("dynamic", "of the LiteRT file", choices=("none", "float16", "dynamic", "int8"))
+    quantize: str = _entry("dynamic", "of the LiteRT file", choices=("none", "float16", *AWARE))
     min_agreement: float = _entry(
         0.9, "the least share of test texts on which file and student agree", at_least=0.0, at_most=1.0
     )
@@ -94,6 +102,13 @@ class Settings:
     student: Student = Student()
     training: Training = Training()
     export: Export = Export()
+
+    def __post_init__(self):
+        if self.training.quantize_epochs and self.export.quantize not in AWARE:
+            raise ValueError(
+                f"training.quantize_epochs must be 0 with export.quantize={self.export.quantize!r}, got "
+                f"{self.training.quantize_epochs}: it is for {list(AWARE)}."
+            )
 
 
 def entries():
