@@ -142,6 +142,8 @@ def test_everything_is_in_the_folder(finished):
     evaluation = json.loads((finished / "evaluation.json").read_text())
     assert list(evaluation["models"]) == ["teacher", "student", "student.tflite"]
     assert evaluation["languages"] == ["de", "en", "sw"]
+    assert evaluation["models"]["teacher"]["parameters"] == word_teacher().count_params()
+    assert evaluation["models"]["teacher"]["latency_ms"] is None  # its outputs were read from the store
     printed = (finished.parent / "printed.txt").read_text("utf-8")
     assert "sw: only 1 labelled test texts" in printed and "Try it" in printed
     facts = json.loads((finished / "student.tflite.metadata.json").read_text())

@@ -209,11 +209,20 @@ class _Run(Stages):
                 class_names=self.class_names,
                 seed=self.settings.training.seed,
             )
+            if scores is not None:
+                evaluation = self._with_facts_of_teacher(evaluation)
         evaluation.to_json(self.folder / "evaluation.json")
         evaluation.to_csv(self.folder / "scores.csv")
         if importlib.util.find_spec("matplotlib"):
             evaluation.plot(self.folder / "languages.png")
         return evaluation
+
+    def _with_facts_of_teacher(self, evaluation):
+        """The evaluation with the size of the teacher, whose outputs were read: those of a file of scores tell none."""
+        facts = dataclasses.replace(
+            evaluation.models[TEACHER], parameters=self.teacher.parameters, size_bytes=None, latency_ms=None
+        )
+        return dataclasses.replace(evaluation, models={**evaluation.models, TEACHER: facts})
 
     def _teacher_scores(self):
         """The teacher's logits of the test texts; None where a file of scores does not hold them."""

@@ -24,10 +24,10 @@ VECTOR = "vector"
 
 
 def open_teacher(settings, class_names):
-    """Return the teacher of `settings.teacher`, an object with two methods.
+    """Return the teacher of `settings.teacher`, an object with an attribute and two methods.
 
-    `learn(texts, labels, folder)` comes first. `outputs(texts, folder)` returns {"logits": float32 `(texts, classes)`},
-    of an encoder also {"vector": float32 `(texts, width)`}.
+    `parameters` is their number, or None. `learn(texts, labels, folder)` comes first. `outputs(texts, folder)` returns
+    {"logits": float32 `(texts, classes)`}, of an encoder also {"vector": float32 `(texts, width)`}.
 
     ValueError or FileNotFoundError, before anything runs, if it is no teacher of these classes.
     """
@@ -72,6 +72,7 @@ class TextTeacher(_Trained):
 
     def __init__(self, path, gives, class_names):
         self.model = _text_model(path, gives)
+        self.parameters = self.model.count_params() or None  # a SavedModel does not tell
         classes = self.model.output.shape[-1]
         if classes != len(class_names):
             raise ValueError(
@@ -92,6 +93,7 @@ class EncoderTeacher:
         backbone, self.tokenizer = _preset(settings.model)
         self.name, self.prefix = settings.model, settings.prefix
         self.encoder = sentence_encoder(backbone, pooling=settings.pooling)
+        self.parameters = self.encoder.count_params()
         self.as_inputs = self.inputs_layer(self.tokenizer, _TEACHER_TOKENS)
         self.head = None
 
@@ -145,6 +147,8 @@ def _preset(name):
 
 class ScoreFile(_Trained):
     """A file with a column of texts and one for the score of each class, from any teacher."""
+
+    parameters = None
 
     def __init__(self, path, gives, class_names):
         self.path = path
