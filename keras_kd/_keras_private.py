@@ -1,4 +1,4 @@
-"""Everything that keras_kd takes from the insides of Keras and TensorFlow: `tests/test_keras_private.py` pins each.
+"""What keras_kd takes from the insides of Keras, TensorFlow and sacreBLEU: `tests/test_keras_private.py` pins each.
 
 They have no public name for these: whether `call` takes `training`, the mask that travels with a tensor, the losses
 in `compile(loss=...)`, the `tf.Variable` of a `keras.Variable`, what one replica gets of a batch. Elsewhere, keras_kd
@@ -247,3 +247,13 @@ def litert_schema():
     from tensorflow.lite.tools import flatbuffer_utils
 
     return flatbuffer_utils, schema
+
+
+def sacrebleu_statistics(metric, texts, streams):
+    """What each text adds to the sums that a sacreBLEU metric is computed of: a list of numbers for each text."""
+    return metric._extract_corpus_statistics(texts, streams)
+
+
+def sacrebleu_score(metric, sums):
+    """A sacreBLEU metric's score, 0 to 100, of summed statistics."""
+    return metric._compute_score_from_stats(sums).score

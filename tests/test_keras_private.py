@@ -5,6 +5,7 @@ import pathlib
 
 import keras
 import numpy as np
+import sacrebleu
 import tensorflow as tf
 import tensorflow_datasets as tfds
 from conftest import crossentropy, dense_model
@@ -186,6 +187,13 @@ def test_attention_of_projected_keys_and_values():
     expected = layer(query, value, attention_mask=mask)
     found = private.attend(layer, query, *private.projected_keys_and_values(layer, value), tf.constant(mask))
     np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
+def test_sums_of_statistics_make_the_score_of_a_corpus():
+    metric = sacrebleu.metrics.CHRF()
+    texts, references = ["a red house", "the sea"], ["the red house", "a sea"]
+    sums = np.sum(private.sacrebleu_statistics(metric, texts, [references]), axis=0)
+    assert private.sacrebleu_score(metric, sums.tolist()) == metric.corpus_score(texts, [references]).score
 
 
 def test_what_one_replica_gets_of_a_batch():

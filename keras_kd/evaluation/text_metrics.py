@@ -7,6 +7,7 @@ import numpy as np
 
 from keras_kd._checks import require_choice
 from keras_kd._extras import needs_extra
+from keras_kd._keras_private import sacrebleu_score, sacrebleu_statistics
 
 TEXT_METRICS = ("bleu", "chrf", "chrf++", "distinct_1", "distinct_2")
 _DISTINCT = {"distinct_1": 1, "distinct_2": 2}  # words in an n-gram
@@ -29,12 +30,12 @@ def segment_statistics(metric, texts, references):
     """
     longest = max(map(len, references))
     streams = [[own[i] if i < len(own) else None for own in references] for i in range(longest)]
-    return np.array(metric._extract_corpus_statistics(list(texts), streams))
+    return np.array(sacrebleu_statistics(metric, list(texts), streams))
 
 
 def corpus_score(metric, sums):
     """A sacreBLEU metric's score, 0 to 100, of summed statistics."""
-    return metric._compute_score_from_stats([int(number) for number in sums]).score
+    return sacrebleu_score(metric, [int(number) for number in sums])
 
 
 def sentence_scores(texts, references, similarity):
