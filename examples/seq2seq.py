@@ -24,7 +24,7 @@ SMALL = {
     "student_feed_forward": 8,
     "epochs": 1,
     "student_epochs": 1,
-    "max_length": 32,
+    "max_length": 64,
     "batch_tokens": 512,
 }
 
@@ -149,7 +149,7 @@ def trained(name, model, train, validation, epochs, options, *, trainer=None, ca
     optimizer = keras.optimizers.AdamW(
         schedule, weight_decay=1e-4, beta_2=0.98, clipnorm=1.0, use_ema=True, ema_momentum=options.ema
     )
-    trainer.compile(optimizer, SmoothedCrossentropy(options.smoothing))
+    trainer.compile(optimizer, SmoothedCrossentropy(options.smoothing), jit_compile=False)  # batches of many shapes
     callbacks = [
         keras.callbacks.BackupAndRestore(options.output / f"{name}_backup"),
         keras.callbacks.CSVLogger(options.output / f"{name}.csv", append=True),
