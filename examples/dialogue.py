@@ -283,7 +283,7 @@ def arguments():
     parser.add_argument("--search", choices=["greedy", "beams"], default="greedy")
     parser.add_argument("--share", type=float, default=0.5, help="of the student's own texts, on-policy")
     selection = {"size_mb": 0.5, "student_size_mb": 0.2, "bytes": 128, "batch": 8, "vector": 8, "selection_epochs": 1}
-    parts = {"dialogues": 12, "test_dialogues": 5, "validation_dialogues": 2, "bootstrap": 20}
+    parts = {"pieces": 600, "dialogues": 12, "test_dialogues": 5, "validation_dialogues": 2, "bootstrap": 20}
     options = parsed(parser, SMALL | selection | parts)
     if "on-policy" in options.students and "labels" not in options.students:
         parser.error("--students must hold labels where it holds on-policy, which goes on from there")

@@ -42,8 +42,6 @@ def test_a_translator_and_a_student_of_it(data, tmp_path, monkeypatch, capsys):
     assert report.models["both, greedy"].parameters < report.models["teacher, greedy"].parameters
     texts = (tmp_path / "both_greedy.txt").read_text(encoding="utf-8").split("\n")[:-1]
     assert len(texts) == report.score("both, greedy").examples == 8
-    references = gzip.decompress((data / "multi30k/test_2016_flickr.de.gz").read_bytes()).decode().split("\n")
-    assert len(references) > 8  # the chrF is that of the texts that are written
     store = keras_kd.sequences.open_decoded_dataset(tmp_path / "decoded")
     assert store.examples == LINES and store.n_best == 1
     assert "teacher:" in capsys.readouterr().out
