@@ -5,7 +5,7 @@ WORKERS ?= 3
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: help install test test-jax \
-	lint docs docs-serve demo seeds gains losses quantization transformers codings topics sentiment sentences translation tune bench peers compare notebook wheel clean
+	lint docs docs-serve demo seeds gains losses quantization transformers codings topics sentiment sentences translation dialogue tune bench peers compare notebook wheel clean
 
 help:  ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 15
@@ -79,6 +79,9 @@ sentences: install  ## A multilingual sentence encoder, by the translations it f
 
 translation: install  ## A translator of captions and its students, with DATA=folder: runs/translation
 	$(BIN)/python examples/translation.py --data $(DATA) $(OPTIONS)
+
+dialogue: install  ## Dialogues in 7 languages, chosen and written, and students of both, with DATA=folder: runs/dialogue
+	$(BIN)/python examples/dialogue.py --data $(DATA) $(OPTIONS)
 
 tune: install  ## What tuning λ, temperature and learning rate gains over five seeds: runs/tuning
 	$(BIN)/python benchmarks/tuning.py

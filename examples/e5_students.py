@@ -111,6 +111,11 @@ def with_sizes(result, size_bytes):
     return dataclasses.replace(result, models={**result.models, **facts})
 
 
+def costs_of(models, one):
+    """{model: its `ModelFacts`}, timed on one text."""
+    return keras_kd.evaluate_embeddings(models, one, one, [0], bootstrap=0).models
+
+
 def teacher_bytes():
     """The size of the teacher on disk."""
     return os.path.getsize(weights_path())

@@ -21,6 +21,7 @@ import rich.table
 from e5_students import (
     batches,
     begin,
+    costs_of,
     encoded,
     export_and_save,
     fit,
@@ -162,11 +163,6 @@ def measured(case, vectors, dimensions, costs):
     )
     result = dataclasses.replace(result, models={**result.models, **costs})
     return with_sizes(result, {"teacher": teacher_bytes()})
-
-
-def costs_of(models, one):
-    """{model: its `ModelFacts`}, timed on one text."""
-    return keras_kd.evaluate_embeddings(models, one, one, [0], bootstrap=0).models
 
 
 def print_summary(results):

@@ -159,8 +159,9 @@ def test_xpersona(folder, tmp_path):
     names = {"en": "En_persona_#", "ja": "Jp_persona_split_#_human_annotated"}
     for language, name in names.items():
         turns = {"user": ["__SILENCE__", "wie geht's"], "system": ["hey", f"gut {name}"]}
-        expected = {"persona": ["i surf .", ODD], "turns": turns, "language": language}
-        assert [e for e in examples(datasets["test"]) if e["language"] == language] == [expected] * 2
+        found = [e for e in examples(datasets["test"]) if e["language"] == language]
+        assert sorted(e.pop("number") for e in found) == [1, 2]
+        assert found == [{"persona": ["i surf .", ODD], "turns": turns, "language": language}] * 2
 
 
 def test_xpersona_without_a_test_split(folder, tmp_path):

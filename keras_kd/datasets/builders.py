@@ -375,8 +375,9 @@ class Multi30k(TextBuilder):
 class Xpersona(TextBuilder):
     """`xpersona`: dialogues of two people, one of whom has a persona, in 7 languages.
 
-    Each example has `persona` (sentences), `turns` (`user` and `system`, sequences of one length) and `language`
-    ("en", "fr", "id", "it", "ja", "ko", "zh"). In English the first user is "__SILENCE__": the system begins. Splits:
+    Each example has `persona` (sentences), `turns` (`user` and `system`, sequences of one length), `language` ("en",
+    "fr", "id", "it", "ja", "ko", "zh") and `number`, its place in the file, from 1. In English the first user is
+    "__SILENCE__": the system begins. The other languages are translations, in the same order, with gaps. Splits:
     validation and test, checked by people; a local folder may lack test.
 
     License: MIT.
@@ -411,10 +412,8 @@ class Xpersona(TextBuilder):
             match dialogue:
                 case {"persona": [*persona], "dialogue": [*turns]} if _are_texts(persona, *turns):
                     users, systems = zip(*turns, strict=True)
-                    yield (
-                        number,
-                        {"persona": persona, "turns": {"user": users, "system": systems}, "language": language},
-                    )
+                    turns = {"user": users, "system": systems}
+                    yield number, {"persona": persona, "turns": turns, "language": language, "number": number}
                 case _:
                     shape = '{"persona": [text, ...], "dialogue": [[user, system], ...]}'
                     raise broken(file, f"dialogue {number}", f"expected {shape}, without empty texts.")
@@ -425,6 +424,7 @@ class Xpersona(TextBuilder):
             "persona": tfds.features.Sequence(tfds.features.Text()),
             "turns": tfds.features.Sequence(turn),
             "language": tfds.features.Text(),
+            "number": tfds.features.Scalar(np.int64),
         }
         return tfds.core.DatasetInfo(
             builder=self,
