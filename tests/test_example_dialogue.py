@@ -57,7 +57,7 @@ def test_responses_are_chosen_and_written(dialogue, data, tmp_path, monkeypatch,
     assert reports["selection"].metrics == ("recall_at_1", "mrr")
     assert reports["selection"].models["distilled"].latency_ms > 0
     for report in reports.values():
-        teacher, student = list(report.models.values())[0], list(report.models.values())[-1]
+        teacher, *_, student = report.models.values()
         assert student.size_bytes < teacher.size_bytes
         assert report.score("teacher").examples == sum(len(d["dialogue"]) for d in first(data, 5))
     perplexity = Evaluation.from_json(tmp_path / "perplexity.json")
