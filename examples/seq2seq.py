@@ -149,6 +149,7 @@ def trained(name, model, train, validation, epochs, options, *, trainer=None, ca
     optimizer = keras.optimizers.AdamW(
         schedule, weight_decay=1e-4, beta_2=0.98, clipnorm=1.0, use_ema=True, ema_momentum=options.ema
     )
+    optimizer.build(trainer.trainable_variables)  # else the step is traced twice, the first time to make these
     trainer.compile(optimizer, SmoothedCrossentropy(options.smoothing), jit_compile=False)  # batches of many shapes
     callbacks = [
         keras.callbacks.BackupAndRestore(options.output / f"{name}_backup"),
