@@ -45,6 +45,14 @@ def fresh_state():
 
 
 @pytest.fixture
+def optimized_graphs():
+    """Graphs are optimized: convolutions with their channels on axis 1 have no kernel on a CPU, and become others."""
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
+    yield
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+
+
+@pytest.fixture
 def data():
     """37 examples of 8 features in 3 classes, which a linear rule can tell apart."""
     rng = np.random.default_rng(0)

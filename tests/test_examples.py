@@ -289,13 +289,13 @@ def test_batches_of_bytes_keep_their_length():
 
 
 def test_new_texts_are_halves_of_texts_of_one_language(monkeypatch):
-    monkeypatch.setattr(e5_students, "teacher_vectors", lambda texts, folder: np.zeros((len(texts), 2)))
+    monkeypatch.setattr(e5_students, "teacher_vectors", lambda texts, folder, engine: np.zeros((len(texts), 2)))
     train = {
         "text": np.array(["one two", "three four", "uno dos", "tres quatro"], object),
         "language": np.array(["en", "en", "es", "es"]),
         "vector": np.ones((4, 2)),
     }
-    options = argparse.Namespace(recombined=3, vectors=None, output=pathlib.Path("never made"))
+    options = argparse.Namespace(recombined=3, engine="keras", vectors=None, output=pathlib.Path("never made"))
     more = e5_students.with_recombined(train, options)
     assert more["text"][:4].tolist() == train["text"].tolist()
     assert more["vector"].sum(axis=1).tolist() == [2] * 4 + [0] * 12
