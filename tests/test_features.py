@@ -405,7 +405,6 @@ def expect_equal_losses(make, layers_of, kind=keras.Sequential, end=True):
     np.testing.assert_allclose(losses, losses[-1], rtol=1e-4)
 
 
-@pytest.mark.usefixtures("optimized_graphs")
 @pytest.mark.parametrize("loss", OVER_MAPS)
 @pytest.mark.parametrize("name", IMAGE_LAYERS)
 def test_channels_on_axis_1_of_a_layer_are_the_features(name, loss):
