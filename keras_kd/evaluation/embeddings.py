@@ -1,7 +1,5 @@
 """`evaluate_embeddings`: sentence encoders on the same texts, by the translations that they find."""
 
-import functools
-
 import numpy as np
 
 from keras_kd._checks import require_count, require_tensorflow
@@ -15,7 +13,7 @@ from keras_kd.evaluation.measure import (
     own_inputs,
 )
 from keras_kd.evaluation.result import Evaluation
-from keras_kd.evaluation.scores import EMBEDDING_METRICS, all_once, estimates, means, resampled_scores, scores_of_sums
+from keras_kd.evaluation.scores import EMBEDDING_METRICS, estimates_of_sums, means
 
 _SIMILARITIES_AT_A_TIME = 4_000_000
 
@@ -106,9 +104,9 @@ def evaluate_embeddings(
     values = [_values(*vectors[name], vectors.get(teacher), matches) for name in models]
     metrics = [metric for metric in EMBEDDING_METRICS if metric in values[0]]
     table = np.array([[of_model[metric] for metric in metrics] for of_model in values])  # (models, metrics, texts)
-    weigh = functools.partial(scores_of_sums, table, means(metrics), rows_by_language)
-    resampled = bootstrap and resampled_scores(weigh, resamples=bootstrap, seed=seed, numbers=texts)
-    scores, differences = estimates(list(models), weigh(all_once), resampled, rows_by_language, groups, texts)
+    scores, differences = estimates_of_sums(
+        table, means(metrics), list(models), rows_by_language, groups, bootstrap=bootstrap, seed=seed
+    )
     return Evaluation(
         models={name: model_facts(runtime, x, "vectors", latency) for name, runtime in runtimes.items()},
         teacher=teacher,

@@ -1,7 +1,5 @@
 """`evaluate_perplexity`: models that give logits for the next token, on the same sequences of token ids."""
 
-import functools
-
 import numpy as np
 
 from keras_kd._checks import require_tensorflow
@@ -18,7 +16,7 @@ from keras_kd.evaluation.measure import (
 )
 from keras_kd.evaluation.predictions import are_probabilities, log_prob_blocks
 from keras_kd.evaluation.result import Evaluation
-from keras_kd.evaluation.scores import all_once, estimates, resampled_scores, scores_of_sums
+from keras_kd.evaluation.scores import estimates_of_sums
 
 
 def evaluate_perplexity(
@@ -81,9 +79,9 @@ def evaluate_perplexity(
         with errors_naming(name):
             losses, kinds[name] = _log_losses(runtime, name, x, targets, counted, batch_size)
         sums.append([losses, counted.sum(axis=1)])
-    weigh = functools.partial(scores_of_sums, np.array(sums), _perplexity, rows_by_language)
-    resampled = bootstrap and resampled_scores(weigh, resamples=bootstrap, seed=seed, numbers=sequences)
-    scores, differences = estimates(list(models), weigh(all_once), resampled, rows_by_language, groups, sequences)
+    scores, differences = estimates_of_sums(
+        np.array(sums), _perplexity, list(models), rows_by_language, groups, bootstrap=bootstrap, seed=seed
+    )
     return Evaluation(
         models={name: model_facts(runtime, x, kinds[name], latency) for name, runtime in runtimes.items()},
         teacher=teacher,

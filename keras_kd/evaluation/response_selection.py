@@ -1,7 +1,6 @@
 """`evaluate_response_selection`: dialogue models, by the rank of the true response among candidates."""
 
 import collections.abc
-import functools
 
 import numpy as np
 
@@ -9,14 +8,7 @@ from keras_kd._checks import require_count
 from keras_kd.evaluation.examples import language_rows
 from keras_kd.evaluation.measure import DEFAULT_TEACHER, checked_groups, checked_teacher, errors_naming
 from keras_kd.evaluation.result import Evaluation, ModelFacts
-from keras_kd.evaluation.scores import (
-    RANKING_METRICS,
-    all_once,
-    estimates,
-    means,
-    resampled_scores,
-    scores_of_sums,
-)
+from keras_kd.evaluation.scores import RANKING_METRICS, estimates_of_sums, means
 
 
 def evaluate_response_selection(
@@ -76,9 +68,10 @@ def evaluate_response_selection(
             scores = system(contexts, candidates) if callable(system) else system
             ranks = _ranks(_checked_scores(scores, name, shape))
         values.append([ranks == 1, 1 / ranks])
-    weigh = functools.partial(scores_of_sums, np.array(values), means(RANKING_METRICS), rows_by_language)
-    resampled = bootstrap and resampled_scores(weigh, resamples=bootstrap, seed=seed, numbers=shape[0])
-    scores, differences = estimates(list(systems), weigh(all_once), resampled, rows_by_language, groups, shape[0])
+    resampling = {"bootstrap": bootstrap, "seed": seed}
+    scores, differences = estimates_of_sums(
+        np.array(values), means(RANKING_METRICS), list(systems), rows_by_language, groups, **resampling
+    )
     return Evaluation(
         models={name: ModelFacts(None, None, None, "scores") for name in systems},
         teacher=teacher,

@@ -237,6 +237,22 @@ def estimates(names, points, resampled, rows_by_language, groups, examples):
     return scores, differences
 
 
+def estimates_of_sums(table, score, names, rows_by_language, groups, *, bootstrap, seed):
+    """What `estimates` returns for scores that are functions of sums over examples, with paired resamples.
+
+    Args:
+        table: What each example adds to each sum, `(models, sums, examples)`.
+        score: As in `scores_of_sums`.
+        names: Of the models.
+        rows_by_language, groups: As in `estimates`.
+        bootstrap, seed: Number of resamples, 0 for none, and their seed.
+    """
+    examples = table.shape[-1]
+    weigh = functools.partial(scores_of_sums, table, score, rows_by_language)
+    resampled = bootstrap and resampled_scores(weigh, resamples=bootstrap, seed=seed, numbers=examples)
+    return estimates(names, weigh(all_once), resampled, rows_by_language, groups, examples)
+
+
 def _estimate(value, moved, examples, metric, least=-math.inf, most=math.inf):
     """The `Estimate` with the interval of the resampled values `moved`; a mirrored one is cut off at the bounds."""
     if not len(moved):
