@@ -190,11 +190,12 @@ ENCODER = ["--family", "layers", "--layers", 1, "--codes", 4, "--length", 16, "-
 @pytest.fixture(scope="module")
 def of_layers(files, tmp_path_factory):
     output = tmp_path_factory.mktemp("layers") / "run"
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
         assert (
             command(files, output, *ENCODER, "--prefix", "so ", "--learning-rate", 0.005, teacher="encoder") == 2
         )  # WordPiece
         assert command(files, output, *ENCODER, "--learning-rate", 0.005, teacher="encoder") == 0
+    assert "import tensorflow as tf, tensorflow_text; model" in printed.getvalue()
     return output
 
 

@@ -23,7 +23,7 @@ from keras_kd.evaluation import evaluate
 from keras_kd.fingerprint import differences
 from keras_kd.outputs import PrecomputedBatch
 from keras_kd.pipeline.learners import STUDENT, open_learner, texts_by_language
-from keras_kd.pipeline.settings import AWARE
+from keras_kd.pipeline.settings import AWARE, LAYERS
 from keras_kd.pipeline.teaching import check_order, open_teacher
 
 TEACHER, PHONE = "teacher", "student.tflite"
@@ -42,9 +42,10 @@ class Texts(typing.NamedTuple):
 def distil(settings, console=None):
     """Distil a student from files of texts, as `keras-kd distil` does; return the `Evaluation`.
 
-    The folder `settings.export.output` gets: the exported student, `student.tflite` (takes bytes) and `student/` (a
-    SavedModel that takes strings), each with its card; `student.keras`; the scores, `evaluation.json`, `scores.csv` and
-    `languages.png`; the teacher's outputs and a backup, from which a run that was stopped goes on.
+    The folder `settings.export.output` gets: the exported student, `student.tflite` (takes bytes, or strings if it was
+    made of layers of the teacher) and `student/` (a SavedModel that takes strings), each with its card;
+    `student.keras`; the scores, `evaluation.json`, `scores.csv` and `languages.png`; the teacher's outputs and
+    a backup, from which a run that was stopped goes on.
 
     Args:
         settings: A `keras_kd.pipeline.settings.Settings`.
@@ -248,7 +249,8 @@ class _Run(Stages):
         """The last screen: scores, and what to do next."""
         evaluation.print(console=self.console)
         folder = self.folder.as_posix()
-        load = f"import tensorflow as tf; model = tf.saved_model.load('{folder}/student')"
+        imports = "tensorflow as tf, tensorflow_text" if self.settings.student.family == LAYERS else "tensorflow as tf"
+        load = f"import {imports}; model = tf.saved_model.load('{folder}/student')"
         self._say(f"\nFiles      {folder}: {', '.join(sorted(path.name for path in self.folder.iterdir()))}")
         self._say(f"Try it     python -c \"{load}; print(model.serve(tf.constant(['a text'])))\"")
         self._say(f"Ship it    {folder}/{PHONE}.card.md says how an app runs it")
