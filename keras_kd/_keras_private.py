@@ -7,8 +7,10 @@ only overrides the hooks of `keras.Model` that a subclass has to, as `_maybe_sym
 
 import contextlib
 import inspect
+import weakref
 
 import keras
+import tensorflow as tf
 from keras.src import backend
 from keras.src.backend.common.variables import AutocastScope
 from keras.src.losses.loss import reduce_weighted_values
@@ -17,6 +19,7 @@ from keras.src.models.functional import Functional
 from keras.src.trainers.trainer import model_supports_jit
 from keras.src.utils import naming
 from tensorflow.python.distribute.values import PerReplicaSpec
+from tensorflow.python.framework.ops import gradient_registry
 
 
 def call_model(model, inputs, training):
@@ -247,6 +250,25 @@ def litert_schema():
     from tensorflow.lite.tools import flatbuffer_utils
 
     return flatbuffer_utils, schema
+
+
+def release_custom_gradient(tensor):
+    """Let go of the graph that holds `tensor`, a result of `tf.custom_gradient`, once nothing else refers to it.
+
+    For each call in a graph TensorFlow registers the gradient for good, and with it the tensors of the graph: a process
+    that trains many models would keep all their graphs. Here the graph itself holds the gradient, and the registry a
+    function that finds it there. Does nothing for a tensor that belongs to no graph.
+    """
+    graph = None if tf.executing_eagerly() else tensor.graph
+    if graph is None:
+        return
+    name = tensor.op.get_attr("_gradient_op_type").decode()
+    entry = gradient_registry._registry[name]
+    if not hasattr(graph, "custom_gradients"):
+        graph.custom_gradients = {}
+    graph.custom_gradients[name] = entry["type"]
+    entry["type"] = lambda operation, *gradients: operation.graph.custom_gradients[name](operation, *gradients)
+    weakref.finalize(graph, gradient_registry._registry.pop, name, None)
 
 
 def sacrebleu_statistics(metric, texts, streams):

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import tensorflow as tf
 
 from keras_kd._checks import require_count
+from keras_kd._keras_private import release_custom_gradient
 from keras_kd.large_vocabulary.chunks import Chunks
 from keras_kd.large_vocabulary.heads import CHUNK_BYTES, Head, HeadTeacher, TopClassesTeacher, by_token, checked_head
 from keras_kd.losses.base import DistillationLoss
@@ -139,4 +140,6 @@ def _differentiable(chunks, student, soft_weights, hard_weights):
         return (tf.reduce_sum(soft_weights * soft + hard_weights * hard), soft, hard), gradient
 
     bias = [] if student.bias is None else [student.bias]
-    return summed(by_token(student.hidden, 1), student.kernel, soft_weights, hard_weights, *bias)
+    results = summed(by_token(student.hidden, 1), student.kernel, soft_weights, hard_weights, *bias)
+    release_custom_gradient(results[0])
+    return results
