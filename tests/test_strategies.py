@@ -1,6 +1,7 @@
 """`tf.distribute`: which strategies and settings are supported, and each loss with a replica without examples."""
 
 import collections
+import functools
 import re
 
 import keras
@@ -21,11 +22,13 @@ def languages_of(rows):
     return np.array(["en", "sw", "fi"])[np.arange(rows) % 3]
 
 
-@pytest.fixture
-def examples():
+def made_examples():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(ROWS, 8)).astype("float32")
     return x, (x @ rng.normal(size=(8, 5))).argmax(axis=-1)
+
+
+examples = pytest.fixture(made_examples, name="examples")
 
 
 def off_zero(model):
@@ -167,18 +170,25 @@ MAKE = {
 }
 
 
+def trained_with(setting, strategy):
+    models = {"teacher": lambda: dense_model(8, 5), "student": lambda: dense_model(4, 5)}
+    loss = lambda: [keras_kd.losses.SoftLabels(), keras_kd.losses.RelationalKD()]  # noqa: E731
+    return trained(strategy, batches(*made_examples()), **models, loss=loss, **SETTINGS[setting])
+
+
+on_one_device = functools.cache(lambda setting: trained_with(setting, tf.distribute.get_strategy()))
+
+
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("kind", MAKE)
-def test_each_setting_trains_as_one_device_or_is_refused_by_name(kind, setting, examples):
-    strategy, options = MAKE[kind](), SETTINGS[setting]
-    options |= {"teacher": lambda: dense_model(8, 5), "student": lambda: dense_model(4, 5)}
-    options["loss"] = lambda: [keras_kd.losses.SoftLabels(), keras_kd.losses.RelationalKD()]
+def test_each_setting_trains_as_one_device_or_is_refused_by_name(kind, setting):
+    strategy = MAKE[kind]()
     if setting not in replicas.unusable_settings(strategy):
-        assert_as_one_device(batches(*examples), strategy, **options)
+        assert_equal(trained_with(setting, strategy), on_one_device(setting))
         return
     count = f"{strategy.num_replicas_in_sync} replica"
     with pytest.raises(ValueError, match=f"{setting}=.* does not run under {type(strategy).__name__} with {count}"):
-        trained(strategy, batches(*examples), **options)
+        trained_with(setting, strategy)
 
 
 def test_what_the_table_lets_through():
