@@ -104,15 +104,14 @@ def test_relations_of_half_precision_are_finite_far_out():
     assert value.dtype == tf.float32 and np.isfinite(value)
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-def test_relations_of_unmodified_transformers_of_other_depth_width_and_heads(jit_compile):
+def test_relations_of_unmodified_transformers_of_other_depth_width_and_heads():
     teacher, student = transformer(3, 4, 16), transformer(2, 2, 12)
     expected = sum(
         relation_loss(attention_parts(teacher, 2, p), attention_parts(student, 1, p), 4, X["padding_mask"])
         for p in ("query", "key", "value")
     )
     distillation_loss = keras_kd.losses.SelfAttentionRelations("layer_2", "backbone/layer_1", heads=4)
-    history = fitted(teacher, student, distillation_loss, jit_compile=jit_compile)["self_attention_relations"]
+    history = fitted(teacher, student, distillation_loss, jit_compile=True)["self_attention_relations"]
     assert history[0] == pytest.approx(expected, rel=1e-4)
     assert history[-1] < history[0]
 
@@ -232,20 +231,17 @@ def test_maps_that_do_not_fit_are_refused():
 # All ------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "distillation_loss",
-    [
+def test_losses_and_their_distiller_survive_saving(tmp_path):
+    losses = [
         keras_kd.losses.SelfAttentionRelations("layer_0", "layer_0", heads=4, of=("query", "key"), weight=0.5),
         keras_kd.losses.AttentionMaps(["layer_0"], ["layer_0"], mean_over_heads=True),
         keras_kd.losses.Hint(["layer_0"], ["layer_0"], shared_projection=True, name="hidden"),
-    ],
-    ids=lambda distillation_loss: distillation_loss.name,
-)
-def test_losses_and_their_distiller_survive_saving(distillation_loss, tmp_path):
-    restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(distillation_loss))
-    assert type(restored) is type(distillation_loss) and restored.get_config() == distillation_loss.get_config()
+    ]
+    for loss in losses:
+        restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
+        assert type(restored) is type(loss) and restored.get_config() == loss.get_config()
     teacher, student = transformer(1, 4, 16), transformer(1, 2, 8)
-    distiller = keras_kd.Distiller(teacher, student, [distillation_loss, keras_kd.losses.SoftLabels()])
+    distiller = keras_kd.Distiller(teacher, student, [*losses, keras_kd.losses.SoftLabels()])
     distiller.compile("adam", crossentropy())
     y = np.arange(12) % 3
     distiller.fit(X, y, verbose=0)

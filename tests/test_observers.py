@@ -26,8 +26,7 @@ def probabilities(model, x):
     return outputs if model.layers[-1].activation.__name__ == "softmax" else softmax(outputs)
 
 
-@pytest.mark.parametrize("last", [None, "softmax"])
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(("last", "jit_compile"), [("softmax", False), (None, True)])
 def test_fit_and_evaluate_compare_student_and_teacher(data, last, jit_compile):
     x, y = data
     distiller = frozen_distiller(["accuracy", Agreement(), MeanKL()], last, jit_compile=jit_compile)
