@@ -12,6 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.framework.ops import gradient_registry
 
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
@@ -45,6 +46,9 @@ def fresh_state():
     keras.utils.set_random_seed(1)
     yield
     keras.config.set_dtype_policy("float32")
+    # TensorFlow keeps what `tf.custom_gradient` and `ReplicaContext.all_reduce`, thus each optimizer, put into a graph.
+    for name in [name for name in gradient_registry.list() if name.startswith("CustomGradient-")]:
+        del gradient_registry._registry[name]
 
 
 @pytest.fixture
