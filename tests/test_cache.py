@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import itertools
 import json
 import pathlib
 import random
@@ -49,26 +50,28 @@ def content_of(folder):
 # Learning from a cache ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("dtype", "losses", "weights"), [("float32", 1e-4, 1e-5), ("float16", 3e-3, 1e-2)])
-def test_the_student_learns_what_it_learns_from_the_live_teacher(data, tmp_path, dtype, losses, weights):
-    teacher, live = dense_model(16, 3), dense_model(4, 3)
-    cached = keras.models.clone_model(live)
-    cached.set_weights(live.get_weights())
+def test_the_student_learns_what_it_learns_from_the_live_teacher(data, tmp_path):
+    teacher, start = dense_model(16, 3), dense_model(4, 3)
     hidden = {"teacher_layer": "hidden_0", "student_layer": "hidden_0"}
     distillation_losses = [keras_kd.losses.SoftLabels(2.0), keras_kd.losses.RelationalKD(**hidden)]
     plain = batches_of(*data)
-    histories = []
-    for model, student, dataset in (
-        (teacher, live, plain),
-        (None, cached, stored(teacher, plain, tmp_path / "cache", outputs=distillation_losses, dtype=dtype)),
-    ):
+
+    def learnt(model, dataset):
+        student = keras.models.clone_model(start)
+        student.set_weights(start.get_weights())
         distiller = keras_kd.Distiller(model, student, distillation_losses)
         distiller.compile(keras.optimizers.SGD(0.1), crossentropy())
-        histories.append(distiller.fit(dataset, epochs=2, shuffle=False, validation_data=plain, verbose=0).history)
-    for name, values in histories[0].items():
-        np.testing.assert_allclose(histories[1][name], values, rtol=losses, err_msg=name)
-    for one, other in zip(live.get_weights(), cached.get_weights(), strict=True):
-        np.testing.assert_allclose(one, other, rtol=losses, atol=weights)
+        history = distiller.fit(dataset, epochs=2, shuffle=False, validation_data=plain, verbose=0).history
+        return history, student.get_weights()
+
+    live, live_weights = learnt(teacher, plain)
+    for dtype, losses, weights in (("float32", 1e-4, 1e-5), ("float16", 3e-3, 1e-2)):
+        outputs = stored(teacher, plain, tmp_path / dtype, outputs=distillation_losses, dtype=dtype)
+        cached, cached_weights = learnt(None, outputs)
+        for name, values in live.items():
+            np.testing.assert_allclose(cached[name], values, rtol=losses, err_msg=name)
+        for one, other in zip(live_weights, cached_weights, strict=True):
+            np.testing.assert_allclose(one, other, rtol=losses, atol=weights)
 
 
 def test_two_replicas_learn_what_one_learns_and_ids_of_strings_do_not_stop_xla(data, tmp_path):
@@ -285,36 +288,41 @@ AS_IT_IS = keras_kd.losses.KerasLoss(keras.losses.MeanSquaredError(), name="as_i
 SOFT, BINARY = keras_kd.losses.SoftLabels(2.0), keras_kd.losses.BinarySoftLabels(2.0)
 
 
-@pytest.mark.parametrize("outputs", [None, "as trained"])
-@pytest.mark.parametrize("last", ["softmax", "sigmoid", "linear"])
-@pytest.mark.parametrize("loss", [SOFT, BINARY, AS_IT_IS], ids=lambda loss: loss.name)
-@pytest.mark.parametrize("kind", ["one", "list", "dict"])
-def test_a_loss_gets_from_a_cache_what_the_live_teacher_gives_it_or_is_refused(
-    data, tmp_path, last, loss, outputs, kind
-):
+@pytest.mark.parametrize(
+    ("kind", "loss", "last"),
+    [
+        *itertools.product(["one"], [SOFT, BINARY, AS_IT_IS], ["softmax", "sigmoid", "linear"]),
+        ("list", SOFT, "softmax"),
+        ("list", AS_IT_IS, "sigmoid"),
+        ("dict", BINARY, "sigmoid"),
+        ("dict", AS_IT_IS, "softmax"),
+    ],
+    ids=lambda value: getattr(value, "name", value),
+)
+def test_a_loss_gets_from_a_cache_what_the_live_teacher_gives_it_or_is_refused(data, tmp_path, kind, loss, last):
     """Whatever loss the outputs were stored for: with its teacher's ending it is refused, or computes the same."""
     x, _ = data
     pixels = keras.Input((8,))
     dense = keras.layers.Dense(3, activation=last, kernel_initializer=keras.initializers.RandomNormal(seed=1))
     ends = {"one": lambda output: output, "list": lambda output: [output], "dict": lambda output: {"a": output}}[kind]
     teacher = keras.Model(pixels, ends(dense(pixels)))
-    stored_for = [None] if outputs is None else [SOFT, BINARY, AS_IT_IS]
-    for number, one in enumerate(stored_for):
+    live = outcome_of(teacher, loss, batches_of(x), ends)
+    for number, outputs in enumerate([None, SOFT, BINARY, AS_IT_IS]):
         folder = tmp_path / f"cache {number}"
         try:
-            dataset = stored(teacher, batches_of(x), folder, outputs=one, dtype="float32")
+            dataset = stored(teacher, batches_of(x), folder, outputs=outputs, dtype="float32")
         except ValueError:
-            assert (one, last) in [(SOFT, "sigmoid"), (BINARY, "softmax")]
+            assert (outputs, last) in [(SOFT, "sigmoid"), (BINARY, "softmax")]
             continue
-        outcomes = [outcome_of(teacher, loss, batches_of(x), ends), outcome_of(None, loss, dataset, ends)]
-        if isinstance(outcomes[1], str) and not isinstance(outcomes[0], str):
-            assert "is stored as logits" in outcomes[1]
+        cached = outcome_of(None, loss, dataset, ends)
+        if isinstance(cached, str) and not isinstance(live, str):
+            assert "is stored as logits" in cached
             assert loss is AS_IT_IS
             assert last != "linear"
-        elif isinstance(outcomes[0], str):
-            assert outcomes[0] == outcomes[1]
+        elif isinstance(live, str):
+            assert live == cached
         else:
-            assert outcomes[1] == pytest.approx(outcomes[0], rel=1e-4)
+            assert cached == pytest.approx(live, rel=1e-4)
 
 
 def outcome_of(teacher, loss, dataset, ends):
@@ -324,7 +332,7 @@ def outcome_of(teacher, loss, dataset, ends):
     student = keras.Model(pixels, ends(keras.layers.Dense(3, kernel_initializer=initializer)(pixels)))
     try:
         distiller = keras_kd.Distiller(teacher, student, loss)
-        distiller.compile(keras.optimizers.SGD(0.0), loss=None)
+        distiller.compile(keras.optimizers.SGD(0.0), loss=None, run_eagerly=True)
         return distiller.fit(dataset.map(lambda *element: (element[0],)), verbose=0).history[loss.name][0]
     except ValueError as error:
         return str(error)
@@ -884,7 +892,7 @@ def test_ids_are_looked_up_in_what_was_stored_before(data, tmp_path):
     twice = {"pixels": np.concatenate([x, x[::-1]]), "id": np.concatenate([ids, ids[::-1]])}
     stored(teacher, batches_of(twice, batch=4), tmp_path / "twice", key="id")
     assert keras_kd.open_teacher_cache(tmp_path / "twice").examples == 37
-    for place in (1, 20, 36):
+    for place in (1, 36):
         wrong = {"pixels": np.concatenate([x, x[:1] + 1.0]), "id": np.append(ids, place)}
         with pytest.raises(ValueError, match=f"two different examples have the key {place}\\."):
             stored(teacher, batches_of(wrong, batch=4), tmp_path / str(place), key="id")
@@ -923,7 +931,7 @@ def shards_of(folder):
 
 assert os.waitpid(child("whole", 0.0), 0)[1] == 0
 moments = random.Random(7)
-for shards in (0, 0, *range(1, 36, 2)):
+for shards in (0, 1, 2, 7, 15, 22, 30, 35):
     pid = child("killed", 0.01)
     while shards_of(folder / "killed") < shards:
         assert os.waitpid(pid, os.WNOHANG) == (0, 0)
@@ -939,7 +947,7 @@ assert os.waitpid(child("killed", 0.0), 0)[1] == 0
 def test_a_build_killed_at_any_moment_resumes_to_the_same_bytes(tmp_path):
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ["killed"] * 20
+    assert done.stdout.split() == ["killed"] * 8
     whole = content_of(tmp_path / "whole")
     assert len(json.loads(whole["manifest.json"])["shards"]) == 40
     assert content_of(tmp_path / "killed") == whole

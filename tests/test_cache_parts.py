@@ -12,32 +12,35 @@ from test_cache import batches_of, logits_by_example, stored
 
 import keras_kd
 
-WORKER = """
-import pathlib, sys
+WORKERS = """
+import os, pathlib, signal, sys, time
 import keras, numpy as np, tensorflow as tf
 import keras_kd
-folder, index = pathlib.Path(sys.argv[1]), int(sys.argv[2])
+folder = pathlib.Path(sys.argv[1])
+index = 0 if os.fork() else 1  # before TensorFlow has any threads
+signal.alarm(100)  # where the other fails, this one does not wait for ever
 x = np.load(folder / "x.npy")
 teacher = keras.saving.load_model(folder / "teacher.keras")
 mine = tf.data.Dataset.from_tensor_slices((x,)).shard(2, index)
 keras_kd.cache_teacher_outputs(teacher, mine.batch(5), folder / f"part {index}", dtype="float32", verbose=0)
 pathlib.Path(folder / f"built {index}").touch()
 while not all((folder / f"built {one}").exists() for one in range(2)):
-    pass
+    time.sleep(0.01)
 cache = keras_kd.open_teacher_cache([folder / "part 0", folder / "part 1"], teacher=teacher)
 others = tf.data.Dataset.from_tensor_slices((x,)).shuffle(37, seed=index).shard(2, index).batch(4)
 for (batch,) in cache.attach(others):
     np.testing.assert_allclose(batch.prediction, teacher(batch.x), rtol=1e-5, atol=1e-6)
-print(cache.examples)
+print(cache.examples, flush=True)
+if index == 0:
+    os.wait()
 """
 
 
 def test_two_processes_build_a_part_each_and_read_both(data, tmp_path):
     np.save(tmp_path / "x.npy", data[0])
     dense_model(16, 3).save(tmp_path / "teacher.keras")
-    command = [sys.executable, "-c", WORKER, str(tmp_path)]
-    workers = [subprocess.Popen([*command, str(i)], stdout=subprocess.PIPE, text=True) for i in range(2)]
-    assert [worker.communicate(timeout=120)[0].strip() for worker in workers] == ["37", "37"]
+    done = subprocess.run([sys.executable, "-c", WORKERS, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["37", "37"], done.stderr[-2000:]
 
 
 def test_parts_are_read_as_one(data, tmp_path):

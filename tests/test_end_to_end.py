@@ -1,6 +1,7 @@
 """end_to_end_model, and export with a tokenizer and labels: a string goes in, the same answer comes out everywhere."""
 
 import csv
+import functools
 import io
 import pathlib
 import re
@@ -169,41 +170,72 @@ def test_a_preprocessor_of_keras_hub(tmp_path):
 # --- Files ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", ["saved", "float32.tflite", "dynamic.tflite"])
-@pytest.mark.parametrize("kind", ENCODERS)
-def test_every_file_answers_as_the_model_does(kind, file, tmp_path):
-    encoder = ENCODERS[kind]()
-    student = student_for(encoder)
-    if kind == "characters" and file != "saved":
-        with pytest.raises(ValueError, match=r"LiteRT, which has no operations for CharacterEncoder"):
-            export(student, tmp_path / file, tokenizer=encoder, compare_with=TEXTS)
-        assert not list(tmp_path.iterdir())
-        return
-    quantize = "dynamic" if file.startswith("dynamic") else None
-    report = export(
-        student, tmp_path / file, tokenizer=encoder, labels=LABELS, quantize=quantize, compare_with=TEXTS + ODD
-    )
-    assert report.max_difference <= (0.05 if quantize else 1e-5)
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """A function that gives (encoder, student, the file's report), of a kind of encoder and the name of a file.
+
+    Each is written once. "dynamic.tflite" and "int8.tflite" are quantized so.
+    """
+
+    @functools.cache
+    def write(kind, file):
+        encoder = ENCODERS[kind]()
+        student = student_for(encoder)
+        quantize = file.partition(".")[0] if file.startswith(("dynamic", "int8")) else None
+        report = export(
+            student,
+            tmp_path_factory.mktemp(kind) / file,
+            tokenizer=encoder,
+            labels=LABELS,
+            quantize=quantize,
+            calibration=TEXTS if quantize == "int8" else None,
+            compare_with=TEXTS + ODD,
+            min_agreement=0.0 if quantize == "int8" else None,
+        )
+        return encoder, student, report
+
+    return write
+
+
+FILES = [
+    *[(kind, "saved") for kind in ENCODERS],
+    *[(kind, "float32.tflite") for kind in ENCODERS if kind != "characters"],
+    ("sentencepiece", "dynamic.tflite"),
+    ("bytes", "dynamic.tflite"),
+]
+
+
+@pytest.mark.parametrize(("kind", "file"), FILES)
+def test_every_file_answers_as_the_model_does(kind, file, written):
+    encoder, student, report = written(kind, file)
+    tolerance = 0.05 if report.quantize else 1e-5
+    assert report.max_difference <= tolerance
     texts = np.array([t if isinstance(t, bytes) else t.encode() for t in TEXTS[:6] + ODD], dtype=object)
     logits, labels = by_hand(student, encoder, texts)
     x = encoder(texts).numpy() if kind == "bytes" and file != "saved" else texts
-    given = open_runtime(tmp_path / file).predict(x)
-    np.testing.assert_allclose(given["logits"], logits, atol=0.05 if quantize else 1e-5)
-    if not quantize:
+    given = open_runtime(report.path).predict(x)
+    np.testing.assert_allclose(given["logits"], logits, atol=tolerance)
+    if not report.quantize:
         assert given["label"].tolist() == labels
+
+
+def test_characters_are_not_for_litert(tmp_path):
+    encoder = ENCODERS["characters"]()
+    with pytest.raises(ValueError, match=r"LiteRT, which has no operations for CharacterEncoder"):
+        export(student_for(encoder), tmp_path / "a.tflite", tokenizer=encoder, compare_with=TEXTS)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("file", ["saved", "float32.tflite"])
 @pytest.mark.parametrize("kind", ["prefix", "wordpiece", "bytes"])
-def test_a_batch_of_none_is_answered_with_none(kind, file, tmp_path):
-    encoder = ENCODERS[kind]()
-    export(student_for(encoder), tmp_path / file, tokenizer=encoder, labels=LABELS, compare_with=TEXTS)
+def test_a_batch_of_none_is_answered_with_none(kind, file, written):
+    *_, report = written(kind, file)
     if file == "saved":
-        model = tf.saved_model.load(str(tmp_path / file))
+        model = tf.saved_model.load(report.path)
         answer = model.signatures["serving_default"](text=tf.constant([], tf.string))
     else:
         none = {"text": np.array([], dtype=object)} if kind != "bytes" else {"ids": np.zeros((0, LENGTH), np.uint8)}
-        answer = open_runtime(tmp_path / file)._runner(**none)
+        answer = open_runtime(report.path)._runner(**none)
     assert {name: tuple(np.array(array).shape) for name, array in answer.items()} == {
         "label": (0,),
         "logits": (0, 3),
@@ -212,6 +244,7 @@ def test_a_batch_of_none_is_answered_with_none(kind, file, tmp_path):
 
 
 ELSEWHERE = """
+import runpy
 import sys
 import numpy as np
 import tensorflow as tf
@@ -219,18 +252,18 @@ import tensorflow_text
 
 sys.modules["keras_kd"] = None  # it cannot be imported
 texts = np.load("texts.npy", allow_pickle=True)
-saved = tf.saved_model.load("saved").signatures["serving_default"]
+saved = tf.saved_model.load(sys.argv[1]).signatures["serving_default"]
 given = [saved(text=tf.constant(texts))]
 
 from tensorflow.lite.python.interpreter import InterpreterWithCustomOps
 from tensorflow_text.core.pybinds import tflite_registrar
 
 interpreter = InterpreterWithCustomOps(
-    model_path="text.tflite", custom_op_registerers=tflite_registrar.SELECT_TFTEXT_OPS
+    model_path=sys.argv[2], custom_op_registerers=tflite_registrar.SELECT_TFTEXT_OPS
 )
 given.append(interpreter.get_signature_runner()(text=texts))
 
-stock = tf.lite.Interpreter(model_path="bytes.tflite").get_signature_runner()
+stock = tf.lite.Interpreter(model_path=sys.argv[3]).get_signature_runner()
 padded = [np.frombuffer(text[:16].ljust(16, bytes(1)), np.uint8) for text in texts]
 given.append(stock(ids=np.stack(padded)))
 for name, answer in zip(["text", "text", "bytes"], given):
@@ -238,52 +271,57 @@ for name, answer in zip(["text", "text", "bytes"], given):
 print(*[np.array(answer["label"])[0].decode() for answer in given])
 empty = saved(text=tf.constant([], tf.string))
 assert empty["logits"].shape == (0, 3), empty
+
+# What TensorFlow's own command tells of the file.
+sys.argv = ["saved_model_cli", "show", "--dir", sys.argv[1], "--tag_set", "serve", "--signature_def", "serving_default"]
+runpy.run_module("tensorflow.python.tools.saved_model_cli", run_name="__main__")
 """
 
 
-def test_a_string_is_answered_where_keras_kd_cannot_be_imported(tmp_path):
-    """The SavedModel, the LiteRT file with a tokenizer, and the one that stock LiteRT runs on bytes."""
+@pytest.fixture(scope="module")
+def told_elsewhere(written, tmp_path_factory):
+    """What a process prints in which keras_kd cannot be imported: labels, then what a SavedModel takes and gives."""
+    folder = tmp_path_factory.mktemp("elsewhere")
     texts = np.array([text.encode() for text in TEXTS[:6]], dtype=object)
-    np.save(tmp_path / "texts.npy", texts)
-    expected = []
-    for kind, files in {"prefix": ["saved", "text.tflite"], "bytes": ["bytes.tflite"]}.items():
-        encoder = ENCODERS[kind]()
-        student = student_for(encoder)
+    np.save(folder / "texts.npy", texts)
+    files, expected = [], []
+    for kind, file in (("prefix", "saved"), ("prefix", "float32.tflite"), ("bytes", "float32.tflite")):
+        encoder, student, report = written(kind, file)
         logits, labels = by_hand(student, encoder, texts)
-        np.save(tmp_path / ("bytes.npy" if kind == "bytes" else "text.npy"), logits)
-        for file in files:
-            export(student, tmp_path / file, tokenizer=encoder, labels=LABELS, compare_with=TEXTS)
-            expected.append(labels[0].decode())
-    done = subprocess.run([sys.executable, "-c", ELSEWHERE], cwd=tmp_path, capture_output=True, text=True)
-    assert done.stdout.split() == expected, done.stderr[-2000:]
+        np.save(folder / ("bytes.npy" if kind == "bytes" else "text.npy"), logits)
+        files.append(report.path)
+        expected.append(labels[0].decode())
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE, *files], cwd=folder, capture_output=True, text=True)
+    labels, _, told = done.stdout.partition("\n")
+    return labels.split(), expected, told, done.stderr[-2000:]
 
 
-def test_the_saved_model_is_one_that_tensorflow_serving_takes(tmp_path):
+def test_a_string_is_answered_where_keras_kd_cannot_be_imported(told_elsewhere):
+    """The SavedModel, the LiteRT file with a tokenizer, and the one that stock LiteRT runs on bytes."""
+    labels, expected, _, errors = told_elsewhere
+    assert labels == expected, errors
+
+
+def test_the_saved_model_is_one_that_tensorflow_serving_takes(told_elsewhere):
     """As TensorFlow's own command tells: the batch is open, and first in each input and output."""
-    encoder = ENCODERS["prefix"]()
-    export(student_for(encoder), tmp_path / "a", tokenizer=encoder, labels=LABELS, compare_with=TEXTS)
-    command = [sys.executable, "-m", "tensorflow.python.tools.saved_model_cli", "show", "--dir", str(tmp_path / "a")]
-    options = ["--tag_set", "serve", "--signature_def", "serving_default"]
-    told = subprocess.run([*command, *options], capture_output=True, text=True, check=True).stdout
+    *_, told, errors = told_elsewhere
     found = re.findall(r"(inputs|outputs)\['(\w+)'\].*?dtype: (\w+)\s+shape: \(([^)]*)\)", told, flags=re.DOTALL)
     assert sorted(found) == [
         ("inputs", "text", "DT_STRING", "-1"),
         ("outputs", "label", "DT_STRING", "-1"),
         ("outputs", "logits", "DT_FLOAT", "-1, 3"),
         ("outputs", "probabilities", "DT_FLOAT", "-1, 3"),
-    ]
+    ], errors
     assert "tensorflow/serving/predict" in told
 
 
-def test_int8_runs_the_tokenizer_while_it_calibrates(tmp_path):
+def test_int8_runs_the_tokenizer_while_it_calibrates(written, tmp_path):
     """The file that takes text answers as the one that takes ids, which was calibrated on the same ids."""
-    encoder = ENCODERS["prefix"]()
-    student = student_for(encoder)
+    encoder, student, report = written("prefix", "int8.tflite")
     ids = keras.tree.map_structure(lambda tensor: tensor.numpy(), encoder(TEXTS))
-    for name, x, tokenizer in (("text.tflite", TEXTS, encoder), ("ids.tflite", ids, None)):
-        options = {"quantize": "int8", "calibration": x, "compare_with": x, "min_agreement": 0.0}
-        export(student, tmp_path / name, tokenizer=tokenizer, labels=LABELS, **options)
-    given = open_runtime(tmp_path / "text.tflite").predict(np.array(TEXTS, dtype=object))
+    options = {"quantize": "int8", "calibration": ids, "compare_with": ids, "min_agreement": 0.0}
+    export(student, tmp_path / "ids.tflite", labels=LABELS, **options)
+    given = open_runtime(report.path).predict(np.array(TEXTS, dtype=object))
     expected = open_runtime(tmp_path / "ids.tflite").predict(ids)
     np.testing.assert_allclose(given["logits"], expected["logits"], atol=1e-6)
     assert np.ptp(given["logits"], axis=0).min() > 0
@@ -297,13 +335,11 @@ def test_a_low_precision_student_goes_into_litert_with_its_tokenizer(tmp_path):
     assert report.max_difference < 0.02
 
 
-def test_evaluate_reads_a_file_that_takes_text(tmp_path):
-    encoder = ENCODERS["sentencepiece"]()
-    student = student_for(encoder)
-    export(student, tmp_path / "a.tflite", tokenizer=encoder, labels=LABELS, compare_with=TEXTS)
+def test_evaluate_reads_a_file_that_takes_text(written):
+    encoder, student, report = written("sentencepiece", "float32.tflite")
     x = {key: tensor.numpy() for key, tensor in encoder(TEXTS).items()} | {"text": np.array(TEXTS, dtype=object)}
     labels = student.predict({k: v for k, v in x.items() if k != "text"}, verbose=0).argmax(axis=-1)
-    models = {"student": student, "file": tmp_path / "a.tflite"}
+    models = {"student": student, "file": report.path}
     evaluation = keras_kd.evaluate(models, (x, labels), bootstrap=0)
     assert evaluation.score("file", "accuracy").value == evaluation.score("student", "accuracy").value == 1.0
 
@@ -394,11 +430,17 @@ def by_sentencepiece(proto, texts, length, prefix):
     return rows
 
 
-@pytest.mark.parametrize("prefix", ["", "query: ", "a  ", "query:"])
-def test_text_is_cut_as_sentencepiece_does(prefix):
-    """But for words that can be cut in two equally likely ways: some 2 of 1,000 sentences, with one piece swapped."""
+@pytest.fixture(scope="module")
+def many_pieces():
+    """Sentences and odd texts, and SentencePiece's model of them."""
     texts = sentences(30) + [t for t in ODD if isinstance(t, str)]
-    proto = piece_proto(texts, vocabulary=3000)
+    return texts, piece_proto(texts, vocabulary=3000)
+
+
+@pytest.mark.parametrize("prefix", ["", "query: ", "a  ", "query:"])
+def test_text_is_cut_as_sentencepiece_does(many_pieces, prefix):
+    """But for words that can be cut in two equally likely ways: some 2 of 1,000 sentences, with one piece swapped."""
+    texts, proto = many_pieces
     given = keras_kd.text.SentencePieceEncoder(proto, 64, prefix=prefix)(texts)
     equal = (by_sentencepiece(proto, texts, 64, prefix) == given["token_ids"].numpy()).all(axis=-1)
     assert equal.mean() > 0.99, [texts[i] for i in np.flatnonzero(~equal)[:5]]
