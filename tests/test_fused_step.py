@@ -163,10 +163,15 @@ def test_unlabelled_data():
 
 @pytest.mark.parametrize(
     "distillation_loss",
-    [keras_kd.losses.JensenShannon, keras_kd.losses.BinarySoftLabels, keras_kd.losses.DecoupledKD],
+    [
+        keras_kd.losses.JensenShannon,
+        keras_kd.losses.BinarySoftLabels,
+        keras_kd.losses.DecoupledKD,
+        keras_kd.losses.NormalizedKD,
+    ],
 )
 def test_other_losses_over_logits(distillation_loss):
-    """One over distributions, one over classes by themselves, one with labels; `test_large_vocabulary` has them all."""
+    """One over distributions, one over classes by themselves, two with labels; the others: `test_large_vocabulary`."""
     labels = np.where(RNG.uniform(size=LABELS.shape) < 0.4, -1, LABELS)
     assert_same(distillation_losses=distillation_loss, labels=labels, loss=lambda: crossentropy(ignore_class=-1))
 

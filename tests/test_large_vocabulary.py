@@ -1,7 +1,9 @@
 """The fused losses over hidden states and heads: the dense form's values and gradients, without its arrays."""
 
+import gc
 import json
 import pathlib
+import weakref
 
 import formulas
 import keras
@@ -9,19 +11,21 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import strategy_of
+from tensorflow.python.framework.ops import gradient_registry
 
 import keras_kd
 from keras_kd.large_vocabulary import Head, TopClasses, fused_loss
 
 TOKENS, VOCABULARY = 37, 101
 REFERENCE = pathlib.Path(__file__).parents[2] / "shared" / "reference" / "losses.json"
-DIVERGENCES = [
+LOSSES = [
     keras_kd.losses.SoftLabels(temperature=2.0),
     keras_kd.losses.SoftLabels(temperature=2.0, standardize=True),
     keras_kd.losses.ReverseKL(temperature=3.0),
     keras_kd.losses.JensenShannon(beta=0.3),
     keras_kd.losses.SkewKL(alpha=0.1),
     keras_kd.losses.SkewReverseKL(alpha=0.1),
+    keras_kd.losses.LogitsMSE(),
 ]
 
 
@@ -47,7 +51,7 @@ def chunks_of(tokens):
     return 4 * VOCABULARY * tokens
 
 
-def fused(distillation_loss=DIVERGENCES[0], student=STUDENT, teacher=TEACHER, **options):
+def fused(distillation_loss=LOSSES[0], student=STUDENT, teacher=TEACHER, **options):
     """The loss and its gradients of hidden states, kernel and bias; the total is tripled, so upstream is not 1."""
     options = {"labels": LABELS, "soft_weights": SOFT, "hard_weights": HARD, "chunk_bytes": chunks_of(16)} | options
 
@@ -62,7 +66,7 @@ def fused(distillation_loss=DIVERGENCES[0], student=STUDENT, teacher=TEACHER, **
     return tf.function(step, jit_compile=options.get("jit_compile", False))(*parts)
 
 
-def dense(distillation_loss=DIVERGENCES[0], student=STUDENT, teacher=TEACHER, labels=LABELS):
+def dense(distillation_loss=LOSSES[0], student=STUDENT, teacher=TEACHER, labels=LABELS):
     """The same from the logits of all tokens."""
     parts = [tf.constant(part) for part in student[:3]]
     with tf.GradientTape() as tape:
@@ -82,7 +86,7 @@ def assert_close(actual, expected, tolerance=1e-5):
         np.testing.assert_allclose(one, other, rtol=tolerance, atol=tolerance * np.abs(other).max())
 
 
-@pytest.mark.parametrize("distillation_loss", DIVERGENCES, ids=lambda distillation_loss: f"{distillation_loss.name}")
+@pytest.mark.parametrize("distillation_loss", LOSSES, ids=lambda distillation_loss: f"{distillation_loss.name}")
 def test_values_and_gradients_are_those_of_the_dense_form(distillation_loss):
     expected, expected_gradients = dense(distillation_loss)
     actual, gradients = fused(distillation_loss)
@@ -123,7 +127,7 @@ def test_a_second_step_gives_the_same_as_the_first(constant):
         parts = [tf.constant(part) for part in STUDENT[:3]] if constant else variables
         with tf.GradientTape() as tape:
             tape.watch(parts)
-            total = fused_loss(DIVERGENCES[0], teacher, Head(*parts), LABELS, chunk_bytes=chunks_of(16)).total
+            total = fused_loss(LOSSES[0], teacher, Head(*parts), LABELS, chunk_bytes=chunks_of(16)).total
         return tape.gradient(total, parts)
 
     expected = fused(soft_weights=1.0, hard_weights=1.0)[1]
@@ -145,6 +149,37 @@ def test_an_assigned_temperature_takes_effect_at_the_next_step():
         assert_close([step(tf.constant(STUDENT.hidden))], [expected])
 
 
+def traced_total():
+    """A traced function from hidden states and kernel to the total."""
+
+    @tf.function
+    def total(hidden, kernel):
+        return fused_loss(LOSSES[0], TEACHER, Head(hidden, kernel), LABELS, chunk_bytes=chunks_of(16)).total
+
+    return total
+
+
+def test_a_tape_around_a_traced_step_finds_the_gradient():
+    parts = [tf.constant(part) for part in STUDENT[:2]]
+    gradients = []
+    for total in (traced_total(), traced_total().python_function):
+        with tf.GradientTape() as tape:
+            tape.watch(parts)
+            value = total(*parts)
+        gradients.append(tape.gradient(value, parts))
+    assert_close(*gradients)
+
+
+def test_a_graph_ends_with_the_last_that_refers_to_it():
+    """TensorFlow by itself keeps the graph of a custom gradient, and the variables that it reads, for good."""
+    total = traced_total()
+    graph = weakref.ref(total.get_concrete_function(*STUDENT[:2]).graph)
+    registered = len(gradient_registry.list())
+    del total
+    gc.collect()
+    assert graph() is None and len(gradient_registry.list()) < registered
+
+
 def test_two_losses_of_one_step_do_not_share_their_sums():
     @tf.function
     def step(kernel):
@@ -152,15 +187,13 @@ def test_two_losses_of_one_step_do_not_share_their_sums():
             tape.watch(kernel)
             one, other = (
                 fused_loss(distillation_loss, TEACHER, STUDENT._replace(kernel=kernel), chunk_bytes=chunks_of(16)).total
-                for distillation_loss in (DIVERGENCES[0], DIVERGENCES[2])
+                for distillation_loss in (LOSSES[0], LOSSES[2])
             )
         return tape.gradient(one, kernel), tape.gradient(other, kernel)
 
     actual = step(tf.constant(STUDENT.kernel))
     weights = {"labels": None, "soft_weights": 1.0}
-    expected = [
-        fused(distillation_loss, **weights)[1][1] / 3.0 for distillation_loss in (DIVERGENCES[0], DIVERGENCES[2])
-    ]
+    expected = [fused(distillation_loss, **weights)[1][1] / 3.0 for distillation_loss in (LOSSES[0], LOSSES[2])]
     assert_close(actual, expected)
 
 
@@ -188,7 +221,7 @@ def test_tokens_may_be_in_sequences_of_unknown_number():
         with tf.GradientTape() as tape:
             tape.watch(student)
             loss = fused_loss(
-                DIVERGENCES[0],
+                LOSSES[0],
                 TEACHER._replace(hidden=teacher),
                 STUDENT._replace(hidden=student),
                 labels,
@@ -227,7 +260,7 @@ def test_the_gradient_of_a_weight_is_its_tokens_value():
     weight = tf.constant(0.5)
     with tf.GradientTape() as tape:
         tape.watch(weight)
-        loss = fused_loss(DIVERGENCES[0], TEACHER, STUDENT, soft_weights=weight)
+        loss = fused_loss(LOSSES[0], TEACHER, STUDENT, soft_weights=weight)
     np.testing.assert_allclose(tape.gradient(loss.total, weight), np.sum(dense()[0][1]), rtol=1e-5)
 
 
@@ -240,7 +273,7 @@ def test_no_gradient_flows_to_the_teacher():
     kernel = tf.constant(TEACHER.kernel)
     with tf.GradientTape() as tape:
         tape.watch(kernel)
-        loss = fused_loss(DIVERGENCES[0], TEACHER._replace(kernel=kernel), STUDENT)
+        loss = fused_loss(LOSSES[0], TEACHER._replace(kernel=kernel), STUDENT)
     assert tape.gradient(loss.total, kernel) is None
 
 
@@ -263,7 +296,7 @@ def test_top_tokens_are_a_teacher_whose_other_tokens_share_the_rest():
     decoded = np.repeat(np.log((1 - np.exp(top).sum(-1, keepdims=True)) / (VOCABULARY - 8)), VOCABULARY, axis=-1)
     np.put_along_axis(decoded, ids, top, axis=-1)
     as_head = Head(decoded.astype("float32"), np.eye(VOCABULARY, dtype="float32"), np.zeros(VOCABULARY, "float32"))
-    for distillation_loss in DIVERGENCES[0], DIVERGENCES[2]:
+    for distillation_loss in LOSSES[0], LOSSES[2]:
         expected, expected_gradients = dense(distillation_loss, teacher=as_head)
         actual, gradients = fused(distillation_loss, teacher=TopClasses.of(ids, top, VOCABULARY))
         assert_close(actual, expected)
@@ -308,13 +341,13 @@ def test_it_runs_in_the_replicas_of_a_strategy():
     def step():
         def of_replica():
             with tf.GradientTape() as tape:
-                total = fused_loss(DIVERGENCES[0], TEACHER, STUDENT._replace(kernel=kernel), LABELS, **chunked).total
+                total = fused_loss(LOSSES[0], TEACHER, STUDENT._replace(kernel=kernel), LABELS, **chunked).total
             return total, tape.gradient(total, kernel)
 
         return strategy.run(of_replica)
 
     totals, gradients = step()
-    expected = fused_loss(DIVERGENCES[0], TEACHER, STUDENT, LABELS).total
+    expected = fused_loss(LOSSES[0], TEACHER, STUDENT, LABELS).total
     assert_close(strategy.experimental_local_results(totals), [expected] * 2)
     one, other = strategy.experimental_local_results(gradients)
     np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
@@ -344,12 +377,10 @@ def test_no_array_of_tokens_by_vocabulary_is_made():
     chunk = 32
     as_chunks = graph_of(
         lambda hidden: (
-            fused_loss(
-                DIVERGENCES[0], teacher, student._replace(hidden=hidden), chunk_bytes=4 * chunk * vocabulary
-            ).total
+            fused_loss(LOSSES[0], teacher, student._replace(hidden=hidden), chunk_bytes=4 * chunk * vocabulary).total
         )
     )
-    whole = graph_of(lambda hidden: DIVERGENCES[0](logits(teacher), hidden @ student.kernel))
+    whole = graph_of(lambda hidden: LOSSES[0](logits(teacher), hidden @ student.kernel))
     assert largest_array(as_chunks) == chunk * vocabulary
     assert largest_array(whole) == tokens * vocabulary  # so the count sees them where they are
 
@@ -375,6 +406,6 @@ def test_no_array_of_tokens_by_vocabulary_is_made():
     ],
 )
 def test_bad_arguments_are_refused(changes, error, message):
-    arguments = {"loss": DIVERGENCES[0], "teacher": TEACHER, "student": STUDENT} | changes
+    arguments = {"loss": LOSSES[0], "teacher": TEACHER, "student": STUDENT} | changes
     with pytest.raises(error, match=message):
         fused_loss(**arguments)
