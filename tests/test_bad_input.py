@@ -59,8 +59,10 @@ NOT_TEACHERS = {
 }
 
 
-@pytest.mark.parametrize("use", ["Distiller", "assigned", "cache", "fit(cache=)", "cast", "tune"])
-@pytest.mark.parametrize("kind", NOT_TEACHERS)
+EVERYWHERE = [("list", use) for use in ("assigned", "cache", "fit(cache=)", "cast", "tune")]
+
+
+@pytest.mark.parametrize(("kind", "use"), [*((kind, "Distiller") for kind in NOT_TEACHERS), *EVERYWHERE])
 def test_what_is_no_teacher_is_answered_with_the_function_that_makes_one(kind, use, tmp_path, data):
     value, way_out = NOT_TEACHERS[kind]
     batches = tf.data.Dataset.from_tensor_slices(data[0]).batch(8)
@@ -236,16 +238,15 @@ def compiled(**options):
     return distiller
 
 
-MODES = [
-    {},
-    {"jit_compile": True},
-    {"run_eagerly": True},
-    {"steps_per_execution": 3},
-    {"jit_compile": True, "steps_per_execution": 5},
-]
-
-
-@pytest.mark.parametrize(("options", "value"), [({}, np.inf), *((options, np.nan) for options in MODES)])
+@pytest.mark.parametrize(
+    ("options", "value"),
+    [
+        ({}, np.inf),
+        ({"jit_compile": True}, np.nan),
+        ({"run_eagerly": True}, np.nan),
+        ({"jit_compile": True, "steps_per_execution": 5}, np.nan),
+    ],
+)
 def test_a_teacher_that_gives_nan_or_inf_stops_at_the_batch_and_nothing_is_learnt_from_it(data, value, options):
     """Batches of 8; the fourth, number 3, holds the example on which the teacher fails and the student does not.
 
@@ -290,7 +291,15 @@ def test_labels_out_of_range_are_refused_before_training(data, shape):
         np.testing.assert_array_equal(before, after)
 
 
-@pytest.mark.parametrize(("options", "kind"), [({}, tf.Tensor), *((options, tf.data.Dataset) for options in MODES)])
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ({}, tf.Tensor),
+        ({"jit_compile": True}, tf.data.Dataset),
+        ({"run_eagerly": True}, tf.data.Dataset),
+        ({"steps_per_execution": 3}, tf.data.Dataset),
+    ],
+)
 def test_labels_out_of_range_in_a_batch_stop_there_and_train_no_weight(data, options, kind):
     """Batches of 8; the third, number 2, holds label 7."""
     x, y = data[0], np.where(np.arange(37) == 20, 7, data[1])[:, None]

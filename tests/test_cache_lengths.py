@@ -53,7 +53,7 @@ def test_tokens_come_back_with_their_masks_however_batches_are_padded(texts, tmp
     stored(teacher, padded(texts, 8, length=length), tmp_path / "cache", outputs=outputs, dtype="float32")
     cache = keras_kd.open_teacher_cache(tmp_path / "cache", teacher=teacher)
     order = np.random.default_rng(1).permutation(40)
-    for dataset in (padded(texts, 7, order=order), padded(texts, 40, length=30), padded(texts, 1)):
+    for dataset in (padded(texts, 7, order=order), padded(texts, 40, length=30), padded(texts, 1).take(5)):
         for (precomputed,) in cache.attach(dataset):
             mask = precomputed.x.numpy() != 0
             live = tagger_outputs(teacher, precomputed.x)
@@ -86,14 +86,12 @@ def test_losses_see_the_masks_of_the_teacher(texts, tmp_path):
         np.testing.assert_array_equal(get_mask(output), precomputed.x.numpy() != 0)
 
 
-@pytest.mark.parametrize(
-    "distillation_losses",
-    [
-        [keras_kd.losses.SoftLabels(2.0), keras_kd.losses.SelfAttentionRelations("attention", "attention", heads=2)],
-        [keras_kd.losses.UniversalLogitDistillation()],
-    ],
-)
-def test_the_student_learns_what_it_learns_from_the_live_teacher(texts, tmp_path, distillation_losses):
+def test_the_student_learns_what_it_learns_from_the_live_teacher(texts, tmp_path):
+    distillation_losses = [
+        keras_kd.losses.SoftLabels(2.0),
+        keras_kd.losses.SelfAttentionRelations("attention", "attention", heads=2),
+        keras_kd.losses.UniversalLogitDistillation(),
+    ]
     teacher, live = tagger(), tagger(width=4)
     cached = keras.models.clone_model(live)
     cached.set_weights(live.get_weights())

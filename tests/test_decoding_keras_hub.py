@@ -32,8 +32,10 @@ def gemma():
     return enlarged(models.GemmaCausalLM(models.GemmaBackbone(**options, **sizes)))
 
 
-def bart():
-    return enlarged(models.BartSeq2SeqLM(models.BartBackbone(12, 2, 2, 8, 16, dropout=0.0, max_sequence_length=16)))
+def bart(blocks=2):
+    return enlarged(
+        models.BartSeq2SeqLM(models.BartBackbone(12, blocks, 2, 8, 16, dropout=0.0, max_sequence_length=16))
+    )
 
 
 def t5():
@@ -43,7 +45,6 @@ def t5():
 CASES = {
     "gpt2": (gpt2, {"token_ids": PROMPTS}, {}),
     "gemma": (gemma, {"token_ids": PROMPTS}, {}),
-    "bart": (bart, SOURCES, {"start_id": 1}),
     "bart with a prompt": (bart, {**SOURCES, "decoder_token_ids": PROMPTS}, {}),
     "t5": (t5, SOURCES, {"start_id": 0}),
 }
@@ -78,7 +79,7 @@ def test_as_keras_hub_generates():
 
 
 def test_with_xla_and_sampling():
-    model = bart()
+    model = bart(blocks=1)
     generate = Generator(model, Sampling(samples=3), max_length=4, start_id=1, end_id=END, jit_compile=True)
     hypotheses = generate(SOURCES)
     assert hypotheses.ids.shape == (2, 3, 4) and np.isfinite(hypotheses.scores).all()
@@ -94,5 +95,5 @@ def test_more_positions_than_the_model_has():
 
 def test_keras_hub_keeps_its_dtype_policy():
     keras.config.set_dtype_policy("mixed_bfloat16")
-    hypotheses = Generator(bart(), BeamSearch(), max_length=3, start_id=1, end_id=END)(SOURCES)
+    hypotheses = Generator(bart(blocks=1), BeamSearch(), max_length=3, start_id=1, end_id=END)(SOURCES)
     assert [tensor.dtype for tensor in hypotheses] == [tf.int32, tf.float32, tf.int32]

@@ -1,5 +1,7 @@
 """Students with fewer layers of their teacher."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -38,7 +40,7 @@ def one_by_one(model, blocks, x):
     return np.asarray(hidden)
 
 
-@pytest.mark.parametrize(("keep", "blocks"), [(3, [0, 2, 5]), (1, [0]), (2, [0, 5]), ([4, 1], [1, 4]), (6, range(6))])
+@pytest.mark.parametrize(("keep", "blocks"), [(3, [0, 2, 5]), (1, [0]), ([4, 1], [1, 4]), (6, range(6))])
 def test_the_student_computes_what_the_kept_blocks_compute(keep, blocks):
     teacher, x = randomized(backbone()), tokens()
     before = [np.asarray(w).copy() for w in teacher.weights]
@@ -95,8 +97,10 @@ def transformer(numbers, form):
     return keras.Model([inputs, mask], layers.Dense(3, name="logits")(hidden))
 
 
-@pytest.mark.parametrize("form", ["post-norm", "pre-norm"])
-@pytest.mark.parametrize("blocks", [[1, 3], [0], [3], [0, 1, 2, 3]])
+@pytest.mark.parametrize(
+    ("form", "blocks"),
+    [("post-norm", [1, 3]), ("post-norm", [0]), ("pre-norm", [1, 3]), ("pre-norm", [3]), ("pre-norm", [0, 1, 2, 3])],
+)
 def test_blocks_are_cut_out_of_a_plain_functional_model(form, blocks):
     teacher, expected = randomized(transformer(range(4), form)), transformer(blocks, form)
     for layer in expected.layers:
@@ -155,6 +159,9 @@ def test_a_student_is_distilled():
     assert history[-1] < history[0]
 
 
+one_backbone = functools.cache(backbone)  # for those who do not get further than to look at it
+
+
 class OwnCall(keras.Model):
     def __init__(self):
         super().__init__()
@@ -172,15 +179,15 @@ def called(model):
 @pytest.mark.parametrize(
     ("teacher", "arguments", "error", "message"),
     [
-        (backbone, {"keep": 7}, ValueError, "keep must be <= 6, the number of the teacher's blocks, got 7"),
-        (backbone, {"keep": 0}, ValueError, "keep must be >= 1"),
-        (backbone, {"keep": 2.0}, TypeError, "keep must be a whole number"),
-        (backbone, {"keep": [0, 6]}, ValueError, "keep must list different blocks from 0 to 5"),
-        (backbone, {"keep": [-1]}, ValueError, "keep must be >= 0"),
-        (backbone, {"keep": [1, 1]}, ValueError, "keep must list different blocks"),
-        (backbone, {"keep": []}, ValueError, "keep must list different blocks"),
-        (backbone, {"keep": [0], "data": {}}, ValueError, "give it with a number for keep"),
-        (backbone, {"keep": 2, "pattern": "none_{}"}, ValueError, "fits no layer"),
+        (one_backbone, {"keep": 7}, ValueError, "keep must be <= 6, the number of the teacher's blocks, got 7"),
+        (one_backbone, {"keep": 0}, ValueError, "keep must be >= 1"),
+        (one_backbone, {"keep": 2.0}, TypeError, "keep must be a whole number"),
+        (one_backbone, {"keep": [0, 6]}, ValueError, "keep must list different blocks from 0 to 5"),
+        (one_backbone, {"keep": [-1]}, ValueError, "keep must be >= 0"),
+        (one_backbone, {"keep": [1, 1]}, ValueError, "keep must list different blocks"),
+        (one_backbone, {"keep": []}, ValueError, "keep must list different blocks"),
+        (one_backbone, {"keep": [0], "data": {}}, ValueError, "give it with a number for keep"),
+        (one_backbone, {"keep": 2, "pattern": "none_{}"}, ValueError, "fits no layer"),
         (lambda: called(OwnCall()), {"keep": 1}, ValueError, "must be a functional or sequential model"),
         (lambda: "bert", {"keep": 1}, TypeError, "teacher must be a keras.Model"),
         (lambda: keras.Sequential([layers.Dense(3)]), {"keep": 1}, ValueError, "is not built"),

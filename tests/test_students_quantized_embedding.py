@@ -22,7 +22,7 @@ def ids_for(model, pieces=400, rows=5):
     return {"token_ids": ids, "segment_ids": np.zeros_like(ids), "padding_mask": np.ones_like(ids)}
 
 
-@pytest.mark.parametrize("codes", [1, 2, 4])
+@pytest.mark.parametrize("codes", [1, 4])
 def test_a_table_whose_parts_have_few_values_is_kept_whole(codes):
     generator = np.random.default_rng(0)
     parts = [generator.normal(size=(100, 16 // codes))[generator.integers(0, 100, 400)] for _ in range(codes)]
@@ -96,17 +96,17 @@ def test_the_id_0_is_masked_where_the_teacher_masks_it():
 
 
 def test_it_is_the_same_when_loaded_and_a_litert_file_holds_the_codes_as_bytes(tmp_path):
-    backbone = make_backbone(pieces=20_000)
+    backbone = make_backbone(pieces=8_000)
     encoder = keras.Model(backbone.input, backbone.output["sequence_output"][:, 0])
     student, _ = students.quantize_embedding(encoder, 4)
-    x = {key: value[:1] for key, value in ids_for(encoder, 20_000).items()}
+    x = {key: value[:1] for key, value in ids_for(encoder, 8_000).items()}
     expected = student.predict(x, verbose=0)
     student.save(tmp_path / "student.keras")
     np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "student.keras").predict(x, verbose=0), expected)
     keras_kd.export(student, tmp_path / "student.tflite", compare_with=x)
     layer = student.get_layer("token_embedding")
     others = sum(int(np.prod(w.shape)) * 4 for w in student.weights if w is not layer.code_table)
-    assert (tmp_path / "student.tflite").stat().st_size < 20_000 * 4 + others + 60_000
+    assert (tmp_path / "student.tflite").stat().st_size < 8_000 * 4 + others + 60_000
     runtime = tf.lite.Interpreter(str(tmp_path / "student.tflite"))
     assert not any("Flex" in op["op_name"] for op in runtime._get_ops_details())
 

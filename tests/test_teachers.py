@@ -77,8 +77,7 @@ def assert_as_before(model, before):
 # ensemble ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
-@pytest.mark.parametrize("weights", [None, [1.0, 2.0, 5.0]])
+@pytest.mark.parametrize(("weights", "jit_compile"), [(None, True), ([1.0, 2.0, 5.0], False)])
 def test_soft_labels_of_an_ensemble_equal_the_formula(data, weights, jit_compile):
     x, _ = data
     members = [dense_model(16, 3, name="teacher") for _ in range(3)]  # of one name, as seeds of one script are
@@ -384,8 +383,7 @@ def expected_by_language(models, x, languages, default):
     return np.stack([answers[id(models.get(name, default))][row] for row, name in enumerate(languages)])
 
 
-@pytest.mark.parametrize("shape", [(37,), (37, 1)])
-@pytest.mark.parametrize("integers", [False, True])
+@pytest.mark.parametrize(("integers", "shape"), [(False, (37,)), (False, (37, 1)), (True, (37, 1))])
 def test_every_example_gets_the_logits_of_the_teacher_of_its_language(data, integers, shape):
     names = sorted(set(LANGUAGES))
     languages = np.array([names.index(name) for name in LANGUAGES], "int32") if integers else LANGUAGES
@@ -761,8 +759,16 @@ def configured():
     return model
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-@pytest.mark.parametrize("make", [transformer, nested, configured, lambda: dense_model(16, 3)])
+@pytest.mark.parametrize(
+    ("make", "dtype"),
+    [
+        (transformer, "float16"),
+        (nested, "bfloat16"),
+        (configured, "bfloat16"),
+        (lambda: dense_model(16, 3), "bfloat16"),
+        (lambda: dense_model(16, 3), "float16"),
+    ],
+)
 def test_a_copy_in_half_precision_gives_nearly_the_same(data, make, dtype):
     teacher = make()
     rng = np.random.default_rng(0)
@@ -838,9 +844,10 @@ def backbone(kind, **options):
     return getattr(keras_hub.models, kind)(**sizes, **options)
 
 
-@pytest.mark.parametrize("kind", ["BertBackbone", "XLMRobertaBackbone"])
-@pytest.mark.parametrize("pooling", ["mean", "first"])
-@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "pooling", "normalize"),
+    [("BertBackbone", "mean", False), ("BertBackbone", "first", True), ("XLMRobertaBackbone", "mean", True)],
+)
 def test_the_vector_of_a_text(kind, pooling, normalize):
     model = backbone(kind, dropout=0.0)
     encoder = keras_kd.teachers.sentence_encoder(model, pooling=pooling, normalize=normalize)
