@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from keras_kd.deploy import runtimes
+from keras_kd.deploy.fresh_process import peak_memory
+
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
@@ -45,6 +48,20 @@ def fresh_state():
     keras.utils.set_random_seed(1)
     yield
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _without_fresh_processes():
+    """A fresh process imports TensorFlow for seconds: only the tests that ask for it start one at each export."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtimes, "peak_memory", lambda path, inputs: None)
+        yield
+
+
+@pytest.fixture
+def fresh_process(monkeypatch):
+    """Exported files are run in fresh processes, as they are outside of the tests."""
+    monkeypatch.setattr(runtimes, "peak_memory", peak_memory)
 
 
 @pytest.fixture
