@@ -83,7 +83,7 @@ def test_a_file_that_runs_in_no_other_process_is_refused(fresh_process, tmp_path
         lambda x: tf.ensure_shape(tf.numpy_function(lambda array: 2 * array, [x], x.dtype), x.shape),
         output_shape=(8,),
     )
-    with pytest.raises(RuntimeError, match="was not kept: in a fresh process, .*pyfunc"):
+    with pytest.raises(RuntimeError, match=r"was not kept: in a fresh process, .*pyfunc"):
         export(keras.Model(x, layers.Dense(3)(here(x))), tmp_path / "a", compare_with=X)
     assert list(tmp_path.iterdir()) == []
 

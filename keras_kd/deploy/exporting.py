@@ -131,7 +131,7 @@ def export(
             any function of TensorFlow; see `keras_kd.deploy.end_to_end_model`. With it, `compare_with` and
             `calibration` are texts: a list of str, or a form below.
         labels: one str for each class; the outputs are then "label", "probabilities" and "logits".
-        quantize: how the file keeps and uses the weights. None always, in OpenVINO "float16", in LiteRT all.
+        quantize: how the file keeps and uses the weights: LiteRT knows all of these, OpenVINO "float16".
 
             - None: float32.
             - "float16": kept in half precision, half as large; computed in float32.

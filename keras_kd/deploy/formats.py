@@ -1,7 +1,9 @@
 """The formats that `export` writes: the ending of each, what it can hold, and the packages that it needs."""
 
+import contextlib
 import dataclasses
 import pathlib
+import sys
 
 from keras_kd._extras import needs_extra
 from keras_kd._files import bytes_on_disk, content_hash
@@ -56,8 +58,21 @@ def require_packages(format):
             import onnxruntime  # noqa: F401
             import tf2onnx  # noqa: F401
     elif format == "openvino":
-        with needs_extra("openvino"):
+        with needs_extra("openvino"), _without_usage_data():
             import openvino  # noqa: F401
+
+
+@contextlib.contextmanager
+def _without_usage_data():
+    """Without openvino_telemetry, OpenVINO takes a stub of its own; with it, each report is sent by a forked process."""
+    if "openvino_telemetry" in sys.modules:
+        yield
+        return
+    sys.modules["openvino_telemetry"] = None
+    try:
+        yield
+    finally:
+        del sys.modules["openvino_telemetry"]
 
 
 def without_operation(missing, format):

@@ -14,7 +14,7 @@ from keras_kd.deploy.run_lines import run_lines
 _BEFORE = """
 import contextlib, gc, json, pickle, re, sys
 
-sys.modules["keras_kd"] = None
+sys.modules.update({"keras_kd": None, "openvino_telemetry": None})
 sys.excepthook = lambda kind, error, _: print(f"{kind.__name__}: {' '.join(str(error).split())}")
 example = pickle.load(sys.stdin.buffer)
 
