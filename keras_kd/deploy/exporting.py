@@ -118,8 +118,8 @@ def export(
     float32, and into a SavedModel as it is.
 
     A SavedModel needs TensorFlow and nothing of keras_kd to run; with operations of tensorflow-text in it, import
-    `tensorflow_text` before loading it. ONNX needs the extra `onnx` and OpenVINO the extra `openvino`, to be written and
-    to be run here. They hold no strings, so that tokenizer and labels stay outside; their batch is open, also with
+    `tensorflow_text` before loading it. To be written and run here, ONNX needs the extra `onnx` and OpenVINO the extra
+    `openvino`. They hold no strings, so that tokenizer and labels stay outside; their batch is open, also with
     recurrent layers; a student in low precision goes into them as its copy in float32.
 
     Args:
@@ -172,7 +172,7 @@ def export(
     >>> student = keras.Sequential([keras.Input((8,)), keras.layers.Dense(64, "relu"), keras.layers.Dense(3)])
     >>> x = np.random.default_rng(0).normal(size=(256, 8))
     >>> print(keras_kd.export(student, "student.tflite", quantize="int8", calibration=x, compare_with=x))
-    student.tflite: LiteRT int8, 3,312 bytes, 0.00469 ms for one example
+    student.tflite: LiteRT int8, 3,312 bytes, 0.00469 ms and 3.9 MB of memory for one example
       against the student on 256 examples: agreement 97.66 %, outputs differ by 0.005 on average, 0.019 at most
     """
     if not isinstance(path, (str, os.PathLike)):

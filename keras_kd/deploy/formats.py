@@ -64,7 +64,7 @@ def require_packages(format):
 
 @contextlib.contextmanager
 def _without_usage_data():
-    """Without openvino_telemetry, OpenVINO takes a stub of its own; with it, each report is sent by a forked process."""
+    """Without openvino_telemetry, OpenVINO takes a stub of its own; with it, a forked process sends each report."""
     if "openvino_telemetry" in sys.modules:
         yield
         return
