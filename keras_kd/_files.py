@@ -15,11 +15,12 @@ _UNREADABLE = (zipfile.BadZipFile, zlib.error, OSError, KeyError, EOFError)  # a
 
 
 @contextlib.contextmanager
-def written_whole(path):
+def written_whole(path, companion=None):
     """Yield a path beside `path` to write a file or folder to; move it to `path` at the end, remove it on failure.
 
     A reader never sees half a file, and a failure leaves an older one as it was. A file replaces a file, a folder
-    replaces a folder. Missing parent folders are made, and removed again on failure.
+    replaces a folder. Missing parent folders are made, and removed again on failure. `companion` is the ending of a
+    second file that is written beside the one that is yielded: it is moved first.
 
     Example:
 
@@ -33,9 +34,13 @@ def written_whole(path):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
+        if companion is not None:
+            os.replace(partial.with_suffix(companion), path.with_suffix(companion))
         _move(partial, path)
     except BaseException:
         _remove(partial)
+        if companion is not None:
+            _remove(partial.with_suffix(companion))
         for folder in missing:
             with contextlib.suppress(OSError):  # it was not made, or someone else has put something into it
                 folder.rmdir()
@@ -65,12 +70,13 @@ def bytes_on_disk(path):
     return sum(file.stat().st_size for file in files)
 
 
-def content_hash(path):
-    """The SHA-256 of a file's content; of a folder, of the names and contents of its files."""
-    path = pathlib.Path(path)
+def content_hash(path, *others):
+    """The SHA-256 of the content of a file, or of several end to end; of a folder, of its files' names and contents."""
+    path, content = pathlib.Path(path), hashlib.sha256()
     if path.is_file():
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    content = hashlib.sha256()
+        for file in (path, *map(pathlib.Path, others)):
+            content.update(file.read_bytes())
+        return content.hexdigest()
     for file in sorted(found for found in path.rglob("*") if found.is_file()):
         content.update(os.fsencode(file.relative_to(path)) + hashlib.sha256(file.read_bytes()).digest())
     return content.hexdigest()

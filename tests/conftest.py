@@ -14,6 +14,9 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.framework.ops import gradient_registry
 
+from keras_kd.deploy import runtimes
+from keras_kd.deploy.fresh_process import peak_memory
+
 tf.config.set_logical_device_configuration(
     tf.config.list_physical_devices("CPU")[0], [tf.config.LogicalDeviceConfiguration()] * 2
 )
@@ -49,6 +52,20 @@ def fresh_state():
     # TensorFlow keeps what `tf.custom_gradient` and `ReplicaContext.all_reduce`, thus each optimizer, put into a graph.
     for name in [name for name in gradient_registry.list() if name.startswith("CustomGradient-")]:
         del gradient_registry._registry[name]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _without_fresh_processes():
+    """A fresh process imports TensorFlow for seconds: only the tests that ask for it start one at each export."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtimes, "peak_memory", lambda path, inputs: None)
+        yield
+
+
+@pytest.fixture
+def fresh_process(monkeypatch):
+    """Exported files are run in fresh processes, as they are outside of the tests."""
+    monkeypatch.setattr(runtimes, "peak_memory", peak_memory)
 
 
 @pytest.fixture

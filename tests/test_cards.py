@@ -47,10 +47,11 @@ def test_the_facts_are_the_files(tmp_path):
 
 def test_its_lines_run_elsewhere(tmp_path):
     """What the page tells a stranger to run answers where keras_kd is not; files with custom operations come last."""
+    files = {"a.onnx": None, "a.xml": None, "b.tflite": "bytes", "c": "prefix", "d.tflite": "prefix"}
     lines = "import sys; sys.modules['keras_kd'] = None\n"
-    for kind, name in ((None, "a"), ("bytes", "b.tflite"), ("prefix", "c"), ("prefix", "d.tflite")):
+    for name, kind in files.items():
         if kind is None:
-            export(dense_model(4, 3), tmp_path / name, labels=LABELS)
+            export(dense_model(4, 3), tmp_path / name)
         else:
             encoder = ENCODERS[kind]()
             export(student_for(encoder), tmp_path / name, tokenizer=encoder, labels=LABELS, compare_with=TEXTS)
@@ -58,9 +59,10 @@ def test_its_lines_run_elsewhere(tmp_path):
         lines += f"{code}\nprint('end of {name}')\n"
     done = subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    for name in ("a", "b.tflite", "c", "d.tflite"):
+    for name, kind in files.items():
         printed, _, done.stdout = done.stdout.partition(f"end of {name}")
-        assert "label" in printed and "probabilities" in printed, name
+        assert "float32" in printed, name
+        assert kind is None or ("label" in printed and "probabilities" in printed), name
 
 
 def test_how_it_was_trained_and_scores_is_added(tmp_path):

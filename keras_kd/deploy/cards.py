@@ -10,11 +10,14 @@ import subprocess
 
 import keras
 import tensorflow as tf
+from rich.filesize import decimal
 
 from keras_kd._checks import require_distiller
-from keras_kd._files import content_hash, written_whole
+from keras_kd._files import written_whole
 from keras_kd._hyperparameters import scalar_value
 from keras_kd._version import __version__
+from keras_kd.deploy.formats import model_hash
+from keras_kd.deploy.run_lines import run_lines
 
 CARD, METADATA = ".card.md", ".metadata.json"  # after the name of the file
 _FORMAT = "keras_kd card/1"
@@ -79,7 +82,7 @@ def export_metadata(report, written, specs, outputs, student, tokenizer, labels)
         "file": pathlib.Path(report.path).name,
         "kind": report.kind,
         "size_bytes": report.size_bytes,
-        "sha256": content_hash(written),
+        "sha256": model_hash(written),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "student": {"name": student.name, "parameters": student.count_params()},
         "inputs": {name: {"shape": [None, *spec.shape[1:]], "dtype": spec.dtype.name} for name, spec in specs.items()},
@@ -99,6 +102,7 @@ def export_metadata(report, written, specs, outputs, student, tokenizer, labels)
         },
         "latency_ms": report.latency_ms,
         "latency_p99_ms": report.latency_p99_ms,
+        "peak_memory_bytes": report.peak_memory_bytes,
         "machine": platform.processor() or platform.machine(),
         "versions": {
             "keras_kd": __version__,
@@ -129,7 +133,7 @@ def _read_metadata(path):
         metadata = json.loads(file.read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"{os.fspath(file)!r} is damaged; export the student again.") from error
-    if metadata.get("format") != _FORMAT or metadata["sha256"] != content_hash(path):
+    if metadata.get("format") != _FORMAT or metadata["sha256"] != model_hash(path):
         raise ValueError(
             f"{file.name} must describe {os.fspath(path)!r} as it is, but the file has changed since it was exported; "
             "export the student again."
@@ -202,6 +206,7 @@ def _page(metadata):
         "labels": metadata["labels"] and ", ".join(metadata["labels"]),
         "tokenizer": metadata["tokenizer"] and _listed(metadata["tokenizer"]),
         "latency": _latency(metadata),
+        "peak memory": _memory(metadata.get("peak_memory_bytes")),
         "created": f"{metadata['created']}" + (f", commit `{metadata['commit']}`" if metadata["commit"] else ""),
         "versions": _listed(metadata["versions"]),
     }
@@ -233,38 +238,14 @@ def _code(metadata):
     """Some lines that run the file where keras_kd is not installed."""
     tokenizer = metadata["tokenizer"] or {"class": None}
     takes_strings = any(spec["dtype"] == "string" for spec in metadata["inputs"].values())
-    needs_text_operations = takes_strings and tokenizer["class"] not in (None, "ByteEncoder")
+    needs_text_operations = takes_strings and tokenizer["class"] != "ByteEncoder"
     examples = {name: _example(spec) for name, spec in metadata["inputs"].items()}
     lines = []
     if tokenizer["class"] == "ByteEncoder" and not takes_strings:
         lines = [f'text = "A text.".encode()[:{tokenizer["length"]}].ljust({tokenizer["length"]}, bytes(1))']
         examples = dict.fromkeys(examples, "np.frombuffer(text, np.uint8)[None]")
-    write = _saved_model_lines if metadata["kind"].startswith("SavedModel") else _litert_lines
-    return "\n".join(["import numpy as np", *write(metadata["file"], examples, needs_text_operations, lines)])
-
-
-def _saved_model_lines(file, examples, needs_text_operations, lines):
-    arguments = ", ".join(f"{name}=tf.constant({value})" for name, value in examples.items())
-    return [
-        "import tensorflow as tf",
-        *["import tensorflow_text  # the tokenizer's operations"] * needs_text_operations,
-        *lines,
-        f"model = tf.saved_model.load({file!r})",
-        f'print(model.signatures["serving_default"]({arguments}))',
-    ]
-
-
-def _litert_lines(file, examples, needs_text_operations, lines):
-    arguments = ", ".join(f"{name}={value}" for name, value in examples.items())
-    imports, interpreter = ["import tensorflow as tf"], f"tf.lite.Interpreter(model_path={file!r})"
-    if needs_text_operations:
-        imports = [
-            "from tensorflow.lite.python.interpreter import InterpreterWithCustomOps",
-            "from tensorflow_text.core.pybinds import tflite_registrar",
-        ]
-        operations = "custom_op_registerers=tflite_registrar.SELECT_TFTEXT_OPS"
-        interpreter = f"InterpreterWithCustomOps(model_path={file!r}, {operations})"
-    return [*imports, *lines, f"run = {interpreter}.get_signature_runner()", f"print(run({arguments}))"]
+    imports, run = run_lines(metadata["file"], examples, needs_text_operations)
+    return "\n".join(["import numpy as np", *imports, *lines, *run])
 
 
 def _example(spec):
@@ -280,6 +261,10 @@ def _example(spec):
 def _latency(metadata):
     median, high = (f"{metadata[key]:.3g} ms" for key in ("latency_ms", "latency_p99_ms"))
     return f"{median} for one example (99th percentile {high}), on {metadata['machine']}"
+
+
+def _memory(growth):
+    return growth and f"{decimal(growth)} above the imported packages, to load the file and run one example on the CPU"
 
 
 def _shape(spec):

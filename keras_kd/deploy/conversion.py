@@ -1,5 +1,6 @@
-"""From a Keras model to a SavedModel folder, and from there to the bytes of a LiteRT file."""
+"""From a Keras model to a SavedModel folder, and on to LiteRT, ONNX and OpenVINO."""
 
+import contextlib
 import os
 import re
 import tempfile
@@ -11,8 +12,10 @@ import tensorflow as tf
 from keras_kd._keras_private import allow_text_operations, call_model
 from keras_kd._quiet import first_line, quiet
 from keras_kd.deploy.fake_quantization import integers_as_constants, quantization_of
+from keras_kd.deploy.formats import FORMATS, without_operation
 from keras_kd.deploy.int4 import with_int4_weights
 from keras_kd.deploy.precision import rebuilt
+from keras_kd.deploy.runtimes import named_outputs
 from keras_kd.outputs.model_inputs import ONLY_INPUT, input_names
 
 _LOW_DTYPES = (tf.float16, tf.bfloat16)
@@ -64,13 +67,7 @@ def litert_bytes(student, signature, *, quantize=None, calibration=None):
 
 
 def _litert_bytes(student, signature, quantize, calibration):
-    serve = traced(student, signature)
-    low = {dtype.as_datatype_enum for dtype in _LOW_DTYPES}
-    if any(attribute.type in low for node in _nodes(serve) for attribute in node.attr.values()):
-        failure = "LiteRT computes in float32, and the student, which computes in float16 or bfloat16,"
-        student = rebuilt(student, "float32", failure)
-        signature = keras.tree.map_structure(_in_float32, signature)
-        serve = traced(student, signature)
+    student, signature, serve = _traced_in_float32(student, signature, "LiteRT")
     if any(node.op in _LOOPS for node in _nodes(serve)):
         if quantize == "int8":  # the quantizer would crash the process
             raise ValueError(
@@ -83,6 +80,18 @@ def _litert_bytes(student, signature, quantize, calibration):
         write_saved_model(student, {"serve": serve}, folder)
         takes_text = any(spec.dtype == tf.string for spec in keras.tree.flatten(signature))
         return converted(folder, quantize, calibration, takes_text=takes_text)
+
+
+def _traced_in_float32(student, signature, title):
+    """The student, its signature and both traced; one in low precision as its copy in float32."""
+    serve = traced(student, signature)
+    low = {dtype.as_datatype_enum for dtype in _LOW_DTYPES}
+    if any(attribute.type in low for node in _nodes(serve) for attribute in node.attr.values()):
+        failure = f"{title} computes in float32, and the student, which computes in float16 or bfloat16,"
+        student = rebuilt(student, "float32", failure)
+        signature = keras.tree.map_structure(_in_float32, signature)
+        serve = traced(student, signature)
+    return student, signature, serve
 
 
 def _in_float32(spec):
@@ -107,11 +116,8 @@ def converted(folder, quantize, calibration=None, *, takes_text=False, signature
         converter.representative_dataset = lambda: (
             {name: _fed(array[row : row + 1]) for name, array in calibration.items()} for row in range(examples)
         )
-    with quiet():
-        try:
-            return converter.convert()
-        except Exception as error:  # the converter has no exception of its own that is public
-            raise RuntimeError(f"the student could not be converted to LiteRT: {_reason(error)}") from error
+    with _errors_of_conversion("litert"):
+        return converter.convert()
 
 
 def _fed(array):
@@ -121,17 +127,57 @@ def _fed(array):
     return np.array([text if isinstance(text, bytes) else text.encode() for text in array.ravel()]).reshape(array.shape)
 
 
-def _reason(error):
-    """One line out of the converter's many."""
-    lists = re.findall(r"(?:TF Select|Custom) ops: (.*)", str(error))
-    return without_operation(", ".join(lists)) if lists else first_line(error)
+def write_onnx(student, signature, path):
+    """Write the student as an ONNX file by tf2onnx; one in low precision as its copy in float32.
 
+    Inputs and outputs have the names that they have in a SavedModel, and the batch is open. RuntimeError if it cannot
+    be converted; an operation that ONNX lacks shows only when the file is loaded.
+    """
+    import tf2onnx
 
-def without_operation(missing):
-    return (
-        f"LiteRT has no {missing}. Keep such steps outside the student, take a tokenizer that LiteRT has "
-        "(WordPieceEncoder, SentencePieceEncoder, ByteEncoder), or export a SavedModel, which has them."
+    import keras_kd.deploy.onnx_operations  # noqa: F401 (registers them)
+
+    student, signature, _ = _traced_in_float32(student, signature, "ONNX")
+    serve = tf.function(
+        lambda inputs: named_outputs(call_model(student, inputs, training=False)),
+        input_signature=[signature],
+        autograph=False,
     )
+    with _errors_of_conversion("onnx"):
+        tf2onnx.convert.from_function(serve, [signature], output_path=os.fspath(path))
+
+
+def write_openvino(student, signature, path, *, quantize=None):
+    """Write the student as OpenVINO's .xml at `path` and .bin beside it; one in low precision as its copy in float32.
+
+    RuntimeError if OpenVINO lacks an operation.
+    """
+    import openvino
+
+    student, _, serve = _traced_in_float32(student, signature, "OpenVINO")
+    with tempfile.TemporaryDirectory() as folder:
+        write_saved_model(student, {"serve": serve}, folder)
+        with _errors_of_conversion("openvino"):
+            model = openvino.convert_model(folder)
+            openvino.save_model(model, os.fspath(path), compress_to_fp16=quantize == "float16")
+
+
+@contextlib.contextmanager
+def _errors_of_conversion(format):
+    """Silence a converter, and raise its errors, which are of no public class, as RuntimeError."""
+    with quiet():
+        try:
+            yield
+        except Exception as error:
+            title = FORMATS[format].title
+            raise RuntimeError(f"the student could not be converted to {title}: {_reason(error, format)}") from error
+
+
+def _reason(error, format):
+    """One line out of the converter's many."""
+    lists = re.findall(r"(?:TF Select|Custom) ops: (.*)|No conversion rule found for operations: (.*)", str(error))
+    missing = ", ".join("".join(found) for found in lists)
+    return without_operation(missing, format) if missing else first_line(error)
 
 
 def _nodes(serve):

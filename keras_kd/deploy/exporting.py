@@ -1,4 +1,4 @@
-"""`export`: ship the student as a SavedModel or a LiteRT file, run what was written and compare it with the student."""
+"""`export`: ship the student in one of four formats, run what was written and compare it with the student."""
 
 import contextlib
 import dataclasses
@@ -9,16 +9,25 @@ import re
 import keras
 import numpy as np
 import tensorflow as tf
+from rich.filesize import decimal
 
 from keras_kd._checks import require_choice, require_model, require_number
 from keras_kd._files import written_whole
 from keras_kd._quiet import first_line
 from keras_kd.deploy.cards import CARD, METADATA, beside, export_metadata, write_files
 from keras_kd.deploy.comparison import Comparison, has_classes
-from keras_kd.deploy.conversion import input_signature, litert_bytes, traced, without_operation, write_saved_model
+from keras_kd.deploy.conversion import (
+    input_signature,
+    litert_bytes,
+    traced,
+    write_onnx,
+    write_openvino,
+    write_saved_model,
+)
 from keras_kd.deploy.end_to_end import TEXT, end_to_end_model
 from keras_kd.deploy.example_inputs import fit_inputs, generated_inputs, read_dataset
 from keras_kd.deploy.fake_quantization import quantization_of
+from keras_kd.deploy.formats import FORMATS, format_of, model_files, require_packages, without_operation
 from keras_kd.deploy.runtimes import KerasRuntime, open_runtime
 from keras_kd.outputs.hooks import layer_paths
 from keras_kd.outputs.model_inputs import input_specs, is_input_name, specs_of
@@ -30,8 +39,7 @@ LEAST_AGREEMENT = 0.5  # unless `min_agreement` says otherwise
 _TIMED_CALLS = 100
 _BATCH = 32
 
-_FORMATS = {"saved_model": "SavedModel", "litert": "LiteRT"}
-_FOREIGN_ENDINGS = (".keras", ".h5", ".lite", ".onnx", ".pb")
+_FOREIGN_ENDINGS = (".keras", ".h5", ".lite", ".pb")
 _DISTILLER = "keras_kd>Distiller"  # by its registered name: the distiller is no import of this module
 
 
@@ -40,7 +48,7 @@ class ExportReport:
     """What was written, and how its answers compare with the student's."""
 
     path: str
-    format: str  # "saved_model" or "litert"
+    format: str  # "saved_model", "litert", "onnx" or "openvino"
     quantize: str | None  # "float16", "dynamic" or "int8"
     size_bytes: int  # on disk
     batch_size: int | None  # examples per call, where the file is bound to a number (loops in LiteRT: 1)
@@ -53,13 +61,16 @@ class ExportReport:
     cosine: float | None  # for unit vectors, the mean cosine between the file's and the student's
     examples: int  # how many were compared
     generated: bool  # whether those were made up, because `compare_with` was None
-    latency_ms: float  # median wall time of one example in the file's own runtime (LiteRT in one thread)
+    latency_ms: float  # median wall time of one example in the file's own runtime (but for a SavedModel, in one thread)
     latency_p99_ms: float  # the 99th percentile of 100 such calls
+    # By how much the resident memory of a fresh process, with the packages imported, grows at most while it loads the
+    # file and runs one example on the CPU; None where the system does not tell (Windows).
+    peak_memory_bytes: int | None
 
     @property
     def kind(self):
         """Format and quantization in words: "LiteRT int8"."""
-        return " ".join(filter(None, (_FORMATS[self.format], self.quantize)))
+        return " ".join(filter(None, (FORMATS[self.format].title, self.quantize)))
 
     def __str__(self):
         bound = "" if self.batch_size is None else f", {self.batch_size} example a call"
@@ -67,8 +78,10 @@ class ExportReport:
         if self.cosine is not None:
             agreement = agreement.replace("agreement", "same neighbour") + f"cosine {self.cosine:.4f}, "
         source = "generated inputs" if self.generated else "examples"
+        memory = "" if self.peak_memory_bytes is None else f" and {decimal(self.peak_memory_bytes)} of memory"
+        cost = f"{self.size_bytes:,} bytes, {self.latency_ms:.3g} ms{memory} for one example"
         return (
-            f"{self.path}: {self.kind}, {self.size_bytes:,} bytes, {self.latency_ms:.3g} ms for one example{bound}\n"
+            f"{self.path}: {self.kind}, {cost}{bound}\n"
             f"  against the student on {self.examples:,} {source}: {agreement}outputs differ by "
             f"{self.mean_difference:.2g} on average, {self.max_difference:.2g} at most"
         )
@@ -86,9 +99,11 @@ def export(
     min_agreement=None,
     overwrite=False,
 ):
-    """Write the student as a SavedModel or LiteRT file, run what was written, and compare its answers.
+    """Write the student as SavedModel, LiteRT, ONNX or OpenVINO, run what was written, and compare its answers.
 
-    The file appears whole or not at all: it is written and checked beside `path`, then moved there. Where anything
+    The file is run twice: here, where its answers are compared and timed, and by the lines of its card in a fresh
+    process without keras_kd, where its memory is measured; with TensorFlow to import, that takes some seconds. The file
+    appears whole or not at all: it is written and checked beside `path`, then moved there. Where anything
     fails, nothing is left behind, and an older file stays as it was. Beside it lie its card, a page with what is known
     of it, and the same as JSON: see `keras_kd.deploy.write_card`.
 
@@ -103,18 +118,20 @@ def export(
     float32, and into a SavedModel as it is.
 
     A SavedModel needs TensorFlow and nothing of keras_kd to run; with operations of tensorflow-text in it, import
-    `tensorflow_text` before loading it.
+    `tensorflow_text` before loading it. To be written and run here, ONNX needs the extra `onnx` and OpenVINO the extra
+    `openvino`. They hold no strings, so that tokenizer and labels stay outside; their batch is open, also with
+    recurrent layers; a student in low precision goes into them as its copy in float32.
 
     Args:
         student: a built `keras.Model`; of a distiller, `distiller.student`. Input names are the dict's keys or the
             names of the `keras.Input`s; without names, "inputs" for a single one, else "input_0", "input_1", …
-        path: where to write: a name ending in .tflite for LiteRT, a folder for a SavedModel. Missing parent folders
-            are made.
+        path: where to write: a name ending in .tflite for LiteRT, in .onnx for ONNX, in .xml for OpenVINO, whose
+            weights lie beside it in a .bin; else a folder for a SavedModel. Missing parent folders are made.
         tokenizer: what turns strings into the student's inputs: a layer of `keras_kd.text`, a KerasHub preprocessor, or
             any function of TensorFlow; see `keras_kd.deploy.end_to_end_model`. With it, `compare_with` and
             `calibration` are texts: a list of str, or a form below.
         labels: one str for each class; the outputs are then "label", "probabilities" and "logits".
-        quantize: how LiteRT keeps and uses the weights.
+        quantize: how the file keeps and uses the weights: LiteRT knows all of these, OpenVINO "float16".
 
             - None: float32.
             - "float16": kept in half precision, half as large; computed in float32.
@@ -141,8 +158,10 @@ def export(
 
     Raises:
         TypeError: `student` is not a `keras.Model`, or is a distiller; another argument is of the wrong type.
-        ValueError: an unbuilt student, or one whose input names a file cannot keep; another ending, or quantization
-            without LiteRT; int8 without calibration or with loops; data that does not fit the student's inputs.
+        ValueError: an unbuilt student, or one whose input names a file cannot keep; another ending, or quantization or
+            strings that the format lacks; int8 without calibration or with loops; data that does not fit the student's
+            inputs.
+        ImportError: the extra of ONNX or OpenVINO is not installed.
         FileExistsError: something is at `path`, and `overwrite` is False.
         OSError: nothing can be written there.
         RuntimeError: the student cannot be converted; or the file does not run, gives NaN or infinite outputs, or
@@ -153,7 +172,7 @@ def export(
     >>> student = keras.Sequential([keras.Input((8,)), keras.layers.Dense(64, "relu"), keras.layers.Dense(3)])
     >>> x = np.random.default_rng(0).normal(size=(256, 8))
     >>> print(keras_kd.export(student, "student.tflite", quantize="int8", calibration=x, compare_with=x))
-    student.tflite: LiteRT int8, 3,312 bytes, 0.00469 ms for one example
+    student.tflite: LiteRT int8, 3,312 bytes, 0.00469 ms and 3.9 MB of memory for one example
       against the student on 256 examples: agreement 97.66 %, outputs differ by 0.005 on average, 0.019 at most
     """
     if not isinstance(path, (str, os.PathLike)):
@@ -161,31 +180,34 @@ def export(
     path = pathlib.Path(path)
     if path.suffix in _FOREIGN_ENDINGS:
         raise ValueError(
-            f"path must end in .tflite for LiteRT, or name a folder for a SavedModel, got {os.fspath(path)!r}. "
-            "A .keras file is written by student.save(path)."
+            "path must end in .tflite for LiteRT, in .onnx, in .xml for OpenVINO, or name a folder for a SavedModel, "
+            f"got {os.fspath(path)!r}. A .keras file is written by student.save(path)."
         )
-    format = "litert" if path.suffix == ".tflite" else "saved_model"
+    format = format_of(path)
     _check_student(student, compare_with)
     has_ranges = format == "litert" and _has_ranges(student, quantize)
     _check_options(format, quantize, calibration, compare_with, min_agreement, has_ranges)
     _check_target(path, format, overwrite)
+    _check_format(student, format, tokenizer, labels)
     model, encoder = _model_and_encoder(student, tokenizer, labels, format)
     inputs, specs = _inputs_and_specs(model, encoder, compare_with)
     if calibration is not None:
         calibration = _examples(calibration, specs, CALIBRATION_EXAMPLES, "calibration", encoder)
     reference = KerasRuntime(model)
     outputs = _checked_answers(reference, inputs, min_agreement)
+    _check_strings(format, specs, outputs)
 
     with (
         written_whole(beside(path, CARD)) as page,
         written_whole(beside(path, METADATA)) as data,
-        written_whole(path) as partial,
+        written_whole(path, FORMATS[format].weights_ending) as partial,
     ):
         _write(model, partial, format, specs, quantize, calibration)
-        with _must_run():
+        with _must_run(format):
             runtime = open_runtime(partial)
             one = {name: array[:1] for name, array in inputs.items()}
             latencies = runtime.latencies_ms(one, repeats=_TIMED_CALLS)
+            memory = runtime.peak_memory_bytes(one)
         report = ExportReport(
             path=os.fspath(path),
             format=format,
@@ -195,7 +217,8 @@ def export(
             generated=compare_with is None,
             latency_ms=float(np.median(latencies)),
             latency_p99_ms=float(np.percentile(latencies, 99)),
-            **_compared(reference, runtime, inputs),
+            peak_memory_bytes=memory,
+            **_compared(reference, runtime, inputs, format),
         )
         _check_agreement(report, min_agreement)
         write_files(export_metadata(report, partial, specs, outputs, student, tokenizer, labels), page, data)
@@ -243,8 +266,12 @@ def _has_ranges(student, quantize):
 
 def _check_options(format, quantize, calibration, compare_with, min_agreement, has_ranges):
     require_choice(quantize, "quantize", [None, "float16", "dynamic", "int8"])
-    if quantize is not None and format != "litert":
-        raise ValueError(f"quantize={quantize!r} needs a path that ends in .tflite: quantization is LiteRT's.")
+    form = FORMATS[format]
+    if quantize not in form.quantize:
+        raise ValueError(
+            f"quantize={quantize!r} needs a path that ends in .tflite: quantization is LiteRT's, and {form.title} has "
+            f"{' or '.join(map(repr, form.quantize))}."
+        )
     if has_ranges and calibration is not None:
         raise ValueError(
             "calibration must be None for a student of quantize_aware(activations='int8'), whose ranges are trained."
@@ -262,16 +289,48 @@ def _check_options(format, quantize, calibration, compare_with, min_agreement, h
             raise ValueError("compare_with must be given with min_agreement: made-up inputs tell nothing about it.")
 
 
+def _check_format(student, format, tokenizer, labels):
+    """What a format can hold, and the packages that it needs."""
+    title = FORMATS[format].title
+    if not FORMATS[format].holds_strings and (tokenizer is not None or labels is not None):
+        argument = "labels" if tokenizer is None else "tokenizer"
+        raise ValueError(
+            f"{argument} must be None for {title}, which holds no strings. Export without tokenizer and labels, and "
+            "compare_with the tokenizer's outputs; or write a SavedModel or a .tflite file."
+        )
+    quantized = _quantized_layers(student) if format == "openvino" else {}
+    if quantized:  # it converts them, and answers with other numbers
+        raise ValueError(
+            f"student has layers that model.quantize() has quantized, which OpenVINO computes wrongly: {quantized}. "
+            "Export the student as it was before; ONNX and SavedModel hold quantized layers."
+        )
+    require_packages(format)
+
+
+def _check_strings(format, specs, outputs):
+    if FORMATS[format].holds_strings:
+        return
+    strings = [name for name, spec in specs.items() if spec.dtype == tf.string]
+    strings += [name for name, array in outputs.items() if array.dtype == object]
+    if strings:
+        raise ValueError(
+            f"student must have no inputs or outputs of strings for {FORMATS[format].title}, got {strings}. Export the "
+            "part from ids to logits, or write a SavedModel or a .tflite file."
+        )
+
+
 def _check_target(path, format, overwrite):
-    there = [found for found in (path, beside(path, CARD), beside(path, METADATA)) if found.exists()]
+    files = *model_files(path), beside(path, CARD), beside(path, METADATA)
+    there = [found for found in files if found.exists()]
     if there and not overwrite:
         raise FileExistsError(
             f"path must not exist yet, nor its card, got {os.fspath(there[0])!r}; pass overwrite=True to replace it."
         )
     if not path.exists():
         return
-    if format == "litert" and not path.is_file():
-        raise ValueError(f"path must be a file to be replaced by a LiteRT file, got the folder {os.fspath(path)!r}.")
+    title = FORMATS[format].title
+    if format != "saved_model" and not path.is_file():
+        raise ValueError(f"path must be a file to be replaced by a {title} file, got the folder {os.fspath(path)!r}.")
     if format == "saved_model" and not (path / "saved_model.pb").exists():
         raise ValueError(
             f"path must be a SavedModel folder to be replaced by one, got {os.fspath(path)!r}, which has no "
@@ -351,14 +410,16 @@ def _write(student, path, format, specs, quantize, calibration):
         write_saved_model(student, {"serve": traced(student, signature)}, path)
         return
     path.touch()
+    if format == "onnx":
+        write_onnx(student, signature, path)
+        return
+    if format == "openvino":
+        write_openvino(student, signature, path, quantize=quantize)
+        return
     try:
         path.write_bytes(litert_bytes(student, signature, quantize=quantize, calibration=calibration))
     except RuntimeError as error:
-        quantized = {
-            path: layer.dtype_policy.name
-            for path, layer in layer_paths(student)
-            if isinstance(layer.dtype_policy, keras.dtype_policies.QuantizedDTypePolicy)
-        }
+        quantized = _quantized_layers(student)
         if not quantized:
             raise
         raise ValueError(
@@ -368,14 +429,23 @@ def _write(student, path, format, specs, quantize, calibration):
         ) from error
 
 
-def _compared(reference, runtime, inputs):
+def _quantized_layers(student):
+    """{path: policy} of the layers that `model.quantize()` has quantized."""
+    return {
+        path: layer.dtype_policy.name
+        for path, layer in layer_paths(student)
+        if isinstance(layer.dtype_policy, keras.dtype_policies.QuantizedDTypePolicy)
+    }
+
+
+def _compared(reference, runtime, inputs, format):
     """Part of an `ExportReport`, by batches: all outputs of a large vocabulary may not fit in memory."""
     examples = len(next(iter(inputs.values())))
     comparison = Comparison()
     for start in range(0, examples, _BATCH):
         rows = {name: array[start : start + _BATCH] for name, array in inputs.items()}
         expected = _answers(reference, rows)
-        with _must_run():
+        with _must_run(format):
             given = _answers(runtime, rows)
         _check_outputs(expected, given)
         comparison.add(expected, given)
@@ -399,11 +469,11 @@ def _check_outputs(expected, given):
 
 
 @contextlib.contextmanager
-def _must_run():
+def _must_run(format):
     try:
         yield
     except Exception as error:  # each runtime has its own
-        reason = first_line(error.__cause__ or error)
-        missing = re.search(r"unresolved custom op: (?:TFText>)?(\w+)", reason)
-        reason = without_operation(missing[1]) if missing else reason
+        cause = error.__cause__ or error
+        missing = re.search(r"(?:unresolved custom op: (?:TFText>)?|No Op registered for )(\w+)", str(cause))
+        reason = without_operation(missing[1], format) if missing else first_line(cause)
         raise RuntimeError(f"the exported file was written, but does not run, and was not kept: {reason}") from error

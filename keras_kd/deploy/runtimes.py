@@ -1,4 +1,4 @@
-"""Run a model, whatever form it has: a live `keras.Model`, a .keras file, a SavedModel folder, a .tflite file."""
+"""Run a model, whatever form it has: a live `keras.Model`, a .keras file, or a file of any format of `export`."""
 
 import abc
 import math
@@ -12,20 +12,24 @@ import numpy as np
 import tensorflow as tf
 
 from keras_kd._checks import require_count
-from keras_kd._files import bytes_on_disk, naming_damaged_file
+from keras_kd._files import naming_damaged_file
 from keras_kd._keras_private import call_model, text_interpreter
 from keras_kd._quiet import quiet
 from keras_kd.deploy.example_inputs import fit_inputs
+from keras_kd.deploy.formats import format_of, model_files, model_size, require_packages
+from keras_kd.deploy.fresh_process import peak_memory
 from keras_kd.outputs.model_inputs import ONLY_INPUT, any_batch, input_names, input_specs, specs_of
 
 _SIGNATURE = "serving_default"
-_ACCEPTED = "a keras.Model, or the path of a SavedModel folder, a .tflite file or a .keras file"
+_ACCEPTED = "a keras.Model, or the path of a SavedModel folder, or of a .tflite, .onnx, .xml (OpenVINO) or .keras file"
 
 
 def open_runtime(model_or_path):
-    """Return a `Runtime` for a live `keras.Model`, or for the path of a SavedModel folder, .tflite or .keras file.
+    """Return a `Runtime` for a live `keras.Model`, or for the path of a model.
 
-    LiteRT files have no checksum: damaged weights go unnoticed.
+    That is a SavedModel folder, or a file that ends in .tflite, in .onnx (needs the extra `onnx`), in .xml (OpenVINO's,
+    with the .bin beside it; needs the extra `openvino`) or in .keras. LiteRT, ONNX and OpenVINO files have no checksum:
+    damaged weights go unnoticed.
     """
     if isinstance(model_or_path, keras.Model):
         return KerasRuntime(model_or_path)
@@ -36,8 +40,8 @@ def open_runtime(model_or_path):
         raise FileNotFoundError(f"model_or_path must be {_ACCEPTED}; nothing is at {os.fspath(path)!r}.")
     if path.is_dir() and (path / "saved_model.pb").exists():
         return SavedModelRuntime(path)
-    if path.is_file() and path.suffix == ".tflite":
-        return LiteRTRuntime(path)
+    if path.is_file() and format_of(path) in _OF_FILES:
+        return _OF_FILES[format_of(path)](path)
     if path.is_file() and path.suffix == ".keras":
         with naming_damaged_file(path, Exception):
             model = keras.saving.load_model(path, compile=False)
@@ -56,10 +60,11 @@ class Runtime(abc.ABC):
             any number of examples all the same.
     """
 
-    def __init__(self, parameters, size_bytes, fixed_batch=None):
+    def __init__(self, parameters, size_bytes, fixed_batch=None, path=None):
         self.parameters = parameters
         self.size_bytes = size_bytes
         self.fixed_batch = fixed_batch
+        self._path = path
 
     def predict(self, x, batch_size=256):
         """Return the model's outputs in inference mode: an array, (examples, ...), or a dict of several.
@@ -101,13 +106,31 @@ class Runtime(abc.ABC):
             times.append(1e3 * (time.perf_counter() - start))
         return times[warmup:]
 
+    def peak_memory_bytes(self, x_one):
+        """Return by how much a fresh process grows at most, in bytes, to load the file and run one example on the CPU.
+
+        Counted from where the packages are imported: weights, arrays that come and go, and what the runtime sets up;
+        not Python and the packages. None for a `keras.Model`, live or of a .keras file, and where the system does not
+        tell (Windows). RuntimeError if the file does not run in a fresh process.
+        """
+        if self._path is None:
+            return None
+        inputs, _ = fit_inputs(x_one, self.specs())
+        return peak_memory(self._path, self._filled(inputs))
+
     def _run_batch(self, inputs):
-        examples = len(next(iter(inputs.values())))
-        if self.fixed_batch in (None, examples):
+        if self.fixed_batch is None:
             return self._run(inputs)
-        rows = np.minimum(np.arange(self.fixed_batch), examples - 1)  # filled up with copies of the last example
-        outputs = self._run({name: array[rows] for name, array in inputs.items()})
+        examples = len(next(iter(inputs.values())))
+        outputs = self._run(self._filled(inputs))
         return {name: array[:examples] for name, array in outputs.items()}
+
+    def _filled(self, inputs):
+        """The inputs, filled up to a fixed batch with copies of the last example."""
+        if self.fixed_batch is None:
+            return inputs
+        rows = np.minimum(np.arange(self.fixed_batch), len(next(iter(inputs.values()))) - 1)
+        return {name: array[rows] for name, array in inputs.items()}
 
     @abc.abstractmethod
     def specs(self):
@@ -177,8 +200,7 @@ class SavedModelRuntime(Runtime):
             raise ValueError(f"{path} must have a signature {_SIGNATURE!r}, got {sorted(signatures)}.")
         self.signature = signatures[_SIGNATURE]
         parameters = sum(math.prod(variable.shape) for variable in self.signature.variables)
-        sizes = [spec.shape[0] for spec in self.specs().values() if spec.shape.rank]
-        super().__init__(parameters, bytes_on_disk(path), max(filter(None, sizes), default=None))
+        super().__init__(parameters, model_size(path), _fixed_batch(spec.shape for spec in self.specs().values()), path)
 
     def specs(self):
         _, specs = self.signature.structured_input_signature
@@ -209,18 +231,92 @@ class LiteRTRuntime(Runtime):
                 f"{path} must take and give real numbers, but {quantized} are quantized. Convert it with float32 "
                 "inputs and outputs, as keras_kd.export does."
             )
-        sizes = [int(size) for details in self._inputs.values() for size in details["shape_signature"][:1]]
-        super().__init__(None, bytes_on_disk(path), max((size for size in sizes if size > 0), default=None))
+        super().__init__(None, model_size(path), _fixed_batch(map(_litert_shape, self._inputs.values())), path)
 
     def specs(self):
-        shapes = {
-            name: [None if size == -1 else int(size) for size in details["shape_signature"]]
-            for name, details in self._inputs.items()
-        }
-        return {name: any_batch(shape, self._inputs[name]["dtype"]) for name, shape in shapes.items()}
+        return {name: any_batch(_litert_shape(details), details["dtype"]) for name, details in self._inputs.items()}
 
     def _run(self, inputs):
         return self._runner(**inputs)
+
+
+class ONNXRuntime(Runtime):
+    """An .onnx file, run by ONNX Runtime on the CPU, in one thread. `parameters` is None, as for LiteRT."""
+
+    def __init__(self, path):
+        require_packages("onnx")
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        with naming_damaged_file(path, Exception):
+            self._session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        super().__init__(None, model_size(path), _fixed_batch(map(_onnx_shape, self._session.get_inputs())), path)
+
+    def specs(self):
+        return {each.name: any_batch(_onnx_shape(each), _onnx_dtype(each)) for each in self._session.get_inputs()}
+
+    def _run(self, inputs):
+        return dict(zip(self._outputs, self._session.run(self._outputs, inputs), strict=True))
+
+
+class OpenVINORuntime(Runtime):
+    """An OpenVINO .xml with the .bin beside it, run on the CPU, in one thread. `parameters` is None, as for LiteRT.
+
+    It computes in float32, also on processors where OpenVINO's default is bfloat16.
+    """
+
+    def __init__(self, path):
+        require_packages("openvino")
+        import openvino
+
+        for part in model_files(path):
+            if not part.exists():
+                raise FileNotFoundError(
+                    f"{os.fspath(path)!r} needs its weights beside it: nothing is at {part.name!r}."
+                )
+        settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1, "PERFORMANCE_HINT": "LATENCY"}
+        with naming_damaged_file(path, Exception):
+            self._model = openvino.Core().compile_model(os.fspath(path), "CPU", settings)
+        super().__init__(None, model_size(path), _fixed_batch(map(_openvino_shape, self._model.inputs)), path)
+
+    def specs(self):
+        return {
+            port.get_any_name(): any_batch(_openvino_shape(port), port.element_type.to_dtype())
+            for port in self._model.inputs
+        }
+
+    def _run(self, inputs):
+        answers = self._model(inputs)
+        return {port.get_any_name(): answers[port] for port in self._model.outputs}
+
+
+_OF_FILES = {"litert": LiteRTRuntime, "onnx": ONNXRuntime, "openvino": OpenVINORuntime}
+
+
+def _fixed_batch(shapes):
+    """The number of examples per call that inputs of these shapes are bound to; None where it is open."""
+    return max((shape[0] for shape in shapes if shape and shape[0] is not None), default=None)
+
+
+def _litert_shape(details):
+    return [None if size == -1 else int(size) for size in details["shape_signature"]]
+
+
+def _onnx_shape(value):
+    return [size if isinstance(size, int) else None for size in value.shape]  # an open size has a name
+
+
+def _onnx_dtype(value):
+    """The dtype of an input of ONNX Runtime, "tensor(float)"."""
+    name = value.type.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(name, name)
+
+
+def _openvino_shape(port):
+    return [size.get_length() if size.is_static else None for size in port.partial_shape]
 
 
 def named_outputs(outputs):

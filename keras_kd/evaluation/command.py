@@ -21,11 +21,12 @@ def add_command(commands):
         "compare",
         help="measure saved models on the same examples, by language, and fail where a score is too low",
         description="Measures models on the same examples, overall and by language: macro-F1, calibration, agreement "
-        "with the teacher, size, latency. Exit status: 0; 1 where a score misses its limit; 2 for bad usage or input.",
+        "with the teacher, size, latency, memory. "
+        "Exit status: 0; 1 where a score misses its limit; 2 for bad usage or input.",
         epilog="LIMIT is METRIC=NUMBER, of all examples, or LANGUAGE:METRIC=NUMBER. The teacher is not checked.",
     )
     add = compare.add_argument
-    models = "a .keras file, a SavedModel folder or a .tflite file; the first is the teacher"
+    models = "a SavedModel folder, or a .tflite, .onnx, .xml (OpenVINO) or .keras file; the first is the teacher"
     add("models", nargs="+", type=_named_path, metavar="[NAME=]PATH", help=models)
     data = "CSV, TSV or JSONL with the columns text, label, language; or .npz with an array for each input, and label"
     add("--data", required=True, metavar="FILE", help=data)
@@ -35,6 +36,7 @@ def add_command(commands):
     add("--language", metavar="COLUMN", help="the column with the language, or the code of the language of all: de")
     add("--bootstrap", type=int, default=1000, metavar="N", help="resamples for the intervals (1000); 0 for none")
     add("--no-latency", dest="latency", action="store_false", help="do not time the models")
+    add("--no-memory", dest="memory", action="store_false", help="do not run the files in processes of their own")
     add("--output", metavar="FOLDER", help="folder for evaluation.json, scores.csv and report.html")
     limit = {"type": _limit, "action": "append", "default": [], "metavar": "LIMIT"}
     add("--fail-under", **limit, help="the least that a score may be; repeatable")
@@ -90,6 +92,7 @@ def _measured(options):
         teacher=teacher,
         bootstrap=options.bootstrap,
         latency=options.latency,
+        memory=options.memory,
     )
     if folder:
         evaluation.to_json(folder / "evaluation.json")

@@ -53,7 +53,6 @@ _TEACHER_LOOK = (TEACHER_COLOR, "D")
 # Okabe and Ito's colors, which color-blind readers tell apart; shapes differ as well, for print without color.
 _LOOKS = list(zip(("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"), "os^vPX", strict=True))
 _ROW_INCHES = 0.27
-COSTS_CAPTION = "size: on disk, or of the weights.\nlatency: median for one example."
 
 
 def metric_title(metric):
@@ -121,7 +120,9 @@ def _tables(evaluation, metric, intervals):
     rows = [[name, *costs(evaluation, name)] for name in models]
     if any(cell != _NOTHING for _, *cells in rows for cell in cells):
         headings = cost_headings(evaluation)
-        tables.append(_table("size and latency", ["model"], headings, rows, intervals, caption=COSTS_CAPTION))
+        tables.append(
+            _table("size and latency", ["model"], headings, rows, intervals, caption=costs_caption(evaluation))
+        )
     if evaluation.languages:
         rows = [[row, f"{examples(evaluation, row):,}", *cells(row, models, [metric])] for row in evaluation.rows]
         left = ["language"]
@@ -187,21 +188,35 @@ def caption(evaluation, intervals=True):
 
 def cost_headings(evaluation):
     """What `costs` are."""
-    return ["params", "size", "latency", *["words/s"] * _has_speeds(evaluation)]
+    optional = ["words/s"] * _any_has(evaluation, "words_per_second")
+    return ["params", "size", "latency", *optional, *["memory"] * _any_has(evaluation, "peak_memory_bytes")]
+
+
+def costs_caption(evaluation):
+    """What these are, in lines."""
+    lines = ["size: on disk, or of the weights.", "latency: median for one example."]
+    if _any_has(evaluation, "peak_memory_bytes"):
+        lines.append("memory: by how much a fresh process grows at most, to load the file and run one example.")
+    return "\n".join(lines)
 
 
 def costs(evaluation, model):
-    """Parameters, size and latency of a model, in words; words per second where a model has them."""
+    """The costs of a model in words, under `cost_headings`."""
     facts = evaluation.models[model]
     parameters = _NOTHING if facts.parameters is None else f"{facts.parameters:,}"
-    size = _NOTHING if facts.size_bytes is None else rich.filesize.decimal(facts.size_bytes)
+    size, memory = map(_decimal_bytes, (facts.size_bytes, facts.peak_memory_bytes))
     milliseconds = _NOTHING if facts.latency_ms is None else f"{facts.latency_ms:.3g} ms"
     speed = _NOTHING if facts.words_per_second is None else f"{facts.words_per_second:,.0f}"
-    return [parameters, size, milliseconds, *[speed] * _has_speeds(evaluation)]
+    optional = [speed] * _any_has(evaluation, "words_per_second")
+    return [parameters, size, milliseconds, *optional, *[memory] * _any_has(evaluation, "peak_memory_bytes")]
 
 
-def _has_speeds(evaluation):
-    return any(facts.words_per_second is not None for facts in evaluation.models.values())
+def _decimal_bytes(number):
+    return _NOTHING if number is None else rich.filesize.decimal(number)
+
+
+def _any_has(evaluation, fact):
+    return any(getattr(facts, fact) is not None for facts in evaluation.models.values())
 
 
 def _cell(evaluation, model, metric, row, intervals):

@@ -30,6 +30,7 @@ def evaluate(
     seed=0,
     batch_size=256,
     latency=True,
+    memory=False,
 ):
     """Measure classifiers on the same examples: teacher, students, exported files.
 
@@ -56,8 +57,9 @@ def evaluate(
     They show how scores would move with other test examples, not with another training run.
 
     Args:
-        models: {name: model}; a model is a `keras.Model` or the path of a SavedModel folder, a .tflite or a .keras
-            file. Each has one output, (batch, classes), the same classes for all; or it was exported with labels.
+        models: {name: model}; a model is a `keras.Model` or the path of a SavedModel folder, or of a .tflite, .onnx,
+            .xml (OpenVINO) or .keras file. Each has one output, (batch, classes), the same classes for all; or it was
+            exported with labels.
         data: `(x, y)`, arrays (x may be a dict of arrays, of which each model reads those named after its inputs), or a
             batched `tf.data.Dataset`, read once, in order. y holds integer labels, (examples,), or one-hot rows,
             (examples, classes). A third member, sample weights, is not used: every labelled example counts the same.
@@ -74,12 +76,16 @@ def evaluate(
         seed: of the resamples; the same seed and data give the same intervals.
         batch_size: examples per prediction.
         latency: whether to time each model on the first example (median milliseconds).
+        memory: whether to run each file but .keras on the first example in a fresh process, which takes seconds, and
+            measure by how much that grows at most (`ModelFacts.peak_memory_bytes`), on the CPU, from where the packages
+            are imported.
 
     Returns:
         An `Evaluation`, to print, save and plot; its `difference` compares two models.
 
     Raises:
-        RuntimeError: Keras runs on another backend than tensorflow.
+        RuntimeError: Keras runs on another backend than tensorflow; with `memory`, a file does not run in a fresh
+            process.
         TypeError: An argument of the wrong type.
         ValueError: Lengths that differ, labels out of range, no labelled example, outputs that are not (batch,
             classes) or not finite, models that disagree in the number of classes, no examples, unknown names, labels
@@ -108,7 +114,10 @@ def evaluate(
     class_names = _names(class_names)
     predictions, classes = _predict(runtimes, x, y, labels, teacher, batch_size, class_names)
     class_names = class_names or ()
-    facts = {name: model_facts(runtime, x, predictions[name].kind, latency) for name, runtime in runtimes.items()}
+    facts = {}
+    for name, runtime in runtimes.items():
+        with errors_naming(name):
+            facts[name] = model_facts(runtime, x, predictions[name].kind, latency, memory)
     options = {"classes": classes, "class_names": class_names, "bootstrap": bootstrap, "seed": seed}
     scores, differences = summarize(predictions, labels, rows_by_language, groups, **options)
     return Evaluation(
@@ -147,10 +156,12 @@ def open_runtimes(models):
     return runtimes
 
 
-def model_facts(runtime, x, outputs, latency):
-    """The `ModelFacts` of a model, timed on the first example if `latency`."""
-    milliseconds = runtime.latency_ms(own_inputs(runtime, example_rows(x, slice(1)))) if latency else None
-    return ModelFacts(runtime.parameters, runtime.size_bytes, milliseconds, outputs)
+def model_facts(runtime, x, outputs, latency, memory=False):
+    """The `ModelFacts` of a model, timed on the first example if `latency`, its memory measured if `memory`."""
+    one = own_inputs(runtime, example_rows(x, slice(1)))
+    milliseconds = runtime.latency_ms(one) if latency else None
+    growth = runtime.peak_memory_bytes(one) if memory else None
+    return ModelFacts(runtime.parameters, runtime.size_bytes, milliseconds, outputs, peak_memory_bytes=growth)
 
 
 def example_rows(x, which):

@@ -8,7 +8,6 @@ import string
 from keras_kd._extras import needs_extra
 from keras_kd._version import __version__
 from keras_kd.evaluation.display import (
-    COSTS_CAPTION,
     GRID,
     INK,
     MUTED,
@@ -18,6 +17,7 @@ from keras_kd.evaluation.display import (
     class_f1_metrics,
     cost_headings,
     costs,
+    costs_caption,
     draw,
     examples,
     groups_of,
@@ -81,7 +81,7 @@ def html_page(evaluation):
         summary.append(f"teacher: {evaluation.teacher}")
     parts = [f"<h1>Evaluation</h1>\n<p>{_text(' · '.join(summary))}</p>"]
     parts += ["<h2>Models</h2>", _models_table(evaluation)]
-    parts += [_note(caption(evaluation)), _note(COSTS_CAPTION)]
+    parts += [_note(caption(evaluation)), _note(costs_caption(evaluation))]
     title = metric_title(metric)
     if all(facts.latency_ms is not None for facts in evaluation.models.values()):
         heading = f"{title}, against latency"

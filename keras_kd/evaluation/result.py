@@ -21,13 +21,15 @@ _KEYS = {"scores": ["model", "language", "metric"], "differences": ["model", "ot
 
 @dataclasses.dataclass(frozen=True)
 class ModelFacts:
-    """Size and latency of a model, and the kind of its outputs."""
+    """Size, latency and memory of a model, and the kind of its outputs."""
 
     parameters: int | None  # the number of weights; None where the file does not hold it
     size_bytes: int | None  # on disk; of the weights, for a live `keras.Model`; None where it is not known
     latency_ms: float | None  # median for one example; None if not timed
     outputs: str  # "logits", "probabilities", "vectors", "texts" or "scores"
     words_per_second: float | None = None  # of the sources, all in one call; None if not timed
+    # By how much a fresh process grows to load the file and run one example; None if not measured, or a Keras model.
+    peak_memory_bytes: int | None = None
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
