@@ -6,8 +6,9 @@ import sys
 from keras_kd._extras import needs_extra
 from keras_kd._quiet import quiet
 from keras_kd._version import __version__
-from keras_kd.evaluation.command import add_command
-from keras_kd.pipeline.command import add_commands
+from keras_kd.deploy import command as deploy
+from keras_kd.evaluation import command as evaluation
+from keras_kd.pipeline import command as pipeline
 
 
 def main(arguments=None):
@@ -29,8 +30,8 @@ def main(arguments=None):
     )
     demo.add_argument("--quick", action="store_true", help="few languages and steps, to see that it runs")
     demo.set_defaults(run=_demo)
-    add_commands(commands)
-    add_command(commands)
+    for folder in (pipeline, deploy, evaluation):
+        folder.add_commands(commands)
     options = parser.parse_args(arguments)
     return options.run(options)
 

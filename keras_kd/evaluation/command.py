@@ -1,4 +1,4 @@
-"""The command `keras-kd compare`."""
+"""The commands `keras-kd evaluate` and `keras-kd compare`."""
 
 import argparse
 import pathlib
@@ -14,9 +14,22 @@ from keras_kd.evaluation.gate import Gate, Plan
 from keras_kd.evaluation.measure import evaluate, measured_metrics
 from keras_kd.evaluation.result import Evaluation
 
+MODELS = "a SavedModel folder, or a .tflite, .onnx, .xml (OpenVINO) or .keras file"
+DATA = "CSV, TSV or JSONL with the columns text, label, language; or .npz with an array for each input, and label"
 
-def add_command(commands):
-    """Add it to the subparsers of `keras-kd`; its default `run` takes options and returns the exit code."""
+
+def add_commands(commands):
+    """Add both to the subparsers of `keras-kd`; the default `run` of each takes options and returns the exit code."""
+    alone = commands.add_parser(
+        "evaluate",
+        help="measure a saved model on the examples of a file, by language",
+        description="Measures a model on examples, overall and by language: macro-F1, calibration, size, latency, "
+        "memory. Exit status: 0; 2 for bad usage or input.",
+    )
+    alone.add_argument("models", nargs=1, type=_named_path, metavar="[NAME=]PATH", help=MODELS)
+    _add_data(alone)
+    alone.set_defaults(run=_run, command="evaluate", teacher=None, against=None)
+    alone.set_defaults(fail_under=(), fail_over=(), max_drop=())
     compare = commands.add_parser(
         "compare",
         help="measure saved models on the same examples, by language, and fail where a score is too low",
@@ -26,25 +39,34 @@ def add_command(commands):
         epilog="LIMIT is METRIC=NUMBER, of all examples, or LANGUAGE:METRIC=NUMBER. The teacher is not checked.",
     )
     add = compare.add_argument
-    models = "a SavedModel folder, or a .tflite, .onnx, .xml (OpenVINO) or .keras file; the first is the teacher"
-    add("models", nargs="+", type=_named_path, metavar="[NAME=]PATH", help=models)
-    data = "CSV, TSV or JSONL with the columns text, label, language; or .npz with an array for each input, and label"
-    add("--data", required=True, metavar="FILE", help=data)
+    add("models", nargs="+", type=_named_path, metavar="[NAME=]PATH", help=f"{MODELS}; the first is the teacher")
     add("--teacher", metavar="NAME", help="the model that the others are compared with, in place of the first")
-    labels = "the labels in the order of the models' outputs, a,b,c; by default those in the file, sorted"
-    add("--labels", type=lambda text: [label.strip() for label in text.split(",")], metavar="NAMES", help=labels)
-    add("--language", metavar="COLUMN", help="the column with the language, or the code of the language of all: de")
-    add("--bootstrap", type=int, default=1000, metavar="N", help="resamples for the intervals (1000); 0 for none")
-    add("--no-latency", dest="latency", action="store_false", help="do not time the models")
-    add("--no-memory", dest="memory", action="store_false", help="do not run the files in processes of their own")
-    add("--output", metavar="FOLDER", help="folder for evaluation.json, scores.csv and report.html")
+    _add_data(compare)
     limit = {"type": _limit, "action": "append", "default": [], "metavar": "LIMIT"}
     add("--fail-under", **limit, help="the least that a score may be; repeatable")
     add("--fail-over", **limit, help="the most, for ece and kl, of which less is better; repeatable")
     add("--against", metavar="FILE", help="evaluation.json of an earlier run on the same examples, for --max-drop")
     drop = "how much worse than in --against a score may be, overall and in every language; repeatable"
     add("--max-drop", **limit, help=drop)
-    compare.set_defaults(run=_compare)
+    compare.set_defaults(run=_run, command="compare")
+
+
+def _add_data(command):
+    """Add what both have: the examples, how they are measured, and where the results go."""
+    add = command.add_argument
+    add("--data", required=True, metavar="FILE", help=DATA)
+    labels = "the labels in the order of the models' outputs, a,b,c; by default those in the file, sorted"
+    add("--labels", type=names, metavar="NAMES", help=labels)
+    add("--language", metavar="COLUMN", help="the column with the language, or the code of the language of all: de")
+    add("--bootstrap", type=int, default=1000, metavar="N", help="resamples for the intervals (1000); 0 for none")
+    add("--no-latency", dest="latency", action="store_false", help="do not time the models")
+    add("--no-memory", dest="memory", action="store_false", help="do not run the files in processes of their own")
+    add("--output", metavar="FOLDER", help="folder for evaluation.json, scores.csv and report.html")
+
+
+def names(text):
+    """The names in "a, b, c"."""
+    return [name.strip() for name in text.split(",")]
 
 
 def _named_path(text):
@@ -112,11 +134,11 @@ def _models(options):
     return models, teacher
 
 
-def _compare(options):
+def _run(options):
     try:
         evaluation, failures = _measured(options)
     except (ImportError, OSError, RuntimeError, TypeError, ValueError, tf.errors.OpError) as error:
-        lines = [f"keras-kd compare: {error}", *getattr(error, "__notes__", ())]
+        lines = [f"keras-kd {options.command}: {error}", *getattr(error, "__notes__", ())]
         if "class_names" in lines[0]:
             lines.append("class_names: --labels, in the order of the models' outputs; else those in the file, sorted.")
         print("\n  ".join(lines), file=sys.stderr)
