@@ -7,6 +7,8 @@ import pickle
 import subprocess
 import sys
 
+import tensorflow as tf
+
 from keras_kd.deploy.run_lines import run_lines
 
 # On Linux, the peak of resident memory is VmHWM, which starts anew with each program and can be reset. What getrusage
@@ -38,15 +40,14 @@ before = peak()
 _AFTER = """
 print(json.dumps(before and peak() - before))
 """
-_ON_CPU = {"CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 def peak_memory(path, inputs):
     """Return by how many bytes the resident memory of a fresh process grows at most, to load a file and run it once.
 
     Counted from where the packages are imported: the weights as they are loaded, arrays that come and go, and what the
-    runtime sets up when it is first used; not Python and the packages themselves. On the CPU, in as many threads as the
-    runtime takes by itself.
+    runtime sets up when it is first used; not Python and the packages themselves. On the CPU (a SavedModel that runs on
+    the GPU alone, there), in as many threads as the runtime takes by itself.
 
     Args:
         path: A file or folder that `keras_kd.export` wrote, or another of these formats.
@@ -62,13 +63,18 @@ def peak_memory(path, inputs):
     examples = {name: f"example[{name!r}]" for name in inputs}
     imports, lines = run_lines(pathlib.Path(path).absolute(), examples, takes_strings)
     code = "\n".join([_BEFORE, *imports, _BEFORE_LOADING, *lines, _AFTER])
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        input=pickle.dumps(inputs),
-        capture_output=True,
-        env={**os.environ, **_ON_CPU},
-    )
-    told = (done.stdout.decode(errors="replace").splitlines() or [f"exit status {done.returncode}"])[-1]
-    if done.returncode != 0:
-        raise RuntimeError(f"in a fresh process, {told[:500]}")
-    return json.loads(told)
+    for devices in _devices():
+        environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3", **devices}
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, input=pickle.dumps(inputs), capture_output=True, env=environment)
+        told = (done.stdout.decode(errors="replace").splitlines() or [f"exit status {done.returncode}"])[-1]
+        if done.returncode == 0:
+            return json.loads(told)
+    raise RuntimeError(f"in a fresh process, {told[:500]}")
+
+
+def _devices():
+    """Environments: the CPU; where the file does not run there, the GPU that it may have been traced for, if any."""
+    yield {"CUDA_VISIBLE_DEVICES": ""}
+    if tf.config.list_physical_devices("GPU"):
+        yield {"TF_FORCE_GPU_ALLOW_GROWTH": "true"}  # this process may have taken most of its memory
