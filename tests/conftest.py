@@ -1,6 +1,7 @@
 """Shared by all tests: two logical CPU devices, fixed seeds, small models."""
 
 import functools
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -40,6 +41,14 @@ def pytest_collection_modifyitems(items):
     """Order the files for several workers; each file stays whole."""
     place = {name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: place.get(item.path.stem, len(place)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _what_other_files_left():
+    """Garbage is collected once a file, and the rest not looked at again: LiteRT's converter collects at each call."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_kd._checks import require_count
+from keras_kd._extras import needs_extra
 from keras_kd._files import naming_damaged_file
 from keras_kd._keras_private import call_model, text_interpreter
 from keras_kd._quiet import quiet
@@ -244,8 +245,8 @@ class ONNXRuntime(Runtime):
     """An .onnx file, run by ONNX Runtime on the CPU, in one thread. `parameters` is None, as for LiteRT."""
 
     def __init__(self, path):
-        require_packages("onnx")
-        import onnxruntime
+        with needs_extra("onnx"):
+            import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -269,8 +270,9 @@ class OpenVINORuntime(Runtime):
     """
 
     def __init__(self, path):
-        require_packages("openvino")
-        import openvino
+        require_packages("openvino")  # without its usage data
+        with needs_extra("openvino"):
+            import openvino
 
         for part in model_files(path):
             if not part.exists():
