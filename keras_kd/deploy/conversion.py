@@ -9,10 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_kd._extras import needs_extra
 from keras_kd._keras_private import allow_text_operations, call_model
 from keras_kd._quiet import first_line, quiet
 from keras_kd.deploy.fake_quantization import integers_as_constants, quantization_of
-from keras_kd.deploy.formats import FORMATS, without_operation
+from keras_kd.deploy.formats import FORMATS, without_operation, without_usage_data
 from keras_kd.deploy.int4 import with_int4_weights
 from keras_kd.deploy.precision import rebuilt
 from keras_kd.deploy.runtimes import named_outputs
@@ -133,7 +134,8 @@ def write_onnx(student, signature, path):
     Inputs and outputs have the names that they have in a SavedModel, and the batch is open. RuntimeError if it cannot
     be converted; an operation that ONNX lacks shows only when the file is loaded.
     """
-    import tf2onnx
+    with needs_extra("onnx"):
+        import tf2onnx
 
     import keras_kd.deploy.onnx_operations  # noqa: F401 (registers them)
 
@@ -152,7 +154,8 @@ def write_openvino(student, signature, path, *, quantize=None):
 
     RuntimeError if OpenVINO lacks an operation.
     """
-    import openvino
+    with needs_extra("openvino"), without_usage_data():
+        import openvino
 
     student, _, serve = _traced_in_float32(student, signature, "OpenVINO")
     with tempfile.TemporaryDirectory() as folder:

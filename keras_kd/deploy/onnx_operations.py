@@ -1,7 +1,11 @@
 """Operations of TensorFlow that tf2onnx does not know: imported, this registers them with it."""
 
 import numpy as np
-from tf2onnx.handler import tf_op
+
+from keras_kd._extras import needs_extra
+
+with needs_extra("onnx"):
+    from tf2onnx.handler import tf_op
 
 
 @tf_op("Erfc")

@@ -12,11 +12,12 @@ import numpy as np
 import tensorflow as tf
 
 from keras_kd._checks import require_count
+from keras_kd._extras import needs_extra
 from keras_kd._files import naming_damaged_file
 from keras_kd._keras_private import call_model, text_interpreter
 from keras_kd._quiet import quiet
 from keras_kd.deploy.example_inputs import fit_inputs
-from keras_kd.deploy.formats import format_of, model_files, model_size, require_packages
+from keras_kd.deploy.formats import format_of, model_files, model_size, without_usage_data
 from keras_kd.deploy.fresh_process import peak_memory
 from keras_kd.outputs.model_inputs import ONLY_INPUT, any_batch, input_names, input_specs, specs_of
 
@@ -244,8 +245,8 @@ class ONNXRuntime(Runtime):
     """An .onnx file, run by ONNX Runtime on the CPU, in one thread. `parameters` is None, as for LiteRT."""
 
     def __init__(self, path):
-        require_packages("onnx")
-        import onnxruntime
+        with needs_extra("onnx"):
+            import onnxruntime
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
@@ -269,8 +270,8 @@ class OpenVINORuntime(Runtime):
     """
 
     def __init__(self, path):
-        require_packages("openvino")
-        import openvino
+        with needs_extra("openvino"), without_usage_data():
+            import openvino
 
         for part in model_files(path):
             if not part.exists():
