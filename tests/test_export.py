@@ -772,7 +772,7 @@ BAD = {
     ),
     "keyword for a name": ({"student": lambda: renamed("class")}, ValueError, r"got \['class'\]"),
     "path": ({"path": 3}, TypeError, "path must be a path .*, got int: 3"),
-    "ending": ({"path": "a.lite"}, ValueError, "path must end in .tflite for LiteRT, or name a folder"),
+    "ending": ({"path": "a.lite"}, ValueError, r"path must end in \.tflite for LiteRT, .*, or name a folder"),
     "ending, Keras": ({"path": "a.keras"}, ValueError, r"A \.keras file is written by student\.save\(path\)"),
     "quantize": ({"quantize": "int4"}, ValueError, r"quantize must be one of \[None, 'float16', .*\], got 'int4'"),
     "quantized SavedModel": ({"path": "a", "quantize": "float16"}, ValueError, "needs a path that ends in .tflite"),

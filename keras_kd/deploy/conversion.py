@@ -13,7 +13,7 @@ from keras_kd._extras import needs_extra
 from keras_kd._keras_private import allow_text_operations, call_model
 from keras_kd._quiet import first_line, quiet
 from keras_kd.deploy.fake_quantization import integers_as_constants, quantization_of
-from keras_kd.deploy.formats import FORMATS, without_operation
+from keras_kd.deploy.formats import FORMATS, without_operation, without_usage_data
 from keras_kd.deploy.int4 import with_int4_weights
 from keras_kd.deploy.precision import rebuilt
 from keras_kd.deploy.runtimes import named_outputs

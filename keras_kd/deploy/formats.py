@@ -58,12 +58,12 @@ def require_packages(format):
             import onnxruntime  # noqa: F401
             import tf2onnx  # noqa: F401
     elif format == "openvino":
-        with needs_extra("openvino"), _without_usage_data():
+        with needs_extra("openvino"), without_usage_data():
             import openvino  # noqa: F401
 
 
 @contextlib.contextmanager
-def _without_usage_data():
+def without_usage_data():
     """Without openvino_telemetry, OpenVINO takes a stub of its own; with it, a forked process sends each report."""
     if "openvino_telemetry" in sys.modules:
         yield

@@ -17,7 +17,7 @@ from keras_kd._files import naming_damaged_file
 from keras_kd._keras_private import call_model, text_interpreter
 from keras_kd._quiet import quiet
 from keras_kd.deploy.example_inputs import fit_inputs
-from keras_kd.deploy.formats import format_of, model_files, model_size, require_packages
+from keras_kd.deploy.formats import format_of, model_files, model_size, without_usage_data
 from keras_kd.deploy.fresh_process import peak_memory
 from keras_kd.outputs.model_inputs import ONLY_INPUT, any_batch, input_names, input_specs, specs_of
 
