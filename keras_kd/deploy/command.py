@@ -30,7 +30,11 @@ def add_commands(commands):
     add("model", metavar="MODEL.keras", help="a file of keras.Model.save")
     add("path", metavar="PATH", help="a folder for a SavedModel; or a name that ends in .tflite, .onnx or .xml")
     add("--data", metavar="FILE", help=f"typical examples, on which file and model are compared: {DATA}")
-    add("--quantize", choices=["float16", "dynamic", "int8"], help="of LiteRT; int8 takes its ranges from --data")
+    add(
+        "--quantize",
+        choices=["float16", "dynamic", "int8"],
+        help="of LiteRT, float16 also of OpenVINO; int8 takes its ranges from --data",
+    )
     add("--tokenizer", metavar="MODEL", help="to take strings: a SentencePiece .model, or 'bytes' for models of bytes")
     add("--length", type=int, help="pieces, or bytes, per text; by default as many as the model takes")
     add("--labels", type=names, metavar="NAMES", help="the classes in the order of the outputs, a,b,c: the answers")
