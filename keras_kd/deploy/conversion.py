@@ -154,7 +154,7 @@ def write_openvino(student, signature, path, *, quantize=None):
 
     RuntimeError if OpenVINO lacks an operation.
     """
-    with needs_extra("openvino"):
+    with needs_extra("openvino"), without_usage_data():
         import openvino
 
     student, _, serve = _traced_in_float32(student, signature, "OpenVINO")

@@ -270,8 +270,7 @@ class OpenVINORuntime(Runtime):
     """
 
     def __init__(self, path):
-        require_packages("openvino")  # without its usage data
-        with needs_extra("openvino"):
+        with needs_extra("openvino"), without_usage_data():
             import openvino
 
         for part in model_files(path):
