@@ -1,6 +1,8 @@
 """cldr_names: the split by term, one label a text, which labels are withheld, the same on every run, bad input."""
 
 import collections
+import contextlib
+import io
 import subprocess
 import sys
 import unicodedata
@@ -129,11 +131,10 @@ def test_another_process_gives_the_same():
         "t = cldr_names(languages=['en', 'ka'], label_fraction=0.1).train; "
         "print(hashlib.sha256(''.join(t.texts).encode() + t.labels.tobytes()).hexdigest())"
     )
-    runs = {
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-        for _ in range(2)
-    }
-    assert len(runs) == 1
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    with contextlib.redirect_stdout(io.StringIO()) as here:
+        exec(code, {})
+    assert there == here.getvalue()
 
 
 def test_where_picks_examples(everything):
