@@ -8,6 +8,7 @@ import json
 import pathlib
 import re
 import shutil
+import types
 
 import keras
 import keras_hub
@@ -115,16 +116,43 @@ def student_weights(output):
 
 
 @pytest.fixture(scope="module")
-def finished(files, tmp_path_factory):
-    """The folder of a run, and what was printed."""
+def resumed(files, tmp_path_factory):
+    """The same command three times: stopped in its second epoch, stopped while it exports, and to its end.
+
+    Its folder, and of each time the exit code, the epochs that began, the student's weights and what was printed.
+    """
     output = tmp_path_factory.mktemp("runs") / "first"
-    with contextlib.redirect_stdout(io.StringIO()) as printed:
-        assert command(files, output) == 0
-    (output.parent / "printed.txt").write_text(printed.getvalue(), "utf-8")
-    return output
+    runs = types.SimpleNamespace(folder=output, codes=[], epochs=[], weights=[], printed=[])
+
+    def epoch_begins(epoch, logs):
+        if len(runs.codes) == 0 and epoch == 1:
+            raise KeyboardInterrupt
+        runs.epochs[-1].append(epoch)
+
+    def stopped_export(student, path, **options):
+        path.write_bytes(b"another file, which is replaced")
+        raise KeyboardInterrupt
+
+    for export in (stopped_export, stopped_export, run_module.export):
+        runs.epochs.append([])
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+            watching = keras.callbacks.LambdaCallback(on_epoch_begin=epoch_begins)
+            patch.setattr(run_module, "_tensorboard", lambda folder, watching=watching: [watching])
+            patch.setattr(run_module, "export", export)
+            with contextlib.redirect_stderr(printed):
+                runs.codes.append(command(files, output))
+        runs.weights.append(student_weights(output) if (output / "student.keras").exists() else None)
+        runs.printed.append(printed.getvalue())
+    return runs
 
 
-def test_everything_is_in_the_folder(finished):
+@pytest.fixture(scope="module")
+def finished(resumed):
+    """The folder of a run that came to its end."""
+    return resumed.folder
+
+
+def test_everything_is_in_the_folder(finished, resumed):
     names = {path.name for path in finished.iterdir()}
     assert names >= {
         "student.tflite",
@@ -144,8 +172,7 @@ def test_everything_is_in_the_folder(finished):
     assert evaluation["languages"] == ["de", "en", "sw"]
     assert evaluation["models"]["teacher"]["parameters"] == word_teacher().count_params()
     assert evaluation["models"]["teacher"]["latency_ms"] is None  # its outputs were read from the store
-    printed = (finished.parent / "printed.txt").read_text("utf-8")
-    assert "sw: only 1 labelled test texts" in printed and "Try it" in printed
+    assert "sw: only 1 labelled test texts" in resumed.printed[-1] and "Try it" in resumed.printed[-1]
     facts = json.loads((finished / "student.tflite.metadata.json").read_text())
     assert facts["labels"] == CLASSES and facts["details"]["seed"] == 0
     assert facts["training"]["losses"] == ["SoftLabels"]
@@ -158,15 +185,6 @@ def test_a_string_goes_in(finished):
     model = tf.saved_model.load(str(finished / "student"))
     answer = model.serve(tf.constant(["das Essen ist gut"]))
     assert answer["label"].numpy()[0].decode() in CLASSES
-
-
-def test_it_learns_what_the_teacher_knows(files, tmp_path):
-    """From a file of scores alone, without any label."""
-    options = ["--epochs", 30, "--hard-weight", 0, "--learning-rate", 0.02]
-    assert command(files, tmp_path / "a", *options, teacher="scores.csv") == 0
-    evaluation = keras_kd.evaluation.Evaluation.from_json(tmp_path / "a" / "evaluation.json")
-    assert evaluation.score("teacher", "accuracy").value == 1.0
-    assert evaluation.score("student", "accuracy").value > 0.9
 
 
 @pytest.mark.parametrize("model", ["teacher.keras", "saved", "softmax", "scores.csv"])
@@ -214,20 +232,18 @@ def test_an_encoder_teaches_a_student_of_its_layers(of_layers):
     assert facts["training"]["losses"] == ["CosineFeatures", "SoftLabels"]
 
 
-def test_an_encoder_teaches_a_student_of_bytes(files, tmp_path):
-    assert command(files, tmp_path / "a", "--epochs", 20, "--learning-rate", 0.02, teacher="encoder") == 0
-    evaluation = keras_kd.evaluation.Evaluation.from_json(tmp_path / "a" / "evaluation.json")
-    assert evaluation.score("student", "accuracy").value > 0.9
-
-
-def test_the_student_is_trained_for_the_integers_of_its_file(files, tmp_path):
-    options = ["--family", "cnn", "--size-mb", 0.05, "--quantize", "int4", "--quantize-epochs", 2, "--epochs", 20]
-    assert command(files, tmp_path / "a", *options, "--learning-rate", 0.005) == 0
+@pytest.mark.parametrize(("quantize", "teacher"), [("int8", "encoder"), ("int4", "scores.csv")])
+def test_the_student_is_trained_for_the_integers_of_its_file(files, tmp_path, quantize, teacher):
+    """A student of bytes, of every kind of teacher: an encoder with a head, and a file of scores."""
+    options = ["--family", "cnn", "--size-mb", 0.05, "--quantize", quantize, "--quantize-epochs", 2, "--epochs", 20]
+    assert command(files, tmp_path / "a", *options, "--learning-rate", 0.005, teacher=teacher) == 0
     student = keras.saving.load_model(tmp_path / "a" / "student.keras")
     dense = next(layer for layer in student.layers if isinstance(layer, keras.layers.Dense))
-    assert dense.quantization["weights"] == "int4"
+    assert dense.quantization["weights"] == quantize
     evaluation = keras_kd.evaluation.Evaluation.from_json(tmp_path / "a" / "evaluation.json")
+    assert evaluation.score("student", "accuracy").value > 0.9
     assert evaluation.score("student.tflite", "agreement").value > 0.9
+    assert (evaluation.models["teacher"].parameters is None) == (teacher == "scores.csv")
 
 
 def test_a_long_text_is_read_by_the_encoder_as_by_keras_hub(files, tmp_path):
@@ -245,35 +261,18 @@ def test_a_long_text_is_read_by_the_encoder_as_by_keras_hub(files, tmp_path):
     np.testing.assert_allclose(teacher.outputs(texts, tmp_path / "outputs")["vector"], expected, atol=1e-5)
 
 
-def test_the_same_command_again_trains_nothing(files, finished, monkeypatch, capsys):
-    before = student_weights(finished)
-    steps = []
-    counting = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: steps.append(batch))
-    monkeypatch.setattr(run_module, "_tensorboard", lambda folder: [counting])
-    assert command(files, finished) == 0
-    assert steps == []
-    for weight, other in zip(student_weights(finished), before, strict=True):
+def test_the_same_command_again_trains_nothing(resumed):
+    assert resumed.codes[-1] == 0 and resumed.epochs[-1] == []
+    for weight, other in zip(resumed.weights[-1], resumed.weights[-2], strict=True):
         np.testing.assert_array_equal(weight, other)
-    assert "Try it" in capsys.readouterr().out
+    assert "Try it" in resumed.printed[-1]
 
 
-def test_what_was_stopped_goes_on_where_it_was(files, tmp_path, monkeypatch, capsys):
-    began, fail = [], [1]
-
-    def epoch_begins(epoch, logs):
-        if epoch in fail:
-            raise KeyboardInterrupt
-        began.append(epoch)
-
-    watching = keras.callbacks.LambdaCallback(on_epoch_begin=epoch_begins)
-    monkeypatch.setattr(run_module, "_tensorboard", lambda folder: [watching])
-    assert command(files, tmp_path / "a") == 130
-    assert "the same command goes on" in capsys.readouterr().err.lower()
-    assert not (tmp_path / "a" / "student.keras").exists()
-    fail.clear()
-    assert command(files, tmp_path / "a") == 0
-    assert began == [0, 1, 2]
-    facts = json.loads((tmp_path / "a" / "student.tflite.metadata.json").read_text())
+def test_what_was_stopped_goes_on_where_it_was(resumed):
+    assert resumed.codes[:2] == [130, 130] and resumed.weights[0] is None
+    assert all("the same command goes on" in printed.lower() for printed in resumed.printed[:2])
+    assert resumed.epochs[:2] == [[0], [1, 2]]
+    facts = json.loads((resumed.folder / "student.tflite.metadata.json").read_text())
     assert facts["training"]["steps"] == 3 * (120 // 20)
 
 
@@ -377,7 +376,10 @@ def test_bad_input_is_refused_before_training(case, files, tmp_path, capsys, mon
 
 
 def test_a_teacher_whose_classes_have_another_order(files, tmp_path, capsys, monkeypatch):
-    """Its outputs would teach the wrong classes: it is refused, and taught from with the order that is named."""
+    """Its outputs would teach the wrong classes: it is refused.
+
+    With the order that is named, and without any label, the student learns what it knows.
+    """
     text = keras.Input((1,), dtype="string", name="text")
     keras.Model(text, word_teacher()(text)[..., ::-1]).save(tmp_path / "reversed.keras")
     with monkeypatch.context() as patched:
@@ -386,9 +388,11 @@ def test_a_teacher_whose_classes_have_another_order(files, tmp_path, capsys, mon
     error = capsys.readouterr().err
     assert "agrees with 0% of the labels, and would with 100%" in error and error.strip().endswith("--labels yes,no")
     shutil.rmtree(tmp_path / "a")
-    assert command(files, tmp_path / "a", "--labels", "yes,no", teacher=tmp_path / "reversed.keras") == 0
+    options = ["--epochs", 30, "--hard-weight", 0, "--learning-rate", 0.02, "--labels", "yes,no"]
+    assert command(files, tmp_path / "a", *options, teacher=tmp_path / "reversed.keras") == 0
     evaluation = keras_kd.evaluation.Evaluation.from_json(tmp_path / "a" / "evaluation.json")
     assert evaluation.score("teacher", "accuracy").value == 1.0
+    assert evaluation.score("student", "accuracy").value > 0.9
     assert json.loads((tmp_path / "a" / "student.metadata.json").read_text())["labels"] == ["yes", "no"]
 
 
